@@ -1,0 +1,22 @@
+"""How posteriors are found, for any Pyro model and guide over the sites ``c``, ``z``, ``x``, ``y``."""
+
+from .em import EM
+from .errors import DataError, NonFiniteWarning, SiteError
+from .objectives import AssignedELBO, MarginalELBO, Reconstruction
+from .relaxation import CategoricalKL, Discretise, Enumerate, Relax
+from .svi import SVI
+
+__all__ = [
+    "EM",
+    "SVI",
+    "AssignedELBO",
+    "CategoricalKL",
+    "DataError",
+    "Discretise",
+    "Enumerate",
+    "MarginalELBO",
+    "NonFiniteWarning",
+    "Reconstruction",
+    "Relax",
+    "SiteError",
+]

@@ -1,0 +1,99 @@
+"""Expectation maximisation, for stories whose parts have a closed-form M-step."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .context import reproducible, running
+from .isolation import isolated, learned, modules
+from .objectives import Program, enumerated_traces, row_log_weights
+from .svi import Data
+
+
+@dataclass
+class EM:
+    r"""A run of EM, an iteration an epoch, over all rows at once and in log space.
+
+    .. math:: r_{nk} = p(c_n = k \mid x_n), \quad
+              \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(x_n, c_n = k)
+
+    The E-step is Bayes' rule on the model's trace at each k. The M-step is the ``maximise(x,
+    responsibilities)`` of the model's parts. The likelihood never falls, but for the ridge that
+    keeps covariances positive.
+
+    Attributes:
+        model, guide: The Pyro programs; without latent variables besides ``c``.
+        data: Tensors of N rows each.
+        epochs: Iterations at the most.
+        seed: Seed of the start; EM itself draws nothing.
+        tolerance: Gain in log-likelihood, nats per row, below which it has converged.
+        history: One record an iteration: epoch, elbo (the log-likelihood before its M-step,
+            nats per row), seconds.
+        store: The state of Pyro's parameter store that belongs to this run.
+    """
+
+    model: Program
+    guide: Program
+    data: Data
+    epochs: int
+    seed: int
+    tolerance: float = 1e-7
+    history: list[dict[str, float]] = field(default_factory=list)
+    store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Iterate until convergence or the last epoch, yielding each iteration's record."""
+        while len(self.history) < self.epochs and not self._converged():
+            started = time.perf_counter()
+            log_joint = self.log_joint()
+            maximise(self.model, self.data[0], log_joint.softmax(0).T)
+            record = {
+                "epoch": len(self.history) + 1,
+                "elbo": log_joint.logsumexp(0).mean().item(),
+                "seconds": time.perf_counter() - started,
+            }
+            self.history.append(record)
+            yield record
+
+    def log_joint(self) -> torch.Tensor:
+        """log p(x, c=k) of each row, shape (K, N)."""
+        with torch.no_grad(), running(self.store), reproducible(self.seed):
+            return row_log_weights(*enumerated_traces(self.model, self.guide, *self.data))
+
+    def copy(self, *, epochs: int) -> "EM":
+        """A run that goes on from here to another number of epochs, and leaves this one alone."""
+        model, guide, store = isolated(self.model, self.guide, self.store)
+        return replace(
+            self,
+            model=model,
+            guide=guide,
+            store=store,
+            history=list(self.history),
+            epochs=epochs,
+        )
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors that are learned, by name."""
+        return learned(self.store, self.model, self.guide)
+
+    def _converged(self) -> bool:
+        if len(self.history) < 2:
+            return False
+        return self.history[-1]["elbo"] - self.history[-2]["elbo"] < self.tolerance
+
+
+def maximise(model: Program, x: torch.Tensor, responsibilities: torch.Tensor) -> None:
+    """Take the M-step of each part of a model that has one, a method ``maximise``.
+
+    Args:
+        model: A Pyro model made of modules.
+        x: What the mixture is over, shape (N, D).
+        responsibilities: Weights, shape (N, K).
+    """
+    for outermost in modules(model):
+        for part in outermost.modules():
+            if callable(getattr(part, "maximise", None)):
+                part.maximise(x, responsibilities)

@@ -1,0 +1,124 @@
+"""Where training may start: at random, or from a clustering of any origin.
+
+A clustering is responsibilities r of shape (N, K). It gives every part of a story its start:
+the prior its moments, the gate its labels, the experts their rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from sklearn.mixture import GaussianMixture
+
+from .context import running
+from .em import EM, maximise
+from .errors import SiteError
+from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
+from .svi import SVI
+
+STARTS = ("random", "keep", "autoencoder", "umap")
+
+
+def phases(
+    training: SVI | EM, start: str | torch.Tensor, *, epochs: int, num_components: int | None
+) -> Iterator[tuple[str, SVI | EM]]:
+    """The runs that lead from a start through training, each to be done before the next is asked for.
+
+    1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior.
+    2. The codes are clustered, unless responsibilities are given, and each mixture takes the
+       moments of its components in closed form.
+    3. ``"assigned"``: the whole story learns with the assignments held at the responsibilities.
+    4. ``"training"``: the objective asked for.
+
+    Args:
+        training: The last run.
+        start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` and
+            ``"umap"`` cluster the codes; a tensor (N, K) holds responsibilities.
+        epochs: Passes over the data in each of the runs 1 and 3.
+        num_components: K, for a clustering of the codes.
+
+    Raises:
+        SiteError: If there is nothing to cluster or to assign.
+    """
+    if not isinstance(start, str) or start in ("autoencoder", "umap"):
+        if num_components is None:
+            raise SiteError(f"expected a site 'c' in the model for initialise={start!r}; got none")
+        latent = latent_means(training)
+        if latent is None and isinstance(start, str):
+            raise SiteError(f"expected a site 'z' in the guide for initialise={start!r}; got none")
+        if latent is not None:
+            yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
+            latent = latent_means(training)
+        points = training.data[0] if latent is None else latent
+        if isinstance(start, str):
+            start = cluster(points, num_components, embed=start == "umap", seed=training.seed)
+        start = start.to(points)
+        maximise(training.model, points, start)
+        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), epochs)
+    yield "training", training
+
+
+def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:
+    elbo, treatment = objective(loss)
+    return replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
+
+
+def latent_means(run: SVI, rows_at_once: int = 4096) -> torch.Tensor | None:
+    """The codes E[z|x], shape (N, L), or None if the guide has no site ``z``."""
+    means = []
+    with torch.no_grad(), running(run.store), AtTheMean():
+        for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
+            trace = poutine.trace(run.guide).get_trace(*batch)
+            if "z" not in trace.nodes:
+                return None
+            means.append(trace.nodes["z"]["value"])
+    return torch.cat(means)
+
+
+def cluster(points: torch.Tensor, num_components: int, *, embed: bool, seed: int) -> torch.Tensor:
+    """Responsibilities (N, K) of a full-covariance Gaussian mixture, the best of ten EM runs.
+
+    Args:
+        points: Shape (N, L).
+        num_components: K.
+        embed: Whether to cluster the points' neighbour embedding instead of the points.
+        seed: Seed of the starts.
+    """
+    array = points.double().cpu().numpy()
+    if embed:
+        array = neighbour_embedding(array, seed=seed)
+    mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
+    return torch.as_tensor(mixture.fit(array).predict_proba(array))
+
+
+def neighbour_embedding(points: np.ndarray, *, seed: int) -> np.ndarray:
+    """Points embedded by UMAP, so that neighbours stay together and gaps open between groups.
+
+    Ten dimensions, 20 neighbours, no minimal distance: settings for clustering rather than for
+    pictures (McInnes, Healy, Melville 2018). Wants the extra ``pyro-moe[umap]``.
+
+    Args:
+        points: Shape (N, L).
+        seed: Seed of the embedding.
+
+    Raises:
+        ImportError: If umap-learn is not installed.
+    """
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise ImportError(
+            "expected the package umap-learn for initialise='umap'; "
+            "got none: pip install 'pyro-moe[umap]'"
+        ) from error
+    reducer = UMAP(
+        n_components=min(10, len(points) - 2),
+        n_neighbors=min(20, len(points) - 1),
+        min_dist=0.0,
+        random_state=seed,
+        n_jobs=1,
+    )
+    return reducer.fit_transform(points)

@@ -1,0 +1,237 @@
+"""Objectives: what is maximised, by what is done with the assignment ``c``.
+
+All are Pyro ELBO objects: they go into `pyro.infer.SVI` as well as into `pyro_moe.fit`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+
+from .relaxation import CategoricalKL, Enumerate, EnumerateInParallel, Relax, has_rsample
+
+Program = Callable[..., Any]
+Treatment = Callable[[float], AbstractContextManager[Any]]
+LOSSES = ("marginal", "categorical-kl", "relaxed")
+
+
+def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
+    """An objective by name, and what has to be done with ``c`` while it is evaluated.
+
+    Args:
+        loss: ``"marginal"`` (`MarginalELBO`), ``"categorical-kl"`` (the paper's L̃, §7),
+            ``"relaxed"`` (the ELBO of the relaxed densities; Maddison, Mnih, Teh 2017), or any
+            Pyro ELBO object.
+
+    Returns:
+        The ELBO, and a function from a temperature to a context manager.
+
+    Raises:
+        ValueError: If the name is none of these.
+
+    Note:
+        L̃ is the expectation of log p(x|z) − KL(q(z|x) ‖ p(z|ζ)) − KL(q(c|x) ‖ p(c)) with a
+        relaxed ζ. It is no lower bound on log p(x): its last term belongs to the discrete
+        story and its middle one to the relaxed. As τ → 0 it tends to the marginal ELBO. For
+        VaDE, whose c depends on z in the guide, it reads q(c|x) = p(c|ẑ) at an auxiliary ẑ,
+        as the paper's §3 does, and is looser than the marginal ELBO even at τ = 0.
+    """
+    if isinstance(loss, TraceEnum_ELBO):
+        return loss, lambda temperature: EnumerateInParallel()
+    if isinstance(loss, _DifferentiableELBO):
+        return loss, lambda temperature: nullcontext()
+    if isinstance(loss, ELBO):
+        return loss, Relax
+    if loss == "marginal":
+        return MarginalELBO(), lambda temperature: nullcontext()
+    if loss == "categorical-kl":
+        return TraceMeanField_ELBO(), lambda temperature: Relax(temperature, CategoricalKL)
+    if loss == "relaxed":
+        return Trace_ELBO(), Relax
+    raise ValueError(f"expected loss in {LOSSES} or a Pyro ELBO object; got {loss!r}")
+
+
+class _DifferentiableELBO(ELBO):
+    """A Pyro ELBO whose gradient is that of `differentiable_loss`."""
+
+    @abstractmethod
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative objective, summed over rows, as a tensor."""
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The negative objective, summed over rows."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The negative objective; its gradients are added to the parameters' ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return enumerated_traces(model, guide, *args, **kwargs)
+
+
+class MarginalELBO(_DifferentiableELBO):
+    r"""The ELBO with the assignment ``c`` summed out exactly.
+
+    .. math:: L = E_{q(z)} \sum_k q(c = k) \log \frac{p(x, z, c = k)}{q(z)\, q(c = k)}
+
+    A lower bound on log p(x), without relaxation or score-function noise. A guide that has no
+    ``c`` gets the best there is, q(c) = p(c|x, z), which puts the sum under the logarithm.
+    `TraceEnum_ELBO` computes the same number, for any discrete sites, more slowly.
+
+    Args:
+        num_particles: Samples of the other latent variables to average over.
+
+    Example:
+        >>> import pyro
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         c = pyro.sample("c", dist.OneHotCategorical(torch.ones(2)))
+        ...         pyro.sample("x", dist.Normal(c @ torch.tensor([0.0, 1.0]), 1.0), obs=x)
+        >>> round(MarginalELBO().loss(model, lambda x: None, torch.zeros(1)), 4)
+        1.1380
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative bound, summed over rows.
+
+        Raises:
+            ValueError: If a latent site of the guide besides ``c`` is not reparametrised.
+        """
+        particles = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            log_weights = row_log_weights(model_trace, guide_trace)
+            log_q = log_assignment(guide_trace)
+            if log_q is None:
+                rows = log_weights.logsumexp(0)
+            else:
+                rows = (log_q.exp() * (log_weights - log_q)).sum(0)
+            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
+        return -torch.stack(particles).mean()
+
+
+class AssignedELBO(_DifferentiableELBO):
+    r"""The ELBO with q(c) held at given responsibilities r, while q(c|x) is taught them.
+
+    .. math:: L = E_{q(z)} \sum_k r_k \log \frac{p(x, z, c = k)}{q(z)\, r_k}
+                  - \mathrm{KL}(r \,\|\, q(c \mid x))
+
+    How a clustering of any origin becomes a start: each component's moments, each expert, the
+    encoder and the head of c all fit the rows that r gives them. The responsibilities are the
+    last of the arguments, shape (N, K); model and guide get those before it. Entropies of r
+    are constants and left out.
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative objective, summed over rows."""
+        *data, responsibilities = args
+        particles = []
+        for model_trace, guide_trace in self._get_traces(model, guide, tuple(data), kwargs):
+            log_weights = row_log_weights(model_trace, guide_trace)
+            log_q = log_assignment(guide_trace)
+            taught = log_weights if log_q is None else log_weights + log_q
+            rows = (responsibilities.T * taught).sum(0)
+            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
+        return -torch.stack(particles).mean()
+
+
+class Reconstruction(_DifferentiableELBO):
+    r"""The log-likelihood of an autoencoder: the story without its prior and its noise.
+
+    .. math:: L = \log p(x \mid z = E_q[z \mid x])
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative log-likelihood of the observed sites, summed over rows."""
+        with AtTheMean():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        observed = [model_trace.nodes[name] for name in model_trace.observation_nodes]
+        return -sum((site["log_prob"].sum() for site in observed), torch.tensor(0.0))
+
+
+class AtTheMean(Messenger):
+    """Give reparametrised latent sites the mean of their distribution instead of a sample."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and has_rsample(msg["fn"]):
+            msg["value"], msg["done"] = msg["fn"].mean, True
+
+
+def enumerated_traces(
+    model: Program, guide: Program, *args: Any, **kwargs: Any
+) -> tuple[Trace, Trace]:
+    """Traces of model and guide at all K values of ``c``, with their log-probabilities.
+
+    Sites that depend on ``c`` have batch shape (K, N), the others (N,), or () outside the plate.
+    """
+    with Enumerate():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+    model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
+    for name in guide_trace.stochastic_nodes:
+        if name != "c" and not has_rsample(guide_trace.nodes[name]["fn"]):
+            raise ValueError(
+                "expected reparametrised latent sites besides 'c'; "
+                f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"
+            )
+    guide_trace.compute_log_prob()
+    model_trace.compute_log_prob()
+    return model_trace, guide_trace
+
+
+def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    r"""log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
+    model_terms = _log_probs(model_trace, in_plate=True)
+    guide_terms = _log_probs(guide_trace, in_plate=True)
+    total = sum(model_terms.values()) - sum(
+        term for name, term in guide_terms.items() if name != "c"
+    )
+    return torch.atleast_2d(torch.as_tensor(total))
+
+
+def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
+    """log q(c=k), shape (K, N), or None for a guide without ``c``."""
+    return guide_trace.nodes["c"]["log_prob"] if "c" in guide_trace.nodes else None
+
+
+def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | float:
+    """log p − log q of the latent variables outside the plate ``"data"``."""
+    model_terms = _log_probs(model_trace, in_plate=False)
+    guide_terms = _log_probs(guide_trace, in_plate=False)
+    return sum(term.sum() for term in model_terms.values()) - sum(
+        term.sum() for term in guide_terms.values()
+    )
+
+
+def _log_probs(trace: Trace, in_plate: bool) -> dict[str, torch.Tensor]:
+    return {
+        name: site["log_prob"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and any(frame.name == "data" for frame in site["cond_indep_stack"]) is in_plate
+    }

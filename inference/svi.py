@@ -1,0 +1,195 @@
+"""Stochastic variational inference, one epoch at a time, on any Pyro model and guide."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+
+from .context import reproducible, running
+from .isolation import isolated, learned
+from .objectives import Program, Treatment
+
+Data = tuple[torch.Tensor, ...]
+Schedule = float | Callable[[float], float]
+
+
+class NonFinite(Exception):
+    """A loss or a gradient was not finite; the message says where."""
+
+
+class MinibatchScale(Messenger):
+    """Weigh latent variables outside the plate ``"data"`` by the share of rows in the minibatch.
+
+    The sum of a minibatch's objective over its rows, divided by their number, is then an
+    unbiased estimate of the whole objective divided by the number of all rows.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.share
+
+
+@dataclass
+class SVI:
+    """The state of a run of Adam on an ELBO: enough to stop it and to go on as if it had not.
+
+    The randomness of an epoch depends on the seed and the epoch alone, and the learning rate
+    on the share of the epochs that is done; nothing else has to be remembered.
+
+    Attributes:
+        model, guide: The Pyro programs, whose parameters are changed in place.
+        data: Tensors of N rows each, passed to both programs, a minibatch of them at a time.
+        elbo, treatment: The objective, see `objectives.objective`.
+        epochs: Passes over the data in the whole run.
+        batch_size: Rows in a minibatch.
+        learning_rate: Adam's step size at its peak; it rises over the first twentieth of the
+            run and falls to zero along a half cosine. Or a function of the share done.
+        temperature: τ of a relaxed ``c``: a number or a function of the share done.
+        seed: Seed of every random draw.
+        history: One record an epoch: epoch, elbo (nats per row), temperature, learning_rate,
+            seconds.
+        store: The state of Pyro's parameter store that belongs to this run.
+    """
+
+    model: Program
+    guide: Program
+    data: Data
+    elbo: ELBO
+    treatment: Treatment
+    epochs: int
+    batch_size: int
+    learning_rate: Schedule
+    temperature: Schedule
+    seed: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    optimiser: torch.optim.Adam | None = None
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Run the epochs that are left, yielding each one's record.
+
+        Raises:
+            NonFinite: If a loss or gradient is not finite. The parameters are then those of the
+                end of the last epoch, or of the start.
+        """
+        while len(self.history) < self.epochs:
+            before = self.state()
+            try:
+                record = self._epoch(len(self.history))
+            except NonFinite:
+                self.restore(before)
+                raise
+            self.history.append(record)
+            yield record
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of the parameters by name."""
+        return {name: value.detach().clone() for name, value in self.parameters().items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Set the parameters to a state; what has appeared since it was taken is left."""
+        with torch.no_grad():
+            for name, value in self.parameters().items():
+                if name in state:
+                    value.copy_(state[name])
+
+    def copy(self, *, epochs: int) -> "SVI":
+        """A run that goes on from here to another number of epochs, and leaves this one alone."""
+        model, guide, store, optimiser = isolated(
+            self.model, self.guide, self.store, self.optimiser
+        )
+        return replace(
+            self,
+            model=model,
+            guide=guide,
+            store=store,
+            optimiser=optimiser,
+            history=list(self.history),
+            epochs=epochs,
+        )
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors that are learned, by name."""
+        return learned(self.store, self.model, self.guide)
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
+        with reproducible(self.seed, epoch), running(self.store):
+            order = torch.randperm(num_rows)
+            batches = order.to(self.data[0].device).split(self.batch_size)
+            for index, rows in enumerate(batches):
+                done = (epoch + index / len(batches)) / self.epochs
+                batch = tuple(column[rows] for column in self.data)
+                total += self._step(batch, done, f"epoch {epoch + 1}, step {index + 1}")
+        return {
+            "epoch": epoch + 1,
+            "elbo": -total / num_rows,
+            "temperature": at(self.temperature, done),
+            "learning_rate": self._learning_rate(done),
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _step(self, batch: Data, done: float, where: str) -> float:
+        temperature = at(self.temperature, done)
+        num_rows = len(batch[0])
+        with MinibatchScale(num_rows / len(self.data[0])), self.treatment(temperature):
+            loss = self.elbo.loss_and_grads(self.model, self.guide, *batch)
+        optimiser = self._optimiser()
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_div_(gradients, float(num_rows))
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
+            optimiser.zero_grad()
+            raise NonFinite(f"{self._culprit(batch, temperature)} at {where}")
+        optimiser.param_groups[0]["lr"] = self._learning_rate(done)
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss
+
+    def _learning_rate(self, done: float) -> float:
+        if callable(self.learning_rate):
+            return self.learning_rate(done)
+        warm_up = min(1.0, (done + 1e-3) / 0.05)
+        return self.learning_rate * warm_up * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def _optimiser(self) -> torch.optim.Adam:
+        """Adam over every parameter that the programs have shown so far."""
+        self.store.update(pyro.get_param_store().get_state())
+        parameters = list(self.parameters().values())
+        if self.optimiser is None:
+            self.optimiser = torch.optim.Adam(parameters, lr=1.0, fused=True)
+        (group,) = self.optimiser.param_groups
+        known = {id(p) for p in group["params"]}
+        group["params"] += [p for p in parameters if id(p) not in known]
+        return self.optimiser
+
+    def _culprit(self, batch: Data, temperature: float) -> str:
+        """The first site with a value or density that is not finite, or else 'a gradient'."""
+        with torch.no_grad(), self.treatment(temperature):
+            guide_trace = poutine.trace(self.guide).get_trace(*batch)
+            model = poutine.replay(self.model, trace=guide_trace)
+            model_trace = poutine.trace(model).get_trace(*batch)
+        for trace in (guide_trace, model_trace):
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and torch.is_tensor(site["value"]):
+                    density = site["fn"].log_prob(site["value"])
+                    if not (site["value"].isfinite().all() and density.isfinite().all()):
+                        return f"non-finite value at site {name!r}"
+        return "non-finite gradient"
+
+
+def at(schedule: Schedule, done: float) -> float:
+    """The value of a schedule when a share ``done`` of the run is over."""
+    return schedule(done) if callable(schedule) else schedule

@@ -1,0 +1,176 @@
+"""Conditional distributions: modules that map a context to a distribution.
+
+Encoders q(z|x), decoders p(x|z) and gates q(c|x) are all the same thing: a network that
+computes parameters, and a family that they are parameters of.
+"""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from .networks import Standardise
+
+
+class NormalConditional(nn.Module):
+    r"""A normal whose mean and scale are both functions of the context.
+
+    .. math:: q(z \mid x) = N(z \mid \mu(x), \mathrm{diag}\, \sigma^2(x)), \quad
+              [\mu, \log(\sigma / \sigma_0)] = f(x)
+
+    Args:
+        network: Maps a context to ``2 * L`` numbers.
+        initial_scale: σ_0, about the scale at the start. Small, so that an encoder starts close
+            to an autoencoder's: from unit scales training often collapses onto the prior.
+
+    Example:
+        >>> NormalConditional(nn.Linear(3, 4))(torch.zeros(5, 3)).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, network: nn.Module, *, initial_scale: float = 0.1) -> None:
+        super().__init__()
+        self.network, self.initial_scale = network, initial_scale
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The distribution given a context, event shape ``(L,)``."""
+        loc, log_scale = self.network(context).chunk(2, dim=-1)
+        return dist.Normal(loc, self.initial_scale * log_scale.exp()).to_event(1)
+
+
+class NormalLikelihood(nn.Module):
+    r"""A normal around a network's output, with one learned scale for each dimension.
+
+    .. math:: p(x \mid z) = N(x \mid m + s f(z), \mathrm{diag}\, (s \sigma)^2)
+
+    with the data's units m, s. The paper (§3) lets the variance depend on z as well, which is
+    `NormalConditional`; its likelihood is unbounded wherever the decoder fits a row exactly,
+    so that one scale for all rows is what the stories use.
+
+    Args:
+        network: Maps z ``(..., L)`` to a mean ``(..., D)`` in standard units.
+        units: The data's units, shared with the encoder.
+        initial_scale: σ at the start, in standard units.
+
+    Example:
+        >>> NormalLikelihood(nn.Linear(2, 3), Standardise(3))(torch.zeros(5, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self, network: nn.Module, units: Standardise, *, initial_scale: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.network, self.units, self.initial_scale = network, units, initial_scale
+        self.log_scale = nn.Parameter(torch.empty_like(units.scale))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from ``initial_scale`` in every dimension."""
+        nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+
+    def forward(self, z: torch.Tensor) -> dist.Distribution:
+        """The distribution of x given z, event shape ``(D,)``."""
+        loc = self.units.inverse(self.network(z))
+        return dist.Normal(loc, self.units.scale * self.log_scale.exp()).to_event(1)
+
+
+class BernoulliLikelihood(nn.Module):
+    r"""Independent binary features.
+
+    .. math:: p(x \mid z) = \prod_d \mathrm{Ber}(x_d \mid \mathrm{logit} = f_d(z))
+
+    Defined for x in {0, 1} only; grey values want `ContinuousBernoulliLikelihood`.
+
+    Args:
+        network: Maps z ``(..., L)`` to logits ``(..., D)``.
+
+    Example:
+        >>> BernoulliLikelihood(nn.Linear(2, 3))(torch.zeros(5, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: torch.Tensor) -> dist.Distribution:
+        """The distribution of x given z, event shape ``(D,)``."""
+        return dist.Bernoulli(logits=self.network(z)).to_event(1)
+
+
+class ContinuousBernoulliLikelihood(nn.Module):
+    r"""Independent features in [0, 1], such as grey pixels.
+
+    .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d},
+              \quad \mathrm{logit}\, \lambda = f(z)
+
+    The normalised form of the Bernoulli score that is often used on grey pixels
+    (Loaiza-Ganem and Cunningham, 2019).
+
+    Args:
+        network: Maps z ``(..., L)`` to logits ``(..., D)``.
+
+    Example:
+        >>> ContinuousBernoulliLikelihood(nn.Linear(2, 3))(torch.zeros(5, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: torch.Tensor) -> dist.Distribution:
+        """The distribution of x given z, event shape ``(D,)``."""
+        return dist.ContinuousBernoulli(logits=self.network(z)).to_event(1)
+
+
+class CategoricalConditional(nn.Module):
+    r"""A one-hot choice among K whose probabilities are a function of the context.
+
+    .. math:: q(c = k \mid x) = \mathrm{softmax}_k\, g(x)
+
+    Args:
+        network: Maps a context to K logits.
+
+    Example:
+        >>> CategoricalConditional(nn.Linear(3, 4))(torch.zeros(5, 3)).event_shape
+        torch.Size([4])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The distribution of c, event shape ``(K,)``."""
+        return dist.OneHotCategorical(logits=self.network(context))
+
+
+LIKELIHOODS = ("normal", "bernoulli", "continuous-bernoulli")
+
+
+def likelihood_of(name: str, network: nn.Module, units: Standardise) -> nn.Module:
+    """The conditional distribution p(x|z) by the name of its family.
+
+    Args:
+        name: ``"normal"``, ``"bernoulli"`` or ``"continuous-bernoulli"``.
+        network: Maps z ``(..., L)`` to D numbers.
+        units: The data's units; only the normal uses them.
+
+    Raises:
+        ValueError: If the name is none of these.
+
+    Example:
+        >>> p = likelihood_of("bernoulli", nn.Linear(2, 3), Standardise(3))
+        >>> p(torch.zeros(5, 2)).event_shape
+        torch.Size([3])
+    """
+    if name == "normal":
+        return NormalLikelihood(network, units)
+    if name == "bernoulli":
+        return BernoulliLikelihood(network)
+    if name == "continuous-bernoulli":
+        return ContinuousBernoulliLikelihood(network)
+    raise ValueError(f"expected likelihood in {LIKELIHOODS}; got {name!r}")

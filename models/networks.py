@@ -1,0 +1,151 @@
+"""Plain neural networks: deterministic maps from one real vector to another."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class MLP(nn.Sequential):
+    r"""A multilayer perceptron with ReLU units.
+
+    .. math:: h_0 = x, \quad h_{i+1} = \max(0, A_i h_i + a_i), \quad f(x) = A_n h_n + a_n
+
+    Args:
+        in_features: Length of the input vector.
+        hidden: Widths of the hidden layers; empty for an affine map.
+        out_features: Length of the output vector.
+
+    Example:
+        >>> MLP(2, (16, 16), 3)(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
+        widths = (in_features, *hidden)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(widths[-1], out_features))
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Two strided convolutions and an affine layer, from a flattened image to a vector.
+
+    Args:
+        image_shape: ``(channels, height, width)``; height and width divisible by four.
+        out_features: Length of the output vector.
+        channels: Filters of the first convolution; the second has twice as many.
+
+    Raises:
+        ValueError: If height or width is not divisible by four.
+
+    Example:
+        >>> ConvolutionalEncoder((1, 8, 8), 3)(torch.zeros(5, 64)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], out_features: int, channels: int = 32
+    ) -> None:
+        super().__init__()
+        self.image_shape = _divisible_by_four(image_shape)
+        depth, height, width = image_shape
+        self.layers = nn.Sequential(
+            nn.Conv2d(depth, channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * channels * (height // 4) * (width // 4), out_features),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(..., channels * height * width)`` to vectors ``(..., out_features)``."""
+        features = self.layers(x.reshape(-1, *self.image_shape))
+        return features.reshape(*x.shape[:-1], -1)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """An affine layer and two transposed convolutions, from a vector to a flattened image.
+
+    Args:
+        in_features: Length of the input vector.
+        image_shape: ``(channels, height, width)``; height and width divisible by four.
+        channels: Filters of the last hidden layer; the one before has twice as many.
+
+    Raises:
+        ValueError: If height or width is not divisible by four.
+
+    Example:
+        >>> ConvolutionalDecoder(3, (1, 8, 8))(torch.zeros(5, 3)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self, in_features: int, image_shape: tuple[int, int, int], channels: int = 32
+    ) -> None:
+        super().__init__()
+        depth, height, width = _divisible_by_four(image_shape)
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, 2 * channels * (height // 4) * (width // 4)),
+            nn.ReLU(),
+            nn.Unflatten(-1, (2 * channels, height // 4, width // 4)),
+            nn.ConvTranspose2d(2 * channels, channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, depth, kernel_size=4, stride=2, padding=1),
+            nn.Flatten(),
+        )
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Map vectors ``(..., in_features)`` to images ``(..., channels * height * width)``."""
+        image = self.layers(z.reshape(-1, z.shape[-1]))
+        return image.reshape(*z.shape[:-1], -1)
+
+
+def _divisible_by_four(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    if image_shape[1] % 4 or image_shape[2] % 4:
+        raise ValueError(
+            f"expected an image height and width divisible by 4; got image_shape={image_shape}"
+        )
+    return image_shape
+
+
+class Standardise(nn.Module):
+    r"""An affine change of units, fixed from data before training.
+
+    .. math:: u = (x - m) / s, \quad m_d = \mathrm{mean}(x_d), \quad s_d = \mathrm{sd}(x_d)
+
+    It starts as the identity. A column that is constant keeps unit scale.
+
+    Args:
+        dim: Columns of x.
+
+    Example:
+        >>> units = Standardise(1)
+        >>> units.adapt(torch.tensor([[1.0], [3.0]]))
+        >>> units(torch.tensor([[3.0]]))
+        tensor([[0.7071]])
+    """
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def adapt(self, x: torch.Tensor) -> None:
+        """Take the units in which the rows x, shape (N, D), have zero mean and unit scale."""
+        self.loc.copy_(x.mean(0))
+        scale = x.std(0)
+        self.scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From the data's units to standard ones."""
+        return (x - self.loc) / self.scale
+
+    def inverse(self, u: torch.Tensor) -> torch.Tensor:
+        """From standard units back to the data's."""
+        return u * self.scale + self.loc

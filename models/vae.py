@@ -1,0 +1,74 @@
+"""The variational autoencoder (paper §2.3)."""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from .conditionals import NormalConditional, likelihood_of
+from .networks import MLP, Standardise
+
+
+class VAE(nn.Module):
+    r"""A latent representation with a standard normal prior, and no clusters.
+
+    .. math:: z \sim N(0, I), \quad x \mid z \sim p(x \mid f(z)), \quad
+              q(z \mid x) = N(z \mid \tilde\mu(x), \tilde\sigma^2(x))
+
+    Args:
+        x_dim: D, columns of x.
+        z_dim: L, length of z.
+        likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
+            ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
+        hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
+        encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
+        decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
+
+    Raises:
+        ValueError: If the likelihood is none of those named.
+
+    Example:
+        >>> VAE(x_dim=3, z_dim=2).encoder(torch.zeros(7, 3)).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        *,
+        likelihood: str = "normal",
+        hidden: Sequence[int] = (128, 128),
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.x_dim, self.z_dim = x_dim, z_dim
+        self.likelihood = likelihood
+        self.units = Standardise(x_dim)
+        self.decoder = likelihood_of(
+            likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
+        )
+        self.encoder = NormalConditional(
+            nn.Sequential(self.units, encoder or MLP(x_dim, hidden, 2 * z_dim))
+        )
+
+    def adapt(self, x: torch.Tensor) -> None:
+        """Take the units of the rows x, shape (N, D), under a normal likelihood."""
+        if self.likelihood == "normal":
+            self.units.adapt(x)
+
+    def model(self, x: torch.Tensor) -> None:
+        """The generative story of the rows x, shape (N, D)."""
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.z_dim), 1.0).to_event(1))
+            pyro.sample("x", self.decoder(z), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        """The variational posterior of z given the rows x, shape (N, D)."""
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x))

@@ -1,0 +1,15 @@
+"""Probabilistic mixtures of experts with deep generative gates, in Pyro."""
+
+from pkgutil import extend_path
+
+# In a checkout, models/ and inference/ stand beside this folder: find them where they are
+# installed also when Python was started in the checkout and imports this folder first.
+__path__ = extend_path(__path__, __name__)
+
+from pyro_moe import models
+from pyro_moe.inference.errors import DataError, NonFiniteWarning, SiteError
+
+from .fitting import Fit, fit
+from .rows import Rows
+
+__all__ = ["DataError", "Fit", "NonFiniteWarning", "Rows", "SiteError", "fit", "models"]

@@ -1,0 +1,362 @@
+"""The front door: `fit`, and the `Fit` that it gives."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from tqdm import tqdm
+
+from pyro_moe.inference.context import reproducible, running, stream
+from pyro_moe.inference.em import EM
+from pyro_moe.inference.errors import DataError, NonFiniteWarning
+from pyro_moe.inference.initialise import STARTS, phases
+from pyro_moe.inference.isolation import isolated, modules, owner
+from pyro_moe.inference.objectives import MarginalELBO, Program, objective
+from pyro_moe.inference.svi import SVI, NonFinite, Schedule
+
+from .checks import check
+from .rows import Data, as_tensors
+
+STEPS = 4000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model and guide, with the history of how they came about.
+
+    Attributes:
+        run: The run of SVI or EM, at the state where it ended.
+        history: One record an epoch: phase, epoch, elbo (nats per row), temperature,
+            learning_rate, seconds.
+        settings: What `fit` was asked, defaults filled in.
+        held_out_elbo: The marginal ELBO in nats per row of the rows that were held out to
+            choose among restarts; None with one start.
+        stopped: Why training ended early, or None.
+    """
+
+    run: SVI | EM
+    history: list[dict[str, Any]]
+    settings: dict[str, Any]
+    held_out_elbo: float | None = None
+    stopped: str | None = None
+
+    @property
+    def model(self) -> Program:
+        """The fitted model, callable on data like the one that was given to `fit`."""
+        return _in_store(self.run.model, self.run.store)
+
+    @property
+    def guide(self) -> Program:
+        """The fitted guide, callable on data like the one that was given to `fit`."""
+        return _in_store(self.run.guide, self.run.store)
+
+    @property
+    def story(self) -> Any:
+        """This fit's own copy of the object whose methods model and guide are, or None."""
+        return owner(self.run.model)
+
+    @property
+    def x_dim(self) -> int:
+        """Columns of the x that was fitted."""
+        return self.run.data[0].shape[1]
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of the learned parameters by name, unconstrained."""
+        return {name: p.detach().clone() for name, p in self.run.parameters().items()}
+
+    def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
+        """Data of the kind that was fitted, as checked tensors on the fit's device.
+
+        Raises:
+            DataError: If the data is bad, or x is not as wide as the x that was fitted.
+        """
+        like = self.run.data[0]
+        columns = as_tensors(data, dtype=like.dtype)
+        if columns[0].shape[1] != self.x_dim:
+            raise DataError(
+                f"expected x with {self.x_dim} columns, as fitted; got {columns[0].shape[1]}"
+            )
+        return tuple(column.to(like.device) for column in columns)
+
+    def resume(self, *, epochs: int | None = None, progress: bool = True) -> "Fit":
+        """Go on from where training ended, with the same numbers as if it had not stopped.
+
+        Args:
+            epochs: Epochs of the whole run; those asked for at first if None.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Another fit; this one stays as it is.
+        """
+        run = self.run.copy(epochs=epochs or self.run.epochs)
+        settings = {**self.settings, "epochs": run.epochs}
+        resumed = replace(self, run=run, history=list(self.history), settings=settings)
+        return _train(resumed, [("training", run)], _bar(progress), None)
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Data,
+    *,
+    epochs: int | None = None,
+    batch_size: int = 256,
+    learning_rate: Schedule = 3e-3,
+    loss: str | ELBO = "marginal",
+    temperature: Schedule | None = None,
+    initialise: Any = "random",
+    initial_epochs: int | None = None,
+    restarts: int = 1,
+    held_out: float = 0.1,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    callback: Callable[[Fit], None] | None = None,
+) -> Fit:
+    r"""Fit a Pyro model and guide to data by stochastic variational inference.
+
+    .. math:: \max_{\theta, \phi} \sum_n E_{q_\phi(z, c \mid x_n)}
+              \log \frac{p_\theta(x_n, z, c)}{q_\phi(z, c \mid x_n)}
+
+    Any model and guide will do whose rows are in the plate ``"data"`` and whose assignment, if
+    there is one, is the one-hot site ``c``. They are copied: the caller's stay as they were, and
+    no two fits share anything.
+
+    Args:
+        model: The generative story, called with the columns of a minibatch.
+        guide: The variational posterior, called likewise.
+        data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
+            ``Dataset`` of such rows.
+        epochs: Passes over the data; as many as make 4,000 steps if None.
+        batch_size: Rows in a minibatch.
+        learning_rate: Peak step size of Adam, reached after a twentieth of the run and brought
+            down to zero along a half cosine; or a function of the share of the run that is done.
+        loss: ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's L̃),
+            ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
+        temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
+            is done; from 1 down to 0.1 geometrically if None. Unused by ``"marginal"``.
+        initialise: ``"random"``: every module with ``reset_parameters`` is drawn anew from the
+            seed. ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
+            prior at first, then a Gaussian mixture on the codes. ``"umap"``: the same on the
+            codes' neighbour embedding. Or responsibilities (N, K) from any clusterer. The
+            last three train with the assignments held, before they train freely.
+        initial_epochs: Epochs of each initial phase; as many as ``epochs`` if None.
+        restarts: Independent starts, of which the one with the best marginal ELBO on held-out
+            rows is returned.
+        held_out: Share of the rows held out to choose among restarts, if there are several.
+        seed: Seed of every random draw.
+        device: Where to train; where the model's parameters are if None.
+        progress: Whether to show a progress bar.
+        callback: Called after every epoch with the fit so far; it may raise
+            ``KeyboardInterrupt`` to stop early.
+
+    Returns:
+        The fit. After Ctrl-C it holds what was learned until then, and after a non-finite loss
+        or gradient the state at the end of the last good epoch; ``stopped`` says which.
+
+    Raises:
+        DataError: If the data cannot be fitted: its shape, a value, too few rows.
+        ValueError: If an argument is none of its choices.
+
+    Warns:
+        NonFiniteWarning: If training stopped at a value that is not finite.
+
+    Example:
+        >>> from pyro_moe import models
+        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+        >>> fitted = fit(story.model, story.guide, x, epochs=2, progress=False)
+        >>> len(fitted.history)
+        2
+    """
+    if restarts < 1:
+        raise ValueError(f"expected restarts of at least 1; got {restarts}")
+    columns = _columns(model, guide, data, device)
+    num_components = check(*isolated(model, guide), columns)
+    start = _start(initialise, len(columns[0]), num_components)
+    held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
+    batch_size = min(batch_size, len(kept))
+    epochs = epochs or max(5, math.ceil(STEPS * batch_size / len(kept)))
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "loss": loss if isinstance(loss, str) else type(loss).__name__,
+        "temperature": geometric(1.0, 0.1) if temperature is None else temperature,
+        "initialise": initialise if isinstance(initialise, str) else "responsibilities",
+        "initial_epochs": initial_epochs or epochs,
+        "restarts": restarts,
+        "seed": seed,
+    }
+    if not isinstance(start, str):
+        start = start[kept]
+    fits: list[Fit] = []
+    for restart in range(restarts):
+        run = _run(model, guide, tuple(column[kept] for column in columns), loss, restart, settings)
+        label = f"start {restart + 1} of {restarts}" if restarts > 1 else ""
+        runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
+        fitted = _train(Fit(run, [], settings), runs, _bar(progress, label), callback)
+        if restarts > 1:
+            score = _marginal_elbo(run, tuple(column[held] for column in columns))
+            fitted = replace(fitted, held_out_elbo=score)
+        fits.append(fitted)
+        if fitted.stopped == "interrupted":
+            break
+    return max(
+        fits, key=lambda each: -math.inf if each.held_out_elbo is None else each.held_out_elbo
+    )
+
+
+def geometric(start: float, end: float) -> Callable[[float], float]:
+    """A schedule from ``start`` to ``end`` by equal ratios.
+
+    Example:
+        >>> round(geometric(1.0, 0.01)(0.5), 3)
+        0.1
+    """
+    return lambda done: start * (end / start) ** done
+
+
+def _run(
+    model: Program,
+    guide: Program,
+    data: tuple[torch.Tensor, ...],
+    loss: str | ELBO,
+    restart: int,
+    settings: dict[str, Any],
+) -> SVI | EM:
+    """Copies of model and guide at their start, ready to be trained."""
+    model, guide = isolated(model, guide)
+    seed = stream(settings["seed"], restart)
+    _reset(model, guide, data, seed, keep=settings["initialise"] == "keep")
+    if loss == "em":
+        return EM(model, guide, data, settings["epochs"], seed)
+    elbo, treatment = objective(loss)
+    chosen = ("epochs", "batch_size", "learning_rate", "temperature")
+    return SVI(
+        model, guide, data, elbo, treatment, seed=seed, **{key: settings[key] for key in chosen}
+    )
+
+
+def _train(
+    fitted: Fit,
+    runs: Iterable[tuple[str, SVI | EM]],
+    bar: tqdm,
+    callback: Callable[[Fit], None] | None,
+) -> Fit:
+    """Take the runs one after the other, until the last has ended or something stops them."""
+    stopped = None
+    with bar:
+        try:
+            for phase, run in runs:
+                bar.reset(run.epochs)
+                bar.update(len(run.history))
+                for record in run:
+                    fitted.history.append({"phase": phase, **record})
+                    shown = ("elbo", "temperature")
+                    numbers = {key: f"{record[key]:.4g}" for key in shown if key in record}
+                    bar.set_postfix(phase=phase, **numbers)
+                    bar.update()
+                    if callback is not None:
+                        callback(fitted)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except NonFinite as problem:
+            stopped = str(problem)
+            warnings.warn(
+                f"expected finite losses and gradients; got a {problem}: training stopped, and "
+                "the parameters are those of the end of the epoch before",
+                NonFiniteWarning,
+                stacklevel=3,
+            )
+    return replace(fitted, stopped=stopped)
+
+
+def _bar(progress: bool, label: str = "") -> tqdm:
+    return tqdm(desc=label, unit="epoch", disable=not progress, dynamic_ncols=True)
+
+
+def _columns(
+    model: Program, guide: Program, data: Data, device: str | torch.device | None
+) -> tuple[torch.Tensor, ...]:
+    """Data in the type of the parameters, on the device where they are or shall be."""
+    parameters = [p for part in modules(model, guide) for p in part.parameters()]
+    like = parameters[0] if parameters else torch.empty(0)
+    columns = as_tensors(data, dtype=like.dtype)
+    return tuple(column.to(device or like.device) for column in columns)
+
+
+def _start(initialise: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
+    if isinstance(initialise, str):
+        if initialise not in STARTS:
+            raise ValueError(
+                f"expected initialise in {STARTS} or responsibilities (N, K); got {initialise!r}"
+            )
+        return initialise
+    responsibilities = torch.as_tensor(np.asarray(initialise), dtype=torch.float64)
+    if responsibilities.shape != (num_rows, num_components):
+        raise DataError(
+            f"expected responsibilities of shape ({num_rows}, {num_components}); "
+            f"got {tuple(responsibilities.shape)}"
+        )
+    sums = responsibilities.sum(-1)
+    if not ((responsibilities >= 0).all() and (sums - 1).abs().max() < 1e-3):
+        raise DataError(
+            "expected responsibilities that are probabilities in each row; got entries from "
+            f"{responsibilities.min().item():.3g} and row sums from {sums.min().item():.3g} "
+            f"to {sums.max().item():.3g}"
+        )
+    return responsibilities
+
+
+def _split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row numbers that are held out, and those that are not."""
+    with reproducible(seed):
+        order = torch.randperm(num_rows)
+    num_held = math.ceil(share * num_rows)
+    return order[:num_held].sort().values, order[num_held:].sort().values
+
+
+def _reset(
+    model: Program, guide: Program, data: tuple[torch.Tensor, ...], seed: int, keep: bool
+) -> None:
+    """Draw the parameters of a start, and let the story adapt itself to the data's units."""
+    for part in modules(model, guide):
+        part.to(data[0].device)
+        if not keep:
+            with reproducible(seed):
+                part.apply(_reset_parameters)
+    story = owner(model)
+    if not keep and callable(getattr(story, "adapt", None)):
+        with reproducible(seed, 1), torch.no_grad():
+            story.adapt(*data)
+
+
+def _reset_parameters(module: torch.nn.Module) -> None:
+    if callable(getattr(module, "reset_parameters", None)):
+        module.reset_parameters()
+
+
+def _marginal_elbo(
+    run: SVI | EM, columns: tuple[torch.Tensor, ...], num_particles: int = 8
+) -> float:
+    """The marginal ELBO in nats per row, for comparing starts whatever they were trained on."""
+    with reproducible(run.seed, 2), running(run.store):
+        batches = zip(*(column.split(4096) for column in columns), strict=True)
+        loss = sum(MarginalELBO(num_particles).loss(run.model, run.guide, *b) for b in batches)
+    return -loss / len(columns[0])
+
+
+def _in_store(program: Program, store: dict[str, Any]) -> Program:
+    @functools.wraps(program)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with running(store):
+            return program(*args, **kwargs)
+
+    return run
