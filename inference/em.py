@@ -59,7 +59,7 @@ class EM:
             yield record
 
     def log_joint(self) -> torch.Tensor:
-        """log p(x, c=k) of each row, shape (K, N)."""
+        """Log p(x, c=k) of each row, shape (K, N)."""
         with torch.no_grad(), running(self.store), reproducible(self.seed):
             return row_log_weights(*enumerated_traces(self.model, self.guide, *self.data))
 

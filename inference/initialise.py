@@ -25,7 +25,7 @@ STARTS = ("random", "keep", "autoencoder", "umap")
 def phases(
     training: SVI | EM, start: str | torch.Tensor, *, epochs: int, num_components: int | None
 ) -> Iterator[tuple[str, SVI | EM]]:
-    """The runs that lead from a start through training, each to be done before the next is asked for.
+    """The runs from a start through training, each to be done before the next is asked for.
 
     1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior.
     2. The codes are clustered, unless responsibilities are given, and each mixture takes the
@@ -37,7 +37,7 @@ def phases(
         training: The last run.
         start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` and
             ``"umap"`` cluster the codes; a tensor (N, K) holds responsibilities.
-        epochs: Passes over the data in each of the runs 1 and 3.
+        epochs: Passes over the data in run 1; run 3, which starts close, takes a fifth of them.
         num_components: K, for a clustering of the codes.
 
     Raises:
@@ -57,7 +57,7 @@ def phases(
             start = cluster(points, num_components, embed=start == "umap", seed=training.seed)
         start = start.to(points)
         maximise(training.model, points, start)
-        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), epochs)
+        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
     yield "training", training
 
 

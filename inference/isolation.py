@@ -41,7 +41,7 @@ def isolated(*programs: Program) -> tuple[Program, ...]:
 
 
 def modules(*programs: Program) -> list[nn.Module]:
-    """The outermost modules that programs are made of, each once: owners of methods and closures."""
+    """The outermost modules that programs are made of, each once: owners, closures, globals."""
     found: dict[int, nn.Module] = {}
     for part in _parts(programs, set()):
         found.setdefault(id(part), part)

@@ -5,10 +5,8 @@ All are Pyro ELBO objects: they go into `pyro.infer.SVI` as well as into `pyro_m
 
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -19,7 +17,7 @@ from pyro.poutine.util import prune_subsample_sites
 from .relaxation import CategoricalKL, Enumerate, EnumerateInParallel, Relax, has_rsample
 
 Program = Callable[..., Any]
-Treatment = Callable[[float], AbstractContextManager[Any]]
+Treatment = Callable[[float], Callable[[Program], Program]]  # by temperature
 LOSSES = ("marginal", "categorical-kl", "relaxed")
 
 
@@ -32,7 +30,7 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
             Pyro ELBO object.
 
     Returns:
-        The ELBO, and a function from a temperature to a context manager.
+        The ELBO, and a function from a temperature to an effect handler for both programs.
 
     Raises:
         ValueError: If the name is none of these.
@@ -47,16 +45,20 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
     if isinstance(loss, TraceEnum_ELBO):
         return loss, lambda temperature: EnumerateInParallel()
     if isinstance(loss, _DifferentiableELBO):
-        return loss, lambda temperature: nullcontext()
+        return loss, lambda temperature: _as_it_is
     if isinstance(loss, ELBO):
         return loss, Relax
     if loss == "marginal":
-        return MarginalELBO(), lambda temperature: nullcontext()
+        return MarginalELBO(), lambda temperature: _as_it_is
     if loss == "categorical-kl":
         return TraceMeanField_ELBO(), lambda temperature: Relax(temperature, CategoricalKL)
     if loss == "relaxed":
         return Trace_ELBO(), Relax
     raise ValueError(f"expected loss in {LOSSES} or a Pyro ELBO object; got {loss!r}")
+
+
+def _as_it_is(program: Program) -> Program:
+    return program
 
 
 class _DifferentiableELBO(ELBO):
@@ -115,12 +117,7 @@ class MarginalELBO(_DifferentiableELBO):
         """
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            log_weights = row_log_weights(model_trace, guide_trace)
-            log_q = log_assignment(guide_trace)
-            if log_q is None:
-                rows = log_weights.logsumexp(0)
-            else:
-                rows = (log_q.exp() * (log_weights - log_q)).sum(0)
+            rows = row_bounds(model_trace, guide_trace)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
         return -torch.stack(particles).mean()
 
@@ -204,8 +201,21 @@ def enumerated_traces(
     return model_trace, guide_trace
 
 
+def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    r"""Σ_k q(c=k) [log p(x, z, c=k) − log q(z, c=k)] of each row, shape (N,).
+
+    Without ``c`` in the guide, log Σ_k p(x, z, c=k) − log q(z).
+    """
+    log_weights = row_log_weights(model_trace, guide_trace)
+    if "c" in guide_trace.nodes:
+        log_q, scaled = (guide_trace.nodes["c"][key] for key in ("unscaled_log_prob", "log_prob"))
+        return (log_q.exp() * (log_weights - scaled)).sum(0)
+    scale = model_trace.nodes["c"]["scale"] if "c" in model_trace.nodes else 1.0
+    return scale * (log_weights / scale).logsumexp(0)
+
+
 def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
-    r"""log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
+    r"""Log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
     model_terms = _log_probs(model_trace, in_plate=True)
     guide_terms = _log_probs(guide_trace, in_plate=True)
     total = sum(model_terms.values()) - sum(
@@ -215,12 +225,12 @@ def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
-    """log q(c=k), shape (K, N), or None for a guide without ``c``."""
+    """Log q(c=k), shape (K, N), or None for a guide without ``c``."""
     return guide_trace.nodes["c"]["log_prob"] if "c" in guide_trace.nodes else None
 
 
 def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | float:
-    """log p − log q of the latent variables outside the plate ``"data"``."""
+    """Log p − log q of the latent variables outside the plate ``"data"``."""
     model_terms = _log_probs(model_trace, in_plate=False)
     guide_terms = _log_probs(guide_trace, in_plate=False)
     return sum(term.sum() for term in model_terms.values()) - sum(

@@ -143,8 +143,9 @@ class SVI:
     def _step(self, batch: Data, done: float, where: str) -> float:
         temperature = at(self.temperature, done)
         num_rows = len(batch[0])
-        with MinibatchScale(num_rows / len(self.data[0])), self.treatment(temperature):
-            loss = self.elbo.loss_and_grads(self.model, self.guide, *batch)
+        treat = self.treatment(temperature)
+        with MinibatchScale(num_rows / len(self.data[0])):
+            loss = self.elbo.loss_and_grads(treat(self.model), treat(self.guide), *batch)
         optimiser = self._optimiser()
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -177,9 +178,10 @@ class SVI:
 
     def _culprit(self, batch: Data, temperature: float) -> str:
         """The first site with a value or density that is not finite, or else 'a gradient'."""
-        with torch.no_grad(), self.treatment(temperature):
-            guide_trace = poutine.trace(self.guide).get_trace(*batch)
-            model = poutine.replay(self.model, trace=guide_trace)
+        treat = self.treatment(temperature)
+        with torch.no_grad():
+            guide_trace = poutine.trace(treat(self.guide)).get_trace(*batch)
+            model = poutine.replay(treat(self.model), trace=guide_trace)
             model_trace = poutine.trace(model).get_trace(*batch)
         for trace in (guide_trace, model_trace):
             for name, site in trace.nodes.items():

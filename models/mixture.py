@@ -112,7 +112,7 @@ class GaussianMixture(nn.Module):
         return dist.OneHotCategorical(logits=self.log_joint(z))
 
     def log_joint(self, z: torch.Tensor) -> torch.Tensor:
-        """log p(z, c=k) for each k, shape (..., K)."""
+        """Log p(z, c=k) for each k, shape (..., K)."""
         one_hot = torch.eye(self.num_components, dtype=z.dtype, device=z.device)
         log_density = self.component(one_hot).log_prob(z.unsqueeze(-2))
         return self.logits.log_softmax(-1) + log_density

@@ -1,5 +1,6 @@
 """Plain neural networks: deterministic maps from one real vector to another."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class MLP(nn.Sequential):
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
         widths = (in_features, *hidden)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
 

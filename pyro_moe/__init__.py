@@ -9,7 +9,18 @@ __path__ = extend_path(__path__, __name__)
 from pyro_moe import models
 from pyro_moe.inference.errors import DataError, NonFiniteWarning, SiteError
 
+from . import datasets, evaluation
 from .fitting import Fit, fit
 from .rows import Rows
 
-__all__ = ["DataError", "Fit", "NonFiniteWarning", "Rows", "SiteError", "fit", "models"]
+__all__ = [
+    "DataError",
+    "Fit",
+    "NonFiniteWarning",
+    "Rows",
+    "SiteError",
+    "datasets",
+    "evaluation",
+    "fit",
+    "models",
+]

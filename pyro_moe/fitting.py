@@ -146,7 +146,8 @@ def fit(
             prior at first, then a Gaussian mixture on the codes. ``"umap"``: the same on the
             codes' neighbour embedding. Or responsibilities (N, K) from any clusterer. The
             last three train with the assignments held, before they train freely.
-        initial_epochs: Epochs of each initial phase; as many as ``epochs`` if None.
+        initial_epochs: Epochs of the autoencoder, and five times those with the assignments
+            held; as many as ``epochs`` if None.
         restarts: Independent starts, of which the one with the best marginal ELBO on held-out
             rows is returned.
         held_out: Share of the rows held out to choose among restarts, if there are several.

@@ -1,9 +1,13 @@
 """Rows of data, and what users hold them in turned into tensors."""
 
+import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset, default_collate
 
@@ -39,63 +43,119 @@ def as_tensors(data: Data, *, dtype: torch.dtype | None = None) -> tuple[torch.T
     Args:
         data: x of shape (N, D), or a pair (x, y): tensors, numpy arrays, pandas data frames or
             anything that numpy reads; or `Rows`, or a torch `Dataset` of such rows.
-        dtype: What floating-point columns become; the default of torch if None.
+        dtype: What x and floating-point columns become; the default of torch if None. Whole
+            numbers in y (classes, counts, yes or no) become int64.
 
     Returns:
         The tensors, x first.
 
     Raises:
         DataError: If x is not two-dimensional, a value is not a finite number, or x and y have
-            different numbers of rows.
+            different numbers of rows. Rows are counted from 0.
 
     Example:
         >>> as_tensors([[0.0, 1.0], [2.0, 3.0]])[0].shape
         torch.Size([2, 2])
     """
+    columns = _columns(data)
+    names = ("x", "y", *(f"column {i}" for i in range(2, len(columns))))[: len(columns)]
+    named = dict(zip(names, map(_as_tensor, columns, names), strict=True))
+    _check_shapes(named)
+    dtype = dtype or torch.get_default_dtype()
+    return tuple(_as_type(column, name, dtype) for name, column in named.items())
+
+
+def _columns(data: Data) -> tuple[Any, ...]:
     if isinstance(data, Rows):
-        data = (data.x,) if data.y is None else (data.x, data.y)
-    elif isinstance(data, Dataset):
-        data = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
-    columns = data if isinstance(data, tuple) or _is_pair(data) else (data,)
-    names = ("x", "y", *(f"column {i}" for i in range(2, len(columns))))
-    tensors = tuple(
-        _as_tensor(column, name, dtype or torch.get_default_dtype())
-        for column, name in zip(columns, names, strict=False)
-    )
-    _check_shapes(tensors)
-    return tensors
+        return (data.x,) if data.y is None else (data.x, data.y)
+    if isinstance(data, Dataset):
+        data = _collate(data)
+    if not isinstance(data, tuple) and not _is_pair(data):
+        return (data,)
+    if not data:
+        raise DataError("expected x or a pair (x, y); got an empty tuple")
+    return tuple(data)
+
+
+def _collate(dataset: Dataset) -> Any:
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"expected a Dataset that has a length; got {type(dataset).__name__}")
+    rows = [dataset[i] for i in range(len(dataset))]
+    if not rows:
+        raise DataError("expected a Dataset with rows; got none")
+    try:
+        return default_collate(rows)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"expected a Dataset whose rows can be stacked; got {reason}") from error
 
 
 def _is_pair(data: Any) -> bool:
     """Whether a list is what `default_collate` makes of rows (x, y)."""
-    return isinstance(data, list) and all(torch.is_tensor(column) for column in data)
+    return isinstance(data, list) and len(data) > 0 and all(map(torch.is_tensor, data))
 
 
-def _as_tensor(column: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
-    if not torch.is_tensor(column):
+def _as_tensor(column: Any, name: str) -> torch.Tensor:
+    if torch.is_tensor(column):
+        if column.is_complex():
+            raise DataError(f"expected real numbers in {name}; got {column.dtype}")
+        return column.detach().to_dense()
+    try:
         array = np.asarray(column)
-        if array.dtype.kind not in "biuf":
-            raise DataError(f"expected numbers in {name}; got values such as {array.flat[0]!r}")
-        column = torch.as_tensor(array.copy())
-    if name == "x" or column.is_floating_point():
-        column = column.to(dtype)
-    finite = column.isfinite().reshape(len(column), -1).all(-1) if column.dim() else column
-    if column.dim() and not finite.all():
-        bad = (~finite).nonzero().flatten()
-        value = column[bad[0]][~column[bad[0]].isfinite()].flatten()[0].item()
-        raise DataError(
-            f"expected finite values in {name}; got {value} in row {bad[0].item()} "
-            f"({len(bad)} of {len(column)} rows have such values)"
-        )
-    return column
+    except ValueError as error:
+        raise DataError(f"expected rows of equal length in {name}; got unequal ones") from error
+    if array.dtype.kind not in "biuf":
+        array = _as_numbers(array, name, getattr(column, "columns", None))
+    # Torch knows neither long doubles nor the other byte order, and wants memory of its own.
+    floating = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    dtype = floating if array.dtype.kind == "f" else np.int64
+    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def _check_shapes(tensors: tuple[torch.Tensor, ...]) -> None:
-    x = tensors[0]
+def _as_numbers(array: np.ndarray, name: str, labels: Any) -> np.ndarray:
+    """What columns of several types become together, if each of their values is a number."""
+    numbers = np.full(array.shape, np.nan)
+    for index, value in np.ndenumerate(array):
+        if value is None or value is pd.NA:
+            continue
+        if not isinstance(value, Real | Decimal | np.bool_) or isinstance(value, np.timedelta64):
+            row = f" in row {index[0]}" if index else ""
+            label = f", column {labels[index[1]]!r}" if labels is not None else ""
+            raise DataError(
+                f"expected numbers in {name}; got {reprlib.repr(str(value))}{row}{label}"
+            )
+        numbers[index] = float(value)
+    whole = all(isinstance(value, Integral | np.bool_) for value in array.flat)
+    return numbers.astype(np.int64) if whole else numbers
+
+
+def _check_shapes(columns: dict[str, torch.Tensor]) -> None:
+    x = columns["x"]
     if x.dim() != 2 or 0 in x.shape:
         raise DataError(f"expected x of shape (N, D); got shape {tuple(x.shape)}")
-    for other in tensors[1:]:
+    for name, other in columns.items():
         if other.dim() == 0 or len(other) != len(x):
             raise DataError(
-                f"expected as many rows in y as in x, {len(x)}; got shape {tuple(other.shape)}"
+                f"expected as many rows in {name} as in x, {len(x)}; got shape {tuple(other.shape)}"
             )
+        if 0 in other.shape:
+            raise DataError(
+                f"expected {name} of shape (N,) or (N, M); got shape {tuple(other.shape)}"
+            )
+
+
+def _as_type(column: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+    if name != "x" and not column.is_floating_point():
+        return column.to(torch.int64)
+    result = column.to(dtype)
+    finite = result.isfinite().reshape(len(result), -1)
+    bad = (~finite.all(-1)).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        value = column[row].reshape(-1)[~finite[row]][0]
+        limit = f", which {dtype} cannot hold," if value.isfinite() else ""
+        raise DataError(
+            f"expected finite values in {name}; got {value.item()}{limit} in row {row} "
+            f"({len(bad)} of {len(column)} rows have such values)"
+        )
+    return result

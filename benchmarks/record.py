@@ -1,0 +1,30 @@
+"""How every benchmark writes down what it measured: one JSON file a run."""
+
+import json
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(name: str, measured: dict[str, Any]) -> None:
+    """Write a run's measurements beside the command and the versions that made them.
+
+    Args:
+        name: File name without ending; a second run of that name replaces the first.
+        measured: What JSON can hold.
+    """
+    record = {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        **measured,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

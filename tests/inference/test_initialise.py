@@ -1,0 +1,205 @@
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.testing import assert_close
+
+import pyro_moe
+from pyro_moe.inference import (
+    EM,
+    SVI,
+    AssignedELBO,
+    MarginalELBO,
+    Reconstruction,
+    SiteError,
+    initialise,
+)
+from pyro_moe.inference.initialise import cluster, latent_means, neighbour_embedding, phases
+from pyro_moe.inference.objectives import objective
+from pyro_moe.models import DMVAE, GMM, VAE, VaDE
+
+pytestmark = pytest.mark.usefixtures("double")
+N, D, K = 60, 2, 3
+
+
+@pytest.fixture
+def labels():
+    return torch.arange(N) % K
+
+
+@pytest.fixture
+def x(labels):
+    """Three clusters, thirty standard deviations apart."""
+    centres = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])
+    return centres[labels] + torch.randn(N, D)
+
+
+@pytest.fixture
+def responsibilities(labels):
+    return torch.eye(K)[labels] * 0.97 + 0.01
+
+
+def svi(story, x, loss="marginal"):
+    elbo, treatment = objective(loss)
+    settings = {"batch_size": 20, "learning_rate": 1e-2, "temperature": 1.0, "seed": 0}
+    return SVI(story.model, story.guide, (x,), elbo, treatment, epochs=3, **settings)
+
+
+def names(training, start, num_components=K):
+    found = []
+    for name, run in phases(training, start, epochs=2, num_components=num_components):
+        found.append(name)
+        list(run)
+    return found
+
+
+STORIES = {
+    "gmm": lambda: GMM(D, K),
+    "vae": lambda: VAE(D, 1, hidden=(4,)),
+    "vade": lambda: VaDE(D, 1, K, hidden=(4,)),
+    "dmvae": lambda: DMVAE(D, 1, K, hidden=(4,)),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("start", ["random", "keep"])
+def test_random_and_keep_go_to_training_at_once(x, name, start):
+    training = svi(STORIES[name](), x)
+    assert list(phases(training, start, epochs=2, num_components=K)) == [("training", training)]
+
+
+@pytest.mark.parametrize("name", ["vade", "dmvae"])
+@pytest.mark.parametrize("start", ["autoencoder", "umap", "responsibilities"])
+def test_a_story_with_codes_is_reconstructed_then_assigned_then_trained(
+    monkeypatch, x, responsibilities, name, start
+):
+    monkeypatch.setattr(initialise, "neighbour_embedding", lambda points, seed: points)
+    start = responsibilities if start == "responsibilities" else start
+    assert names(svi(STORIES[name](), x), start) == ["autoencoder", "assigned", "training"]
+
+
+def test_a_story_without_codes_is_assigned_then_trained(x, responsibilities):
+    assert names(svi(GMM(D, K), x), responsibilities) == ["assigned", "training"]
+
+
+def test_em_takes_responsibilities_as_its_first_m_step(x, responsibilities):
+    story, expected = GMM(D, K), GMM(D, K)
+    training = EM(story.model, story.guide, (x,), 3, 0)
+    assert names(training, responsibilities) == ["training"]
+    expected.mixture.maximise(x, responsibilities)
+    first = expected.mixture.log_joint(x).logsumexp(-1).mean().item()
+    assert training.history[0]["elbo"] == pytest.approx(first, rel=1e-9)
+
+
+def test_each_phase_has_its_objective_and_its_epochs(x, responsibilities):
+    training = svi(DMVAE(D, 1, K, hidden=(4,)), x)
+    runs = dict(phases(training, responsibilities, epochs=2, num_components=K))
+    assert [type(run.elbo) for run in runs.values()] == [Reconstruction, AssignedELBO, MarginalELBO]
+    assert [run.epochs for run in runs.values()] == [2, 2, 3]
+    assert_close(runs["assigned"].data[1], responsibilities)
+    assert runs["training"] is training
+
+
+def test_phases_change_the_same_story(x, responsibilities):
+    story = DMVAE(D, 1, K, hidden=(4,))
+    runs = dict(phases(svi(story, x), responsibilities, epochs=1, num_components=K))
+    assert all(run.model.__self__ is story for run in runs.values())
+    assert all(run.store is runs["training"].store for run in runs.values())
+
+
+def test_before_it_is_assigned_the_prior_has_the_moments_of_the_codes(x, responsibilities):
+    story = DMVAE(D, 1, K, hidden=(4,))
+    for name, _ in phases(svi(story, x), responsibilities, epochs=1, num_components=K):
+        if name == "assigned":
+            break
+    expected = DMVAE(D, 1, K, hidden=(4,)).prior
+    expected.maximise(story.encoder(x).mean.detach(), responsibilities)
+    assert_close(story.prior.state_dict(), expected.state_dict())
+
+
+def test_latent_means_are_those_of_the_encoder_whatever_the_batches(x):
+    story = VaDE(D, 1, K, hidden=(4,))
+    run = svi(story, x)
+    assert_close(latent_means(run), story.encoder(x).mean.detach())
+    assert_close(latent_means(run, rows_at_once=7), latent_means(run))
+
+
+def test_latent_means_of_a_guide_without_z_are_none(x):
+    assert latent_means(svi(GMM(D, K), x)) is None
+
+
+def test_latent_means_leave_the_callers_randomness(x):
+    before = torch.get_rng_state()
+    latent_means(svi(DMVAE(D, 1, K, hidden=(4,)), x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("start", ["autoencoder", "umap"])
+def test_codes_of_a_story_without_z_are_an_error(x, start):
+    with pytest.raises(SiteError, match=rf"expected a site 'z' in the guide .*'{start}'; got none"):
+        names(svi(GMM(D, K), x), start)
+
+
+def test_a_clustering_of_a_story_without_c_is_an_error(x):
+    with pytest.raises(SiteError, match=r"expected a site 'c' in the model .*'autoencoder'"):
+        names(svi(VAE(D, 1, hidden=(4,)), x), "autoencoder", num_components=None)
+
+
+def test_cluster_finds_groups_that_are_far_apart(x, labels):
+    r = cluster(x, K, embed=False, seed=0)
+    assert r.shape == (N, K)
+    assert_close(r.sum(-1), torch.ones(N))
+    for k in range(K):
+        assert len(set(r[labels == k].argmax(-1).tolist())) == 1
+    assert len(set(r.argmax(-1).tolist())) == K
+    assert_close(cluster(x, K, embed=False, seed=0), r)
+
+
+def test_cluster_may_embed_its_points_first(monkeypatch, x):
+    seen = []
+
+    def embedding(points, seed):
+        seen.append((points.shape, seed))
+        return points[:, :1]
+
+    monkeypatch.setattr(initialise, "neighbour_embedding", embedding)
+    assert cluster(x, K, embed=True, seed=5).shape == (N, K)
+    assert seen == [((N, D), 5)]
+
+
+def test_without_umap_the_error_says_what_to_install(monkeypatch, x):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match=r"umap-learn .*pip install 'pyro-moe\[umap\]'"):
+        neighbour_embedding(x.numpy(), seed=0)
+
+
+def test_a_fit_from_responsibilities_starts_with_their_components(x, responsibilities, labels):
+    story = GMM(D, K)
+    fitted = pyro_moe.fit(
+        story.model,
+        story.guide,
+        x,
+        initialise=responsibilities,
+        initial_epochs=1,
+        epochs=1,
+        learning_rate=0.0,
+        progress=False,
+    )
+    assert [record["phase"] for record in fitted.history] == ["assigned", "training"]
+    assert_close(fitted.story.mixture.responsibilities(x).probs.argmax(-1), labels)
+
+
+def test_parts_without_an_m_step_do_not_matter(x, responsibilities):
+    loc = torch.nn.Linear(K, D, bias=False)
+
+    def model(x):
+        pyro.module("loc", loc)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.OneHotCategorical(torch.ones(K)))
+            pyro.sample("x", dist.Normal(loc(c), 1.0).to_event(1), obs=x)
+
+    elbo, treatment = objective("marginal")
+    run = SVI(model, lambda x: None, (x,), elbo, treatment, 1, 20, 1e-2, 1.0, 0)
+    assert names(run, responsibilities) == ["assigned", "training"]

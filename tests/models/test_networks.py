@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_moe.models import MLP, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+
+pytestmark = pytest.mark.usefixtures("double")
+
+each_shape = pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 8, 12), (1, 28, 28)])
+each_batch = pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+
+
+def size(image_shape):
+    return image_shape[0] * image_shape[1] * image_shape[2]
+
+
+def test_mlp_is_the_formula():
+    network, x = MLP(2, (4, 3), 5), torch.randn(7, 2)
+    first, second, last = (layer for layer in network if isinstance(layer, torch.nn.Linear))
+    h = (x @ first.weight.T + first.bias).clamp(min=0)
+    h = (h @ second.weight.T + second.bias).clamp(min=0)
+    assert_close(network(x), h @ last.weight.T + last.bias)
+    assert (h == 0).any()
+
+
+def test_mlp_without_hidden_layers_is_affine():
+    network, x, y = MLP(2, (), 3), torch.randn(2), torch.randn(2)
+    assert_close(network(0.3 * x + 0.7 * y), 0.3 * network(x) + 0.7 * network(y))
+
+
+@each_batch
+def test_mlp_takes_any_batch(batch):
+    assert MLP(2, (4,), 3)(torch.zeros(*batch, 2)).shape == (*batch, 3)
+
+
+@each_shape
+@each_batch
+def test_convolutional_networks_map_any_batch_of_flattened_images(image_shape, batch):
+    encoder = ConvolutionalEncoder(image_shape, 3, channels=2)
+    decoder = ConvolutionalDecoder(3, image_shape, channels=2)
+    code = encoder(torch.zeros(*batch, size(image_shape)))
+    assert code.shape == (*batch, 3)
+    assert decoder(code).shape == (*batch, size(image_shape))
+
+
+@pytest.mark.parametrize(
+    ("network", "length"),
+    [(ConvolutionalEncoder((1, 8, 8), 3, channels=2), 64), (ConvolutionalDecoder(3, (1, 8, 8)), 3)],
+)
+def test_convolutional_networks_treat_rows_independently(network, length):
+    network, x = network.double(), torch.randn(2, 3, length)
+    rows = torch.stack([network(row) for row in x.reshape(6, length)])
+    assert_close(network(x).reshape(6, -1), rows)
+
+
+def test_convolutional_encoder_reads_pixels_row_by_row():
+    encoder = ConvolutionalEncoder((2, 8, 12), 3, channels=2)
+    image = torch.randn(2, 8, 12)
+    assert_close(encoder(image.flatten()), encoder.layers(image[None])[0])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda shape: ConvolutionalEncoder(shape, 3), lambda shape: ConvolutionalDecoder(3, shape)],
+)
+@pytest.mark.parametrize("image_shape", [(1, 10, 8), (1, 8, 6)])
+def test_an_image_size_not_divisible_by_four_is_an_error(build, image_shape):
+    message = r"height and width divisible by 4; got image_shape=\(1, \d+, \d\)"
+    with pytest.raises(ValueError, match=message):
+        build(image_shape)
+
+
+# Units
+
+
+def test_units_start_as_the_identity():
+    x = torch.randn(5, 3)
+    assert_close(Standardise(3)(x), x)
+
+
+def test_adapted_units_have_zero_mean_and_unit_scale():
+    units, x = Standardise(3), torch.randn(50, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
+    units.adapt(x)
+    assert_close(units(x).mean(0), torch.zeros(3), rtol=0, atol=1e-9)
+    assert_close(units(x).std(0), torch.ones(3))
+
+
+def test_inverse_goes_back_to_the_units_of_the_data():
+    units, x = Standardise(3), 5.0 * torch.randn(50, 3) + 7.0
+    units.adapt(x)
+    assert_close(units.inverse(units(x)), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1000.1])
+def test_a_constant_column_keeps_unit_scale(value, dtype):
+    units = Standardise(1).to(dtype)
+    units.adapt(torch.full((1000, 1), value, dtype=dtype))
+    assert units.scale == 1.0
+
+
+def test_a_single_row_keeps_unit_scale():
+    units = Standardise(2)
+    units.adapt(torch.tensor([[3.0, 4.0]]))
+    assert_close(units.scale, torch.ones(2))
+    assert_close(units.loc, torch.tensor([3.0, 4.0]))
+
+
+def test_units_are_saved_but_not_learned():
+    units = Standardise(2)
+    assert not list(units.parameters())
+    assert set(units.state_dict()) == {"loc", "scale"}

@@ -1,0 +1,227 @@
+"""Every kind of data that users hold becomes tensors, or an error that says what to mend."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from pyro_moe import DataError
+from pyro_moe.rows import Rows, as_tensors
+
+X = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+CLASSES = torch.tensor([0, 2, 1])
+FRAME = pd.DataFrame({"a": [0.0, 2.0, 4.0], "b": [1, 3, 5]})
+
+
+class Squares(Dataset):
+    """Rows (x, y) of a numpy array and a Python number."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        return np.array([row, row + 1.0]), row**2
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(X)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X,
+        X.double(),
+        X.long(),
+        X.clone().requires_grad_(),
+        X.to_sparse(),
+        X.numpy(),
+        X.double().numpy(),
+        X.numpy().astype(">f8"),
+        X.numpy().astype(np.longdouble),
+        X.numpy().astype(np.uint16),
+        X.numpy()[::-1][::-1],
+        X.tolist(),
+        FRAME,
+        FRAME.set_index(pd.Index([7, 8, 9])),
+        FRAME.astype({"b": "Int64"}),
+        FRAME.astype(object),
+        FRAME.map(Decimal),
+        Rows(X),
+        TensorDataset(X),
+        (X,),
+        [X],
+    ],
+    ids=str,
+)
+def test_every_kind_of_x(data: Any) -> None:
+    (x,) = as_tensors(data)
+    assert x.dtype == torch.float32
+    assert not x.requires_grad
+    torch.testing.assert_close(x, X, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X, CLASSES),
+        [X, CLASSES],
+        (X.numpy(), CLASSES.numpy().astype(np.int8)),
+        (X.numpy(), CLASSES.to(torch.uint8)),
+        (FRAME, pd.Series([0, 2, 1])),
+        (FRAME, pd.Series([0, 2, 1], index=[7, 8, 9], dtype="Int64")),
+        (FRAME, pd.Series([0, 2, 1], dtype=object)),
+        (FRAME, pd.Series([0, 2, 1], dtype="category")),
+        (FRAME, [0, 2, 1]),
+        Rows(X, CLASSES),
+        Rows(X, CLASSES, labels=CLASSES, image_shape=(1, 1, 2)),
+        TensorDataset(X, CLASSES),
+    ],
+    ids=str,
+)
+def test_whole_numbers_in_y_stay_whole(data: Any) -> None:
+    x, y = as_tensors(data)
+    torch.testing.assert_close(x, X, rtol=0, atol=0)
+    assert y.dtype == torch.int64
+    assert y.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "y", [[True, False, True], np.array([True, False, True]), pd.Series([1, 0, 1], dtype="boolean")]
+)
+def test_yes_or_no_becomes_one_or_zero(y: Any) -> None:
+    result = as_tensors((X, y))[1]
+    assert result.dtype == torch.int64
+    assert result.tolist() == [1, 0, 1]
+
+
+def test_real_y_takes_the_type_asked_for_and_keeps_its_shape() -> None:
+    for shape in [(3,), (3, 1), (3, 4)]:
+        y = torch.ones(shape, dtype=torch.float16)
+        x, result = as_tensors((X, y), dtype=torch.float64)
+        assert (x.dtype, result.dtype) == (torch.float64, torch.float64)
+        assert result.shape == shape
+
+
+def test_frame_of_numbers_and_yes_or_no() -> None:
+    (x,) = as_tensors(FRAME.assign(c=[True, False, True]))
+    assert x.tolist() == [[0, 1, 1], [2, 3, 0], [4, 5, 1]]
+
+
+def test_dataset_of_pairs_of_other_things_than_tensors() -> None:
+    x, y = as_tensors(Squares())
+    assert x.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert y.tolist() == [0, 1, 4]
+
+
+def test_array_is_copied() -> None:
+    array = X.numpy().copy()
+    (x,) = as_tensors(array)
+    array[:] = -1
+    torch.testing.assert_close(x, X)
+
+
+def test_rows_have_a_length() -> None:
+    assert len(Rows(X)) == 3
+
+
+NAN_X = np.array([[0.0, 1.0], [np.nan, 3.0], [4.0, np.nan]])
+BAD = {
+    "nan": (NAN_X, "expected finite values in x; got nan in row 1 (2 of 3 rows have such values)"),
+    "inf": (
+        torch.tensor([[0.0], [1.0], [-torch.inf]]),
+        "expected finite values in x; got -inf in row 2 (1 of 3 rows have such values)",
+    ),
+    "too large": (
+        np.array([[1.0], [1e300]]),
+        "expected finite values in x; got 1e+300, which torch.float32 cannot hold, in row 1 "
+        "(1 of 2 rows have such values)",
+    ),
+    "nan in y": (
+        (X, [0.0, 1.0, np.nan]),
+        "expected finite values in y; got nan in row 2 (1 of 3 rows have such values)",
+    ),
+    "nan in matrix y": (
+        (X, [[0.0, 1.0], [np.nan, 1.0], [1.0, 1.0]]),
+        "expected finite values in y; got nan in row 1 (1 of 3 rows have such values)",
+    ),
+    "missing in frame": (
+        FRAME.assign(b=pd.array([1, None, 2], dtype="Int64")),
+        "expected finite values in x; got nan in row 1 (1 of 3 rows have such values)",
+    ),
+    "missing in mixed frame": (
+        FRAME.assign(b=[True, None, False]),
+        "expected finite values in x; got nan in row 1 (1 of 3 rows have such values)",
+    ),
+    "one dimension": (np.zeros(3), "expected x of shape (N, D); got shape (3,)"),
+    "three dimensions": (
+        torch.zeros(2, 3, 4),
+        "expected x of shape (N, D); got shape (2, 3, 4)",
+    ),
+    "a number": (3.0, "expected x of shape (N, D); got shape ()"),
+    "none": (None, "expected x of shape (N, D); got shape ()"),
+    "no rows": (FRAME[:0], "expected x of shape (N, D); got shape (0, 2)"),
+    "no columns": (torch.zeros(3, 0), "expected x of shape (N, D); got shape (3, 0)"),
+    "a list of vectors": (list(X), "expected x of shape (N, D); got shape (2,)"),
+    "short y": (
+        (X, torch.zeros(2, 4)),
+        "expected as many rows in y as in x, 3; got shape (2, 4)",
+    ),
+    "a number as y": ((X, 1), "expected as many rows in y as in x, 3; got shape ()"),
+    "short third": (
+        (X, CLASSES, X[:2]),
+        "expected as many rows in column 2 as in x, 3; got shape (2, 2)",
+    ),
+    "empty y": (
+        (X, torch.zeros(3, 0)),
+        "expected y of shape (N,) or (N, M); got shape (3, 0)",
+    ),
+    "text column": (
+        FRAME.assign(c=["1", "Oslo", "Rome"]),
+        "expected numbers in x; got '1' in row 0, column 'c'",
+    ),
+    "text array": ([["a", "b"]], "expected numbers in x; got 'a' in row 0"),
+    "text categories": (
+        pd.DataFrame({"a": pd.Categorical(["u", "v"])}),
+        "expected numbers in x; got 'u' in row 0, column 'a'",
+    ),
+    "dates": (
+        np.array([["2020-01-02"]], dtype="datetime64[D]"),
+        "expected numbers in x; got '2020-01-02' in row 0",
+    ),
+    "text y": ((FRAME, pd.Series(["u", "v", "w"])), "expected numbers in y; got 'u' in row 0"),
+    "complex tensor": (X.to(torch.complex64), "expected real numbers in x; got torch.complex64"),
+    "complex array": (X.numpy() + 1j, "expected numbers in x; got '1j' in row 0"),
+    "durations": (np.zeros((2, 1), "m8[s]"), "expected numbers in x; got '0 seconds' in row 0"),
+    "text": ("digits", "expected numbers in x; got 'digits'"),
+    "ragged": (
+        [[1.0, 2.0], [3.0]],
+        "expected rows of equal length in x; got unequal ones",
+    ),
+    "empty tuple": ((), "expected x or a pair (x, y); got an empty tuple"),
+    "empty list": ([], "expected x of shape (N, D); got shape (0,)"),
+    "endless dataset": (Stream(), "expected a Dataset that has a length; got Stream"),
+    "empty dataset": (TensorDataset(X[:0]), "expected a Dataset with rows; got none"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), BAD.values(), ids=BAD)
+def test_bad_data_is_named(data: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        as_tensors(data)
+    assert str(caught.value) == message
+
+
+def test_dataset_of_rows_of_several_lengths() -> None:
+    class Growing(Squares):
+        def __getitem__(self, row: int) -> torch.Tensor:
+            return torch.zeros(row + 1)
+
+    with pytest.raises(DataError, match=r"^expected a Dataset whose rows can be stacked; got "):
+        as_tensors(Growing())
