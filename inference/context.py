@@ -31,7 +31,8 @@ def reproducible(*seeds: int) -> Iterator[None]:
 
 def stream(*seeds: int) -> int:
     """One seed, a hash of several, that fits what torch, numpy and scikit-learn take."""
-    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint32)[0])
+    # SeedSequence ignores trailing zeros: their number tells (1,) from (1, 0).
+    return int(np.random.SeedSequence((len(seeds), *seeds)).generate_state(1, np.uint32)[0])
 
 
 @contextmanager
@@ -44,5 +45,9 @@ def running(store: dict[str, Any]) -> Iterator[None]:
     Args:
         store: A state of the parameter store, updated in place.
     """
-    with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
-        yield
+    torch_validates = torch.distributions.Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
+            yield
+    finally:  # Pyro restores what it knows of, not what was set through torch
+        torch.distributions.Distribution.set_default_validate_args(torch_validates)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .context import reproducible, running
+from .errors import SiteError
 from .isolation import isolated, learned, modules
 from .objectives import Program, enumerated_traces, row_log_weights
 from .svi import Data
@@ -61,7 +62,11 @@ class EM:
     def log_joint(self) -> torch.Tensor:
         """Log p(x, c=k) of each row, shape (K, N)."""
         with torch.no_grad(), running(self.store), reproducible(self.seed):
-            return row_log_weights(*enumerated_traces(self.model, self.guide, *self.data))
+            traces = enumerated_traces(self.model, self.guide, *self.data)
+        latent = [name for name in traces[0].stochastic_nodes if name != "c"]
+        if latent:
+            raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
+        return row_log_weights(*traces)
 
     def copy(self, *, epochs: int) -> "EM":
         """A run that goes on from here to another number of epochs, and leaves this one alone."""
@@ -95,5 +100,6 @@ def maximise(model: Program, x: torch.Tensor, responsibilities: torch.Tensor) ->
     """
     for outermost in modules(model):
         for part in outermost.modules():
-            if callable(getattr(part, "maximise", None)):
-                part.maximise(x, responsibilities)
+            m_step = getattr(part, "maximise", None)
+            if callable(m_step):
+                m_step(x, responsibilities)

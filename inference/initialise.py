@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from sklearn.mixture import GaussianMixture
 
-from .context import running
+from .context import reproducible, running
 from .em import EM, maximise
 from .errors import SiteError
 from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
@@ -27,7 +27,8 @@ def phases(
 ) -> Iterator[tuple[str, SVI | EM]]:
     """The runs from a start through training, each to be done before the next is asked for.
 
-    1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior.
+    1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior. A
+       story without a latent ``z`` takes x itself for codes.
     2. The codes are clustered, unless responsibilities are given, and each mixture takes the
        moments of its components in closed form.
     3. ``"assigned"``: the whole story learns with the assignments held at the responsibilities.
@@ -41,22 +42,23 @@ def phases(
         num_components: K, for a clustering of the codes.
 
     Raises:
-        SiteError: If there is nothing to cluster or to assign.
+        SiteError: If the model has no assignment ``c``.
     """
-    if not isinstance(start, str) or start in ("autoencoder", "umap"):
-        if num_components is None:
-            raise SiteError(f"expected a site 'c' in the model for initialise={start!r}; got none")
-        latent = latent_means(training)
-        if latent is None and isinstance(start, str):
-            raise SiteError(f"expected a site 'z' in the guide for initialise={start!r}; got none")
-        if latent is not None:
-            yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
-            latent = latent_means(training)
-        points = training.data[0] if latent is None else latent
-        if isinstance(start, str):
-            start = cluster(points, num_components, embed=start == "umap", seed=training.seed)
-        start = start.to(points)
-        maximise(training.model, points, start)
+    if start in ("random", "keep"):
+        yield "training", training
+        return
+    if num_components is None:
+        raise SiteError(f"expected a site 'c' in the model for initialise={start!r}; got none")
+    codes = latent_means(training)
+    if isinstance(training, SVI) and codes is not None:
+        yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
+        codes = latent_means(training)
+    points = training.data[0] if codes is None else codes
+    if isinstance(start, str):
+        start = cluster(points, num_components, embed=start == "umap", seed=training.seed)
+    start = start.to(points)
+    maximise(training.model, points, start)
+    if isinstance(training, SVI):
         yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
     yield "training", training
 
@@ -66,10 +68,10 @@ def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int)
     return replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
 
 
-def latent_means(run: SVI, rows_at_once: int = 4096) -> torch.Tensor | None:
+def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
     """The codes E[z|x], shape (N, L), or None if the guide has no site ``z``."""
     means = []
-    with torch.no_grad(), running(run.store), AtTheMean():
+    with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), AtTheMean():
         for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
             trace = poutine.trace(run.guide).get_trace(*batch)
             if "z" not in trace.nodes:

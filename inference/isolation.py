@@ -5,9 +5,9 @@ Nothing here touches Pyro's parameter store or the caller's modules.
 
 import copy
 import functools
-import inspect
-from collections.abc import Callable, Iterable
-from types import CellType, FunctionType, MethodType
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 Program = Callable[..., Any]
 
 
-def isolated(*programs: Program) -> tuple[Program, ...]:
+def isolated(*programs: Any) -> tuple[Any, ...]:
     """Copies that share no parameter with the originals, but share among each other what these did.
 
     Methods and modules are deep-copied. A plain function is rebuilt around copies of the
@@ -24,7 +24,8 @@ def isolated(*programs: Program) -> tuple[Program, ...]:
     file that it calls. `pyro.param` statements need no copy: they live in a parameter store.
 
     Args:
-        programs: Pyro models and guides: functions, methods or modules.
+        programs: Pyro models and guides: functions, methods or modules; and what else refers to
+            their parameters, such as an optimiser.
 
     Returns:
         The copies, in the order given.
@@ -43,7 +44,7 @@ def isolated(*programs: Program) -> tuple[Program, ...]:
 def modules(*programs: Program) -> list[nn.Module]:
     """The outermost modules that programs are made of, each once: owners, closures, globals."""
     found: dict[int, nn.Module] = {}
-    for part in _parts(programs, set()):
+    for part in _parts(programs, {}):
         found.setdefault(id(part), part)
     nested = {id(child) for part in found.values() for child in list(part.modules())[1:]}
     return [part for part in found.values() if id(part) not in nested]
@@ -57,8 +58,12 @@ def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor
         programs: Models and guides.
     """
     named: dict[str, torch.Tensor] = {}
-    for part in modules(*programs):
-        named |= {name: value for name, value in part.named_parameters() if value.requires_grad}
+    parts = modules(*programs)
+    for index, part in enumerate(parts):
+        prefix = f"{index}." if len(parts) > 1 else ""
+        for name, value in part.named_parameters(prefix=prefix.rstrip(".")):
+            if value.requires_grad:
+                named[name] = value
     known = {id(value) for value in named.values()}
     for name, value in store["params"].items():
         if id(value) not in known and value.requires_grad:
@@ -71,56 +76,77 @@ def owner(program: Program) -> Any:
     return program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
 
 
-def _parts(programs: Iterable[Any], seen: set[int]) -> Iterable[nn.Module]:
-    for program in programs:
-        if id(program) in seen:
+def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
+    """The modules that things are or refer to, in the order in which they are met."""
+    for thing in things:
+        if id(thing) in seen:
             continue
-        seen.add(id(program))
-        if isinstance(program, nn.Module):
-            yield program
-        elif isinstance(program, MethodType):
-            yield from _parts([program.__self__], seen)
-        elif isinstance(program, functools.partial):
-            yield from _parts([program.func, *program.args, *program.keywords.values()], seen)
-        elif isinstance(program, FunctionType):
-            yield from _parts(_references(program).values(), seen)
+        seen[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            yield thing
+        elif isinstance(thing, MethodType):
+            own = thing.__self__
+            yield from _parts([own] if isinstance(own, nn.Module) else vars(own).values(), seen)
+        elif isinstance(thing, functools.partial):
+            yield from _parts([thing.func, *thing.args, *thing.keywords.values()], seen)
+        elif isinstance(thing, dict):
+            yield from _parts(thing.values(), seen)
+        elif isinstance(thing, list | tuple):
+            yield from _parts(thing, seen)
+        elif isinstance(thing, FunctionType):
+            defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+            yield from _parts([*_references(thing).values(), *defaults], seen)
 
 
 def _references(function: FunctionType) -> dict[str, Any]:
-    """Modules, and functions of the same file, that a function names."""
-    variables = inspect.getclosurevars(function)
+    """What a function names that may hold parameters: modules, and functions of its own file."""
+    named = {
+        name: function.__globals__[name]
+        for name in _names(function.__code__)
+        if name in function.__globals__
+    }
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a variable that is not assigned yet
+            named[name] = cell.cell_contents
     return {
         name: value
-        for name, value in {**variables.globals, **variables.nonlocals}.items()
-        if isinstance(value, nn.Module | MethodType)
+        for name, value in named.items()
+        if isinstance(value, nn.Module | MethodType | functools.partial | list | tuple | dict)
         or (isinstance(value, FunctionType) and value.__module__ == function.__module__)
     }
 
 
-def _copy(program: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(program, functools.partial):
-        arguments = copy.deepcopy((program.args, program.keywords), memo)
-        return functools.partial(_copy(program.func, memo), *arguments[0], **arguments[1])
-    if isinstance(program, FunctionType):
-        return memo[id(program)] if id(program) in memo else _rebuild(program, memo)
-    return copy.deepcopy(program, memo)
+def _names(code: CodeType) -> set[str]:
+    """The names in a function's code and in that of the functions inside it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _copy(thing: Any, memo: dict[int, Any]) -> Any:
+    if id(thing) in memo:
+        return memo[id(thing)]
+    if isinstance(thing, functools.partial):
+        arguments = copy.deepcopy((thing.args, thing.keywords), memo)
+        return functools.partial(_copy(thing.func, memo), *arguments[0], **arguments[1])
+    if isinstance(thing, FunctionType):
+        return _rebuild(thing, memo) if any(True for _ in _parts([thing], {})) else thing
+    return copy.deepcopy(thing, memo)
 
 
 def _rebuild(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function around copies of what it refers to."""
     references = _references(function)
-    if not references:
-        return function
     names = function.__code__.co_freevars
     cells = {name: CellType() for name in names if name in references}
     closure = tuple(
         cells.get(name, cell) for name, cell in zip(names, function.__closure__ or (), strict=True)
     )
     scope = dict(function.__globals__)
-    rebuilt = FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, closure
-    )
-    functools.update_wrapper(rebuilt, function).__kwdefaults__ = function.__kwdefaults__
+    rebuilt = FunctionType(function.__code__, scope, function.__name__, None, closure)
     memo[id(function)] = rebuilt  # before descending: functions may call each other
+    functools.update_wrapper(rebuilt, function)
+    rebuilt.__defaults__ = copy.deepcopy(function.__defaults__, memo)
+    rebuilt.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, memo)
     for name, value in references.items():
         if name in cells:
             cells[name].cell_contents = _copy(value, memo)

@@ -36,6 +36,11 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
         ValueError: If the name is none of these.
 
     Note:
+        The relaxed ELBO bounds log p(x) of the relaxed story. It does not tend to the marginal
+        ELBO: at one temperature for both, KL(q(ζ) ‖ p(ζ)) is the divergence of two sets of
+        Gumbel differences whatever τ, exceeds that of the categoricals, and grows without
+        bound as q(c|x) becomes certain. That is why it separates clusters so badly.
+
         L̃ is the expectation of log p(x|z) − KL(q(z|x) ‖ p(z|ζ)) − KL(q(c|x) ‖ p(c)) with a
         relaxed ζ. It is no lower bound on log p(x): its last term belongs to the discrete
         story and its middle one to the relaxed. As τ → 0 it tends to the marginal ELBO. For
@@ -81,9 +86,6 @@ class _DifferentiableELBO(ELBO):
         loss.backward()
         return loss.item()
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return enumerated_traces(model, guide, *args, **kwargs)
-
 
 class MarginalELBO(_DifferentiableELBO):
     r"""The ELBO with the assignment ``c`` summed out exactly.
@@ -99,6 +101,7 @@ class MarginalELBO(_DifferentiableELBO):
 
     Example:
         >>> import pyro
+        >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         c = pyro.sample("c", dist.OneHotCategorical(torch.ones(2)))
@@ -121,6 +124,9 @@ class MarginalELBO(_DifferentiableELBO):
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
         return -torch.stack(particles).mean()
 
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return enumerated_traces(model, guide, *args, **kwargs)
+
 
 class AssignedELBO(_DifferentiableELBO):
     r"""The ELBO with q(c) held at given responsibilities r, while q(c|x) is taught them.
@@ -138,15 +144,18 @@ class AssignedELBO(_DifferentiableELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """The negative objective, summed over rows."""
-        *data, responsibilities = args
+        responsibilities = args[-1]
         particles = []
-        for model_trace, guide_trace in self._get_traces(model, guide, tuple(data), kwargs):
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_weights = row_log_weights(model_trace, guide_trace)
             log_q = log_assignment(guide_trace)
             taught = log_weights if log_q is None else log_weights + log_q
             rows = (responsibilities.T * taught).sum(0)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
         return -torch.stack(particles).mean()
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return enumerated_traces(model, guide, *args[:-1], **kwargs)
 
 
 class Reconstruction(_DifferentiableELBO):
@@ -167,6 +176,9 @@ class Reconstruction(_DifferentiableELBO):
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         observed = [model_trace.nodes[name] for name in model_trace.observation_nodes]
         return -sum((site["log_prob"].sum() for site in observed), torch.tensor(0.0))
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return enumerated_traces(model, guide, *args, **kwargs)
 
 
 class AtTheMean(Messenger):

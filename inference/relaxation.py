@@ -13,12 +13,41 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence, register_kl
 
 
-class CategoricalKL(dist.RelaxedOneHotCategorical):
+class RelaxedOneHot(dist.RelaxedOneHotCategorical):
+    r"""A relaxed one-hot variable that stays finite however cold and however large K.
+
+    .. math:: \zeta = \mathrm{softmax}[(\log \alpha + G) / \tau], \quad G_k \sim \mathrm{Gumbel}
+
+    A cold sample has entries that underflow to zero, where the density of
+    `RelaxedOneHotCategorical` is not finite. Samples of this one remember their logarithm, in
+    which the density is computed (Maddison, Mnih, Teh 2017, appendix C.3).
+    """
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """A sample on the simplex, with its logarithm as the attribute ``log_value``."""
+        log_value = self.base_dist.rsample(sample_shape)
+        value = log_value.exp()
+        value.log_value = log_value
+        return value
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """The log-density of a value on the simplex."""
+        log_value = getattr(value, "log_value", None)
+        if log_value is None:
+            log_value = value.clamp_min(torch.finfo(value.dtype).tiny).log()
+        return self.base_dist.log_prob(log_value) - log_value.sum(-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution for a larger batch."""
+        return super().expand(batch_shape, self._get_checked_instance(type(self), _instance))
+
+
+class CategoricalKL(RelaxedOneHot):
     r"""A relaxed one-hot variable whose KL divergence is that of the categoricals behind it.
 
     .. math:: \mathrm{KL}(q \,\|\, p) := \sum_k q_k (\log q_k - \log p_k)
 
-    It samples and scores exactly as `RelaxedOneHotCategorical`; only
+    It samples and scores exactly as `RelaxedOneHot`; only
     `torch.distributions.kl_divergence` differs (Jang et al. 2017; paper §7).
     """
 
@@ -36,12 +65,10 @@ class Relax(Messenger):
 
     Args:
         temperature: τ > 0, a number or a tensor of no dimensions.
-        family: `RelaxedOneHotCategorical` or `CategoricalKL`.
+        family: `RelaxedOneHot` or `CategoricalKL`.
     """
 
-    def __init__(
-        self, temperature: torch.Tensor | float, family: type = dist.RelaxedOneHotCategorical
-    ) -> None:
+    def __init__(self, temperature: torch.Tensor | float, family: type = RelaxedOneHot) -> None:
         super().__init__()
         self.temperature, self.family = temperature, family
 

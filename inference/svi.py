@@ -2,13 +2,14 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
@@ -20,7 +21,7 @@ Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
 
 
-class NonFinite(Exception):
+class NonFiniteError(Exception):
     """A loss or a gradient was not finite; the message says where."""
 
 
@@ -53,8 +54,8 @@ class SVI:
         elbo, treatment: The objective, see `objectives.objective`.
         epochs: Passes over the data in the whole run.
         batch_size: Rows in a minibatch.
-        learning_rate: Adam's step size at its peak; it rises over the first twentieth of the
-            run and falls to zero along a half cosine. Or a function of the share done.
+        learning_rate: Adam's step size at the start, which falls to zero along a half cosine; or
+            a function of the share done.
         temperature: τ of a relaxed ``c``: a number or a function of the share done.
         seed: Seed of every random draw.
         history: One record an epoch: epoch, elbo (nats per row), temperature, learning_rate,
@@ -80,15 +81,18 @@ class SVI:
         """Run the epochs that are left, yielding each one's record.
 
         Raises:
-            NonFinite: If a loss or gradient is not finite. The parameters are then those of the
+            NonFiniteError: If a loss or gradient is not finite. The parameters are then those of the
                 end of the last epoch, or of the start.
         """
         while len(self.history) < self.epochs:
             before = self.state()
+            moments = self.optimiser and deepcopy(self.optimiser.state_dict())
             try:
                 record = self._epoch(len(self.history))
-            except NonFinite:
+            except NonFiniteError:
                 self.restore(before)
+                if self.optimiser is not None and moments is not None:
+                    self.optimiser.load_state_dict(moments)
                 raise
             self.history.append(record)
             yield record
@@ -125,7 +129,8 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
-        with reproducible(self.seed, epoch), running(self.store):
+        with reproducible(self.seed, epoch), running(self.store), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
             order = torch.randperm(num_rows)
             batches = order.to(self.data[0].device).split(self.batch_size)
             for index, rows in enumerate(batches):
@@ -145,15 +150,19 @@ class SVI:
         num_rows = len(batch[0])
         treat = self.treatment(temperature)
         with MinibatchScale(num_rows / len(self.data[0])):
-            loss = self.elbo.loss_and_grads(treat(self.model), treat(self.guide), *batch)
+            loss = _loss_and_gradients(self.elbo, treat(self.model), treat(self.guide), batch)
         optimiser = self._optimiser()
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            raise ValueError(
+                "expected a model or guide with parameters to learn; got none with a gradient"
+            )
         torch._foreach_div_(gradients, float(num_rows))
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             optimiser.zero_grad()
-            raise NonFinite(f"{self._culprit(batch, temperature)} at {where}")
+            raise NonFiniteError(f"{self._culprit(batch, temperature)} at {where}")
         optimiser.param_groups[0]["lr"] = self._learning_rate(done)
         optimiser.step()
         optimiser.zero_grad()
@@ -162,8 +171,7 @@ class SVI:
     def _learning_rate(self, done: float) -> float:
         if callable(self.learning_rate):
             return self.learning_rate(done)
-        warm_up = min(1.0, (done + 1e-3) / 0.05)
-        return self.learning_rate * warm_up * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def _optimiser(self) -> torch.optim.Adam:
         """Adam over every parameter that the programs have shown so far."""
@@ -177,19 +185,31 @@ class SVI:
         return self.optimiser
 
     def _culprit(self, batch: Data, temperature: float) -> str:
-        """The first site with a value or density that is not finite, or else 'a gradient'."""
+        """The first site with a value or density that is not finite, or else the gradient."""
         treat = self.treatment(temperature)
-        with torch.no_grad():
-            guide_trace = poutine.trace(treat(self.guide)).get_trace(*batch)
-            model = poutine.replay(treat(self.model), trace=guide_trace)
-            model_trace = poutine.trace(model).get_trace(*batch)
-        for trace in (guide_trace, model_trace):
+        try:
+            with torch.no_grad():
+                traces = self.elbo._get_trace(treat(self.model), treat(self.guide), batch, {})
+        except (RuntimeError, ValueError) as error:
+            return f"non-finite parameter of a distribution ({str(error).splitlines()[0]})"
+        for trace in reversed(traces):  # the guide's first
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and torch.is_tensor(site["value"]):
                     density = site["fn"].log_prob(site["value"])
                     if not (site["value"].isfinite().all() and density.isfinite().all()):
                         return f"non-finite value at site {name!r}"
         return "non-finite gradient"
+
+
+def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:
+    """The loss of a minibatch; gradients are added to the parameters' ``grad``."""
+    if not hasattr(elbo, "differentiable_loss"):
+        return elbo.loss_and_grads(model, guide, *batch)
+    # Pyro's loss_and_grads skips the gradient of modules that no pyro.module has registered.
+    loss = elbo.differentiable_loss(model, guide, *batch)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.item()
 
 
 def at(schedule: Schedule, done: float) -> float:

@@ -131,11 +131,14 @@ class GaussianMixture(nn.Module):
     def maximise(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
         r"""Set the parameters to the most likely ones given weighted points: EM's M-step.
 
-        .. math:: \pi_k \propto N_k = \sum_n r_{nk}, \quad \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
-                  \Sigma_k = \frac{1}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top + \epsilon I
+        .. math::
+            \pi_k \propto N_k = \sum_n r_{nk}, \quad
+            \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
+            \Sigma_k = \frac{1}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top + \epsilon
 
-        with ε a millionth of the points' mean variance, against components that shrink onto one
-        point. A component without any weight takes the moments of all points. Uniform π stay.
+        with ε diagonal, a millionth of each column's variance, against components that shrink
+        onto one point. A component without weight takes the moments of all points; uniform π
+        stays.
 
         Args:
             z: Points, shape (N, L).
@@ -152,9 +155,9 @@ class GaussianMixture(nn.Module):
             covariance = torch.einsum("k,kij->ij", counts / counts.sum(), covariance).unsqueeze(0)
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-        ridge = 1e-6 * z.var(0, correction=0).mean() + torch.finfo(z.dtype).tiny
-        eye = torch.eye(self.dim, dtype=z.dtype, device=z.device)
-        scale_tril = torch.linalg.cholesky(covariance + ridge * eye)
+        rounding = torch.finfo(torch.float32).eps ** 2 * (1.0 + z.mean(0) ** 2)
+        ridge = 1e-6 * z.var(0, correction=0) + rounding
+        scale_tril = torch.linalg.cholesky(covariance + ridge.diag_embed())
         scale = scale_tril.diagonal(dim1=-2, dim2=-1)
         with torch.no_grad():
             self.loc.copy_(loc)

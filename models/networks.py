@@ -126,7 +126,7 @@ class Standardise(nn.Module):
         >>> units = Standardise(1)
         >>> units.adapt(torch.tensor([[1.0], [3.0]]))
         >>> units(torch.tensor([[3.0]]))
-        tensor([[0.7071]])
+        tensor([[1.]])
     """
 
     loc: torch.Tensor
@@ -140,8 +140,8 @@ class Standardise(nn.Module):
     def adapt(self, x: torch.Tensor) -> None:
         """Take the units in which the rows x, shape (N, D), have zero mean and unit scale."""
         self.loc.copy_(x.mean(0))
-        scale = x.std(0)
-        self.scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        constant = (x == x[0]).all(0)  # whose computed deviation is rounding error, not zero
+        self.scale.copy_(torch.where(constant, torch.ones_like(x[0]), x.std(0, correction=0)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From the data's units to standard ones."""

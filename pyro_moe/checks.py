@@ -14,7 +14,8 @@ def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> 
     """Run a model and a guide once on data, and see that each observed value is possible.
 
     Args:
-        model, guide: Pyro programs, which may register parameters: copies, then.
+        model: A Pyro model, which may register parameters: a copy, then.
+        guide: Its guide, likewise.
         columns: Tensors of N rows each.
 
     Returns:

@@ -18,7 +18,7 @@ from pyro_moe.inference.errors import DataError, NonFiniteWarning
 from pyro_moe.inference.initialise import STARTS, phases
 from pyro_moe.inference.isolation import isolated, modules, owner
 from pyro_moe.inference.objectives import MarginalELBO, Program, objective
-from pyro_moe.inference.svi import SVI, NonFinite, Schedule
+from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 
 from .checks import check
 from .rows import Data, as_tensors
@@ -93,7 +93,15 @@ class Fit:
 
         Returns:
             Another fit; this one stays as it is.
+
+        Raises:
+            ValueError: If training stopped in an initial phase, before it began in earnest.
         """
+        if self.history and not self.run.history:
+            raise ValueError(
+                "expected a fit that was stopped in phase 'training'; got one stopped in phase "
+                f"{self.history[-1]['phase']!r}"
+            )
         run = self.run.copy(epochs=epochs or self.run.epochs)
         settings = {**self.settings, "epochs": run.epochs}
         resumed = replace(self, run=run, history=list(self.history), settings=settings)
@@ -135,8 +143,8 @@ def fit(
             ``Dataset`` of such rows.
         epochs: Passes over the data; as many as make 4,000 steps if None.
         batch_size: Rows in a minibatch.
-        learning_rate: Peak step size of Adam, reached after a twentieth of the run and brought
-            down to zero along a half cosine; or a function of the share of the run that is done.
+        learning_rate: Step size of Adam, brought down to zero along a half cosine; or a function
+            of the share of the run that is done.
         loss: ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's L̃),
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
@@ -146,8 +154,8 @@ def fit(
             prior at first, then a Gaussian mixture on the codes. ``"umap"``: the same on the
             codes' neighbour embedding. Or responsibilities (N, K) from any clusterer. The
             last three train with the assignments held, before they train freely.
-        initial_epochs: Epochs of the autoencoder, and five times those with the assignments
-            held; as many as ``epochs`` if None.
+        initial_epochs: Epochs of the autoencoder, ``epochs`` if None; with the assignments held
+            there are a fifth as many.
         restarts: Independent starts, of which the one with the best marginal ELBO on held-out
             rows is returned.
         held_out: Share of the rows held out to choose among restarts, if there are several.
@@ -179,12 +187,13 @@ def fit(
     if restarts < 1:
         raise ValueError(f"expected restarts of at least 1; got {restarts}")
     columns = _columns(model, guide, data, device)
-    num_components = check(*isolated(model, guide), columns)
+    copies = isolated(model, guide)
+    num_components = check(copies[0], copies[1], columns)
     start = _start(initialise, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
     batch_size = min(batch_size, len(kept))
     epochs = epochs or max(5, math.ceil(STEPS * batch_size / len(kept)))
-    settings = {
+    settings: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -268,7 +277,7 @@ def _train(
                         callback(fitted)
         except KeyboardInterrupt:
             stopped = "interrupted"
-        except NonFinite as problem:
+        except NonFiniteError as problem:
             stopped = str(problem)
             warnings.warn(
                 f"expected finite losses and gradients; got a {problem}: training stopped, and "
@@ -335,20 +344,21 @@ def _reset(
                 part.apply(_reset_parameters)
     story = owner(model)
     if not keep and callable(getattr(story, "adapt", None)):
-        with reproducible(seed, 1), torch.no_grad():
+        with reproducible(seed, 0, 1), torch.no_grad():
             story.adapt(*data)
 
 
 def _reset_parameters(module: torch.nn.Module) -> None:
-    if callable(getattr(module, "reset_parameters", None)):
-        module.reset_parameters()
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
 
 
 def _marginal_elbo(
     run: SVI | EM, columns: tuple[torch.Tensor, ...], num_particles: int = 8
 ) -> float:
     """The marginal ELBO in nats per row, for comparing starts whatever they were trained on."""
-    with reproducible(run.seed, 2), running(run.store):
+    with reproducible(run.seed, 0, 2), running(run.store):
         batches = zip(*(column.split(4096) for column in columns), strict=True)
         loss = sum(MarginalELBO(num_particles).loss(run.model, run.guide, *b) for b in batches)
     return -loss / len(columns[0])

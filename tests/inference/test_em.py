@@ -104,7 +104,7 @@ def test_em_svi_and_scikit_learn_agree_at_the_optimum(x):
     expected, probs = reference.score(x.numpy()), reference.predict_proba(x.numpy())
     for choices in [
         {"loss": "em", "epochs": 100},
-        {"epochs": 250, "batch_size": N, "learning_rate": 0.1},
+        {"epochs": 120, "batch_size": N, "learning_rate": 0.2},
     ]:
         fitted = pyro_moe.fit(story.model, story.guide, x, progress=False, **choices)
         mixture = fitted.story.mixture

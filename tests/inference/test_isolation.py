@@ -270,10 +270,10 @@ def test_a_fit_of_plain_functions_leaves_their_modules_as_they_were():
 def test_a_fit_leaves_the_callers_randomness_and_parameter_store(initialise):
     pyro.param("mine", torch.tensor(1.0))
     story = DMVAE(1, 1, 2, hidden=(4,))
-    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     quick(story.model, story.guide, initialise=initialise)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpys)
+    assert np.array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
     assert set(pyro.get_param_store()) == {"mine"}
 
 

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
@@ -145,6 +146,17 @@ def test_the_marginal_elbo_of_vade_is_at_least_that_of_any_other_guide_of_c(make
     torch.manual_seed(0)
     assert_close(-MarginalELBO().loss(story.model, story.guide, x), best.item(), **EXACT)
     assert (rest + (other.exp() * (joint - other)).sum(-1)).sum() < best
+
+
+@pytest.mark.parametrize("c_in_guide", [True, False])
+def test_a_scale_on_both_programs_scales_the_marginal_elbo(make, x, loss_and_gradients, c_in_guide):
+    story = make(VaDE)
+    guide = story.guide if c_in_guide else without_c(story)
+    scaled = (poutine.scale(program, scale=0.3) for program in (story.model, guide))
+    loss, gradients = loss_and_gradients(MarginalELBO(), *scaled, story, x)
+    whole = loss_and_gradients(MarginalELBO(), story.model, guide, story, x)
+    expected = (0.3 * whole[0], {name: 0.3 * g for name, g in whole[1].items()})
+    assert_close((loss, gradients), expected, **EXACT)
 
 
 def test_particles_are_averaged(make, x):

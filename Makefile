@@ -1,0 +1,27 @@
+# A fresh machine: `make demo` or `make test` makes .venv and installs into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+SOURCES := $(wildcard pyro_moe/*.py models/*.py inference/*.py)
+
+.PHONY: demo test check
+
+demo: $(VENV)/installed
+	$(BIN)/pyro-moe demo --out demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+	$(BIN)/pytest --doctest-modules --pyargs pyro_moe pyro_moe.models pyro_moe.inference
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd $$(mktemp -d) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p pyro_moe
+
+# Strict editable mode puts models/ and inference/ under the package also for type checkers; it
+# links the files that there are, so that a new file wants a new install.
+$(VENV)/installed: pyproject.toml constraints.txt $(SOURCES)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --editable '.[dev]' --config-settings editable_mode=strict
+	touch $@
