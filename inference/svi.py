@@ -54,8 +54,8 @@ class SVI:
         elbo, treatment: The objective, see `objectives.objective`.
         epochs: Passes over the data in the whole run.
         batch_size: Rows in a minibatch.
-        learning_rate: Adam's step size at the start, which falls to zero along a half cosine; or
-            a function of the share done.
+        learning_rate: Adam's step size at its peak, see `one_cycle`; or a function of the share
+            done.
         temperature: τ of a relaxed ``c``: a number or a function of the share done.
         seed: Seed of every random draw.
         history: One record an epoch: epoch, elbo (nats per row), temperature, learning_rate,
@@ -171,7 +171,7 @@ class SVI:
     def _learning_rate(self, done: float) -> float:
         if callable(self.learning_rate):
             return self.learning_rate(done)
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.learning_rate * one_cycle(done)
 
     def _optimiser(self) -> torch.optim.Adam:
         """Adam over every parameter that the programs have shown so far."""
@@ -210,6 +210,23 @@ def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data)
     if loss.requires_grad:
         loss.backward()
     return loss.item()
+
+
+def one_cycle(done: float, *, peak: float = 0.3, start: float = 0.04) -> float:
+    """A learning rate that rises to one and falls to zero, along half cosines (Smith 2018).
+
+    Args:
+        done: Share of the run that is over.
+        peak: Share of the run at which the rate is one.
+        start: The rate at the start.
+
+    Example:
+        >>> one_cycle(0.0), one_cycle(0.3), one_cycle(1.0)
+        (0.04, 1.0, 0.0)
+    """
+    if done < peak:
+        return start + (1.0 - start) * 0.5 * (1.0 - math.cos(math.pi * done / peak))
+    return 0.5 * (1.0 + math.cos(math.pi * (done - peak) / (1.0 - peak)))
 
 
 def at(schedule: Schedule, done: float) -> float:

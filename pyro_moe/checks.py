@@ -5,7 +5,7 @@ from pyro import poutine
 
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.isolation import owner
+from pyro_moe.inference.isolation import modules
 from pyro_moe.inference.objectives import Program
 from pyro_moe.inference.relaxation import Discretise
 
@@ -26,9 +26,10 @@ def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> 
             components, or if an observed value is outside its distribution's support.
     """
     x = columns[0]
-    expected = getattr(owner(model), "x_dim", x.shape[1])
-    if x.shape[1] != expected:
-        raise DataError(f"expected x with x_dim={expected} columns; got {x.shape[1]}")
+    for story in modules(model, guide):
+        expected = getattr(story, "x_dim", x.shape[1])
+        if x.shape[1] != expected:
+            raise DataError(f"expected x with x_dim={expected} columns; got {x.shape[1]}")
     num_components = None
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
         for first in range(0, len(x), 4096):

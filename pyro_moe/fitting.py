@@ -115,7 +115,7 @@ def fit(
     *,
     epochs: int | None = None,
     batch_size: int = 256,
-    learning_rate: Schedule = 3e-3,
+    learning_rate: Schedule = 5e-3,
     loss: str | ELBO = "marginal",
     temperature: Schedule | None = None,
     initialise: Any = "random",
@@ -143,8 +143,9 @@ def fit(
             ``Dataset`` of such rows.
         epochs: Passes over the data; as many as make 4,000 steps if None.
         batch_size: Rows in a minibatch.
-        learning_rate: Step size of Adam, brought down to zero along a half cosine; or a function
-            of the share of the run that is done.
+        learning_rate: Step size of Adam at its peak, after three tenths of the run, to which it
+            rises and from which it falls to zero; or a function of the share of the run that is
+            done. Large networks want less than the default, such as 1e-3.
         loss: ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's L̃),
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
@@ -336,16 +337,17 @@ def _split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.
 def _reset(
     model: Program, guide: Program, data: tuple[torch.Tensor, ...], seed: int, keep: bool
 ) -> None:
-    """Draw the parameters of a start, and let the story adapt itself to the data's units."""
+    """Draw the parameters of a start, and let stories adapt themselves to the data's units."""
     for part in modules(model, guide):
         part.to(data[0].device)
-        if not keep:
-            with reproducible(seed):
-                part.apply(_reset_parameters)
-    story = owner(model)
-    if not keep and callable(getattr(story, "adapt", None)):
-        with reproducible(seed, 0, 1), torch.no_grad():
-            story.adapt(*data)
+        if keep:
+            continue
+        with reproducible(seed):
+            part.apply(_reset_parameters)
+        adapt = getattr(part, "adapt", None)
+        if callable(adapt):
+            with reproducible(seed, 0, 1), torch.no_grad():
+                adapt(*data)
 
 
 def _reset_parameters(module: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ import pyro_moe
 from pyro_moe.inference import AssignedELBO, MarginalELBO, NonFiniteWarning
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.objectives import objective
-from pyro_moe.inference.svi import SVI, MinibatchScale, NonFiniteError, at
+from pyro_moe.inference.svi import SVI, MinibatchScale, NonFiniteError, at, one_cycle
 from pyro_moe.models import DMVAE, GMM
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -99,7 +99,7 @@ def test_steps_are_those_of_adam_on_the_mean_over_rows(x):
                 loss = elbo.differentiable_loss(by_hand.model, by_hand.guide, x[rows])
                 (loss / len(rows)).backward()
                 done = (epoch + step / 3) / 3
-                adam.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * done))
+                adam.param_groups[0]["lr"] = 1e-2 * one_cycle(done)
                 adam.step()
     assert_close(numbers(run), dict(by_hand.named_parameters()), rtol=1e-8, atol=1e-10)
 
@@ -151,10 +151,10 @@ def test_schedules_are_functions_of_the_share_done(x):
     assert sorted(set(seen)) == pytest.approx(expected)
 
 
-def test_the_default_schedule_falls_to_zero_along_a_half_cosine(x):
+def test_the_learning_rate_is_one_cycle_of_half_cosines_to_zero(x):
     run = svi(make(), x, learning_rate=2.0)
-    rates = [run._learning_rate(done) for done in (0.0, 0.25, 0.5, 1.0)]
-    assert rates == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0])
+    rates = [run._learning_rate(done) for done in (0.0, 0.15, 0.3, 0.65, 1.0)]
+    assert rates == pytest.approx([0.08, 1.04, 2.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("loss", ["relaxed", "categorical-kl"])

@@ -1,0 +1,56 @@
+"""Spiral: test accuracy from scratch, starts chosen by the ELBO on held-out training rows.
+
+    python benchmarks/spiral.py dmvae --seeds 0 1 2 3 4 5 6 7 8 9
+"""
+
+import argparse
+import time
+
+import record
+import torch
+
+import pyro_moe
+from pyro_moe import datasets, evaluation, models
+
+STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
+
+
+def main() -> None:
+    """Run one story for the seeds asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("story", choices=STORIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--restarts", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--covariance", default="full")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        train, test = datasets.spiral(seed=seed)
+        story = STORIES[options.story](
+            x_dim=2, z_dim=2, num_components=5, covariance=options.covariance
+        )
+        started = time.perf_counter()
+        fit = pyro_moe.fit(
+            story.model,
+            story.guide,
+            train.x,
+            epochs=options.epochs,
+            restarts=options.restarts,
+            seed=seed,
+            progress=False,
+        )
+        measured = {
+            "seconds": time.perf_counter() - started,
+            "held_out_elbo": fit.held_out_elbo,
+            **evaluation.clustering_scores(evaluation.gate(fit, test.x), test.labels),
+            "test_elbo": evaluation.elbo(fit, test.x).mean().item(),
+            "history": fit.history,
+        }
+        print(seed, {k: v for k, v in measured.items() if k != "history"}, flush=True)
+        start = f"{options.restarts} starts"
+        record.write(f"spiral-{options.story}-{start}-{options.covariance}-{seed}", measured)
+
+
+if __name__ == "__main__":
+    main()
