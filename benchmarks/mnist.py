@@ -31,7 +31,7 @@ def responsibilities(cache: Path, data_dir: str | None, epochs: int, seed: int) 
     path = cache / f"mnist-responsibilities-{epochs}-{seed}.npy"
     if not path.exists():
         started = time.perf_counter()
-        train, test = datasets.mnist(data_dir)
+        train, _ = datasets.mnist(data_dir)
         story = models.VAE(784, 10, likelihood="continuous-bernoulli", hidden=HIDDEN)
         fit = pyro_moe.fit(
             story.model,
@@ -65,9 +65,9 @@ def main() -> None:
     parser.add_argument("story", choices=[*STORIES, "none"])
     parser.add_argument("start", choices=["embedding", "autoencoder", "random"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--initial-epochs", type=int, default=10)
-    parser.add_argument("--embedding-epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--initial-epochs", type=int, default=6)
+    parser.add_argument("--embedding-epochs", type=int, default=15)
     parser.add_argument("--covariance", default="full")
     parser.add_argument("--data-dir")
     parser.add_argument("--cache", type=Path, default=Path("runs"))

@@ -1,6 +1,6 @@
 """Spiral: test accuracy from scratch, starts chosen by the ELBO on held-out training rows.
 
-    python benchmarks/spiral.py dmvae --seeds 0 1 2 3 4 5 6 7 8 9
+python benchmarks/spiral.py dmvae --seeds 0 1 2 3 4 5 6 7 8 9
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("story", choices=STORIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--restarts", type=int, default=4)
+    parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--covariance", default="full")
     options = parser.parse_args()

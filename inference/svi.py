@@ -81,8 +81,8 @@ class SVI:
         """Run the epochs that are left, yielding each one's record.
 
         Raises:
-            NonFiniteError: If a loss or gradient is not finite. The parameters are then those of the
-                end of the last epoch, or of the start.
+            NonFiniteError: If a loss or gradient is not finite. The parameters are then those of
+                the end of the last epoch, or of the start.
         """
         while len(self.history) < self.epochs:
             before = self.state()

@@ -5,7 +5,6 @@ computes parameters, and a family that they are parameters of.
 """
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -101,47 +100,15 @@ class BernoulliLikelihood(nn.Module):
         return dist.Bernoulli(logits=self.network(z)).to_event(1)
 
 
-class ContinuousBernoulli(dist.ContinuousBernoulli):
-    r"""The continuous Bernoulli, normalised for any logits.
-
-    .. math:: \log p(x) = x \ell - \log(1 + e^\ell) + \log \frac{\ell}{\tanh(\ell / 2)}
-
-    Torch's clamps the probability to its floating-point resolution, which leaves the density
-    unnormalised beyond logits of ±16 in single precision.
-
-    Example:
-        >>> p = ContinuousBernoulli(logits=torch.tensor(40.0))
-        >>> round(p.log_prob(torch.tensor(1.0)).item(), 4)
-        3.6889
-    """
-
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The log-density of values in [0, 1]."""
-        logits = self.logits
-        near_zero = logits.abs() < 1e-2
-        safe = torch.where(near_zero, torch.ones_like(logits), logits)
-        log_constant = torch.where(
-            near_zero,
-            math.log(2.0) + logits**2 / 12.0,
-            (safe / torch.tanh(safe / 2.0)).log(),
-        )
-        return value * logits - nn.functional.softplus(logits) + log_constant
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same distribution for a larger batch."""
-        return super().expand(
-            batch_shape, self._get_checked_instance(ContinuousBernoulli, _instance)
-        )
-
-
 class ContinuousBernoulliLikelihood(nn.Module):
     r"""Independent features in [0, 1], such as grey pixels.
 
     .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d},
-              \quad \mathrm{logit}\, \lambda = f(z)
+              \quad \mathrm{logit}\, \lambda = b \tanh(f(z) / b), \quad b = 15
 
     The normalised form of the Bernoulli score that is often used on grey pixels
-    (Loaiza-Ganem and Cunningham, 2019).
+    (Loaiza-Ganem and Cunningham, 2019). Many pixels are exactly 0 or 1, where the density grows
+    with the logits and without bound: hence b, without which training chases these pixels only.
 
     Args:
         network: Maps z ``(..., L)`` to logits ``(..., D)``.
@@ -151,13 +118,16 @@ class ContinuousBernoulliLikelihood(nn.Module):
         torch.Size([3])
     """
 
+    bound = 15.0
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, z: torch.Tensor) -> dist.Distribution:
         """The distribution of x given z, event shape ``(D,)``."""
-        return ContinuousBernoulli(logits=self.network(z)).to_event(1)
+        logits = self.bound * torch.tanh(self.network(z) / self.bound)
+        return dist.ContinuousBernoulli(logits=logits).to_event(1)
 
 
 class CategoricalConditional(nn.Module):

@@ -102,7 +102,7 @@ class Fit:
                 "expected a fit that was stopped in phase 'training'; got one stopped in phase "
                 f"{self.history[-1]['phase']!r}"
             )
-        run = self.run.copy(epochs=epochs or self.run.epochs)
+        run = self.run.copy(epochs=self.run.epochs if epochs is None else epochs)
         settings = {**self.settings, "epochs": run.epochs}
         resumed = replace(self, run=run, history=list(self.history), settings=settings)
         return _train(resumed, [("training", run)], _bar(progress), None)
@@ -141,7 +141,8 @@ def fit(
         guide: The variational posterior, called likewise.
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
             ``Dataset`` of such rows.
-        epochs: Passes over the data; as many as make 4,000 steps if None.
+        epochs: Passes over the data; as many as make 4,000 steps if None. None at all, 0, with
+            ``initialise="keep"`` gives a fit of a story that was trained before.
         batch_size: Rows in a minibatch.
         learning_rate: Step size of Adam at its peak, after three tenths of the run, to which it
             rises and from which it falls to zero; or a function of the share of the run that is
@@ -185,15 +186,15 @@ def fit(
         >>> len(fitted.history)
         2
     """
-    if restarts < 1:
-        raise ValueError(f"expected restarts of at least 1; got {restarts}")
+    _check_arguments(epochs, batch_size, initial_epochs, restarts, held_out)
     columns = _columns(model, guide, data, device)
     copies = isolated(model, guide)
     num_components = check(copies[0], copies[1], columns)
     start = _start(initialise, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
     batch_size = min(batch_size, len(kept))
-    epochs = epochs or max(5, math.ceil(STEPS * batch_size / len(kept)))
+    if epochs is None:
+        epochs = max(5, math.ceil(STEPS * batch_size / len(kept)))
     settings: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -201,7 +202,7 @@ def fit(
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
         "temperature": geometric(1.0, 0.1) if temperature is None else temperature,
         "initialise": initialise if isinstance(initialise, str) else "responsibilities",
-        "initial_epochs": initial_epochs or epochs,
+        "initial_epochs": epochs if initial_epochs is None else initial_epochs,
         "restarts": restarts,
         "seed": seed,
     }
@@ -232,6 +233,23 @@ def geometric(start: float, end: float) -> Callable[[float], float]:
         0.1
     """
     return lambda done: start * (end / start) ** done
+
+
+def _check_arguments(
+    epochs: int | None, batch_size: int, initial_epochs: int | None, restarts: int, held_out: float
+) -> None:
+    least = {"epochs": 0, "batch_size": 1, "initial_epochs": 0, "restarts": 1}
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "initial_epochs": initial_epochs,
+        "restarts": restarts,
+    }
+    for name, value in given.items():
+        if value is not None and value < least[name]:
+            raise ValueError(f"expected {name} of at least {least[name]}; got {value}")
+    if not 0 < held_out < 1:
+        raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
 
 
 def _run(

@@ -1,0 +1,81 @@
+"""Digits: accuracy on the held-out fifth of scikit-learn's 1,797 digits, and on the rest.
+
+    python benchmarks/digits.py dmvae umap --seeds 0 1 2 3 4
+
+``kmeans`` and ``mixture`` are scikit-learn's, on the same rows.
+"""
+
+import argparse
+import time
+
+import record
+import torch
+from sklearn.cluster import KMeans
+from sklearn.mixture import GaussianMixture
+
+import pyro_moe
+from pyro_moe import Rows, datasets, evaluation, models
+
+STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
+BASELINES = {
+    "kmeans": lambda seed: KMeans(10, n_init=10, random_state=seed),
+    "mixture": lambda seed: GaussianMixture(10, n_init=10, reg_covar=1e-3, random_state=seed),
+}
+
+
+def main() -> None:
+    """Run one story from one start for the seeds asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("story", choices=[*STORIES, *BASELINES])
+    parser.add_argument("start", choices=["umap", "autoencoder", "random"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--restarts", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        train, test = datasets.digits(seed=seed)
+        started = time.perf_counter()
+        if options.story in BASELINES:
+            measured = baseline(options.story, seed, train, test)
+        else:
+            measured = story(options, seed, train, test)
+        measured["seconds"] = time.perf_counter() - started
+        print(options.story, options.start, seed, measured, flush=True)
+        record.write(f"digits-{options.story}-{options.start}-{seed}", measured)
+
+
+def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
+    """Scores of a clusterer of scikit-learn."""
+    clusterer = BASELINES[name](seed).fit(train.x.numpy())
+    clusters, others = clusterer.predict(test.x.numpy()), clusterer.predict(train.x.numpy())
+    return {
+        **evaluation.clustering_scores(clusters, test.labels),
+        "training_rows": evaluation.clustering_scores(others, train.labels),
+    }
+
+
+def story(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> dict:
+    """Scores of a story."""
+    chosen = STORIES[options.story](x_dim=64, z_dim=10, num_components=10)
+    fit = pyro_moe.fit(
+        chosen.model,
+        chosen.guide,
+        train.x,
+        epochs=options.epochs,
+        initialise=options.start,
+        restarts=options.restarts,
+        learning_rate=2e-3,
+        seed=seed,
+        progress=False,
+    )
+    others = evaluation.gate(fit, train.x)
+    return {
+        **evaluation.clustering_scores(evaluation.gate(fit, test.x), test.labels),
+        "training_rows": evaluation.clustering_scores(others, train.labels),
+        "test_elbo": evaluation.elbo(fit, test.x).mean().item(),
+    }
+
+
+if __name__ == "__main__":
+    main()
