@@ -57,7 +57,7 @@ def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
 
 def story(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> dict:
     """Scores of a story."""
-    chosen = STORIES[options.story](x_dim=64, z_dim=10, num_components=10)
+    chosen = STORIES[options.story](x_dim=64, z_dim=10, num_components=10, common_scale=True)
     fit = pyro_moe.fit(
         chosen.model,
         chosen.guide,

@@ -6,6 +6,7 @@ the prior its moments, the gate its labels, the experts their rows.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,13 @@ def phases(
     Raises:
         SiteError: If the model has no assignment ``c``.
     """
-    if start in ("random", "keep"):
+    if isinstance(start, str) and start in ("random", "keep"):
         yield "training", training
         return
     if num_components is None:
         raise SiteError(f"expected a site 'c' in the model for initialise={start!r}; got none")
+    if isinstance(start, str) and start == "umap":
+        _expect_umap()  # before the minutes of an autoencoder
     codes = latent_means(training)
     if isinstance(training, SVI) and codes is not None:
         yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
@@ -109,13 +112,9 @@ def neighbour_embedding(points: np.ndarray, *, seed: int) -> np.ndarray:
     Raises:
         ImportError: If umap-learn is not installed.
     """
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise ImportError(
-            "expected the package umap-learn for initialise='umap'; "
-            "got none: pip install 'pyro-moe[umap]'"
-        ) from error
+    _expect_umap()
+    from umap import UMAP
+
     reducer = UMAP(
         n_components=min(10, len(points) - 2),
         n_neighbors=min(20, len(points) - 1),
@@ -124,3 +123,11 @@ def neighbour_embedding(points: np.ndarray, *, seed: int) -> np.ndarray:
         n_jobs=1,
     )
     return reducer.fit_transform(points)
+
+
+def _expect_umap() -> None:
+    if find_spec("umap") is None:
+        raise ImportError(
+            "expected the package umap-learn for initialise='umap'; "
+            "got none: pip install 'pyro-moe[umap]'"
+        )

@@ -22,7 +22,15 @@ Schedule = float | Callable[[float], float]
 
 
 class NonFiniteError(Exception):
-    """A loss or a gradient was not finite; the message says where."""
+    """A loss or a gradient was not finite; the message says where.
+
+    Attributes:
+        first_step: Whether it was the first step of an epoch.
+    """
+
+    def __init__(self, message: str, *, first_step: bool) -> None:
+        super().__init__(message)
+        self.first_step = first_step
 
 
 class MinibatchScale(Messenger):
@@ -82,20 +90,29 @@ class SVI:
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite. The parameters are then those of
-                the end of the last epoch, or of the start.
+                the last end of an epoch, or the start, from which a step was finite.
         """
+        proven = latest = self._checkpoint()
         while len(self.history) < self.epochs:
-            before = self.state()
-            moments = self.optimiser and deepcopy(self.optimiser.state_dict())
             try:
                 record = self._epoch(len(self.history))
-            except NonFiniteError:
-                self.restore(before)
-                if self.optimiser is not None and moments is not None:
-                    self.optimiser.load_state_dict(moments)
+            except NonFiniteError as error:
+                # A state is proven good only by the first step from it.
+                self._go_back(proven if error.first_step else latest)
                 raise
             self.history.append(record)
+            proven, latest = latest, self._checkpoint()
             yield record
+
+    def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        moments = None if self.optimiser is None else deepcopy(self.optimiser.state_dict())
+        return self.state(), moments
+
+    def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
+        state, moments = checkpoint
+        self.restore(state)
+        if self.optimiser is not None and moments is not None:
+            self.optimiser.load_state_dict(moments)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of the parameters by name."""
@@ -136,7 +153,11 @@ class SVI:
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[rows] for column in self.data)
-                total += self._step(batch, done, f"epoch {epoch + 1}, step {index + 1}")
+                try:
+                    total += self._step(batch, done)
+                except FloatingPointError as error:
+                    message = f"{error} at epoch {epoch + 1}, step {index + 1}"
+                    raise NonFiniteError(message, first_step=index == 0) from error
         return {
             "epoch": epoch + 1,
             "elbo": -total / num_rows,
@@ -145,7 +166,7 @@ class SVI:
             "seconds": time.perf_counter() - started,
         }
 
-    def _step(self, batch: Data, done: float, where: str) -> float:
+    def _step(self, batch: Data, done: float) -> float:
         temperature = at(self.temperature, done)
         num_rows = len(batch[0])
         treat = self.treatment(temperature)
@@ -162,7 +183,7 @@ class SVI:
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             optimiser.zero_grad()
-            raise NonFiniteError(f"{self._culprit(batch, temperature)} at {where}")
+            raise FloatingPointError(self._culprit(batch, temperature))
         optimiser.param_groups[0]["lr"] = self._learning_rate(done)
         optimiser.step()
         optimiser.zero_grad()

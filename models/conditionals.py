@@ -36,15 +36,18 @@ class NormalConditional(nn.Module):
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The distribution given a context, event shape ``(L,)``."""
         loc, log_scale = self.network(context).chunk(2, dim=-1)
-        return dist.Normal(loc, self.initial_scale * log_scale.exp()).to_event(1)
+        # Far from the data a network's outputs are far from any use: exp must not overflow.
+        scale = self.initial_scale * log_scale.clamp(-10.0, 10.0).exp()
+        return dist.Normal(loc, scale).to_event(1)
 
 
 class NormalLikelihood(nn.Module):
-    r"""A normal around a network's output, with one learned scale for each dimension.
+    r"""A normal around a network's output, with learned scales.
 
     .. math:: p(x \mid z) = N(x \mid m + s f(z), \mathrm{diag}\, (s \sigma)^2)
 
-    with the data's units m, s. The paper (§3) lets the variance depend on z as well, which is
+    with the data's units m, s; σ is one number for each dimension, or one for all where s is. The
+    paper (§3) lets the variance depend on z as well, which is
     `NormalConditional`; its likelihood is unbounded wherever the decoder fits a row exactly,
     so that one scale for all rows is what the stories use.
 

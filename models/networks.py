@@ -121,6 +121,8 @@ class Standardise(nn.Module):
 
     Args:
         dim: Columns of x.
+        common: Whether all columns are in one unit, as pixels are: s is then one number, the
+            root mean square of the columns' deviations.
 
     Example:
         >>> units = Standardise(1)
@@ -132,16 +134,19 @@ class Standardise(nn.Module):
     loc: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, common: bool = False) -> None:
         super().__init__()
         self.register_buffer("loc", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("scale", torch.ones(1 if common else dim))
 
     def adapt(self, x: torch.Tensor) -> None:
         """Take the units in which the rows x, shape (N, D), have zero mean and unit scale."""
         self.loc.copy_(x.mean(0))
         constant = (x == x[0]).all(0)  # whose computed deviation is rounding error, not zero
-        self.scale.copy_(torch.where(constant, torch.ones_like(x[0]), x.std(0, correction=0)))
+        variance = torch.where(constant, torch.zeros_like(x[0]), x.var(0, correction=0))
+        if len(self.scale) == 1:
+            variance = variance.mean(0, keepdim=True)
+        self.scale.copy_(torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From the data's units to standard ones."""

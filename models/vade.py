@@ -31,6 +31,8 @@ class VaDE(nn.Module):
             ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"learned"`` (as in the paper) or ``"uniform"``.
+        common_scale: Whether the columns of x share one unit and, under a normal likelihood,
+            one learned scale, as the pixels of an image do.
         hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
         encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
         decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
@@ -53,6 +55,7 @@ class VaDE(nn.Module):
         likelihood: str = "normal",
         covariance: str = "full",
         weights: str = "learned",
+        common_scale: bool = False,
         hidden: Sequence[int] = (128, 128),
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
@@ -60,7 +63,7 @@ class VaDE(nn.Module):
         super().__init__()
         self.x_dim, self.z_dim, self.num_components = x_dim, z_dim, num_components
         self.likelihood = likelihood
-        self.units = Standardise(x_dim)
+        self.units = Standardise(x_dim, common=common_scale)
         self.prior = GaussianMixture(z_dim, num_components, covariance=covariance, weights=weights)
         self.decoder = likelihood_of(
             likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units

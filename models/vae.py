@@ -22,6 +22,8 @@ class VAE(nn.Module):
         z_dim: L, length of z.
         likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
             ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
+        common_scale: Whether the columns of x share one unit and, under a normal likelihood,
+            one learned scale, as the pixels of an image do.
         hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
         encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
         decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
@@ -40,6 +42,7 @@ class VAE(nn.Module):
         z_dim: int,
         *,
         likelihood: str = "normal",
+        common_scale: bool = False,
         hidden: Sequence[int] = (128, 128),
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
@@ -47,7 +50,7 @@ class VAE(nn.Module):
         super().__init__()
         self.x_dim, self.z_dim = x_dim, z_dim
         self.likelihood = likelihood
-        self.units = Standardise(x_dim)
+        self.units = Standardise(x_dim, common=common_scale)
         self.decoder = likelihood_of(
             likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
         )

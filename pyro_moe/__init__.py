@@ -9,7 +9,7 @@ __path__ = extend_path(__path__, __name__)
 from pyro_moe import models
 from pyro_moe.inference.errors import DataError, NonFiniteWarning, SiteError
 
-from . import datasets, evaluation
+from . import datasets, evaluation, plots, runs
 from .fitting import Fit, fit
 from .rows import Rows
 
@@ -23,4 +23,6 @@ __all__ = [
     "evaluation",
     "fit",
     "models",
+    "plots",
+    "runs",
 ]

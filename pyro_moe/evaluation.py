@@ -14,7 +14,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
@@ -125,11 +126,9 @@ class SobolSamples(Messenger):
     def _values(self, distribution: Any) -> torch.Tensor:
         if len(distribution.batch_shape) > 1:  # depends on a site that has S values already
             return distribution.rsample()
-        base = getattr(distribution, "base_dist", distribution)
-        if (
-            not isinstance(base, torch.distributions.Normal)
-            or distribution.event_shape.numel() == 0
-        ):
+        independent = isinstance(distribution, torch.distributions.Independent)
+        base = distribution.base_dist if independent else distribution
+        if not isinstance(base, torch.distributions.Normal):
             return distribution.rsample((self.num_samples,))
         size = distribution.event_shape.numel()
         noise = standard_normal_points(self.num_samples, size).to(base.loc)
@@ -331,7 +330,7 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     if truth.shape != clusters.shape:
         raise DataError(f"expected {len(clusters)} labels; got shape {tuple(truth.shape)}")
     predicted, actual = clusters.cpu().numpy(), truth.cpu().numpy()
-    counts = confusion_matrix(actual, predicted)
+    counts = contingency_matrix(actual, predicted)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return {
         "accuracy": float(counts[rows, columns].sum() / counts.sum()),

@@ -73,11 +73,16 @@ class Fit:
     def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
         """Data of the kind that was fitted, as checked tensors on the fit's device.
 
+        Targets beside x are left out if the fit was of x alone.
+
         Raises:
-            DataError: If the data is bad, or x is not as wide as the x that was fitted.
+            DataError: If the data is bad or lacks targets that were fitted, or x is not as wide
+                as the x that was fitted.
         """
         like = self.run.data[0]
-        columns = as_tensors(data, dtype=like.dtype)
+        columns = as_tensors(data, dtype=like.dtype)[: len(self.run.data)]
+        if len(columns) < len(self.run.data):
+            raise DataError("expected data (x, y), as fitted; got x alone")
         if columns[0].shape[1] != self.x_dim:
             raise DataError(
                 f"expected x with {self.x_dim} columns, as fitted; got {columns[0].shape[1]}"
