@@ -49,7 +49,8 @@ def phases(
         yield "training", training
         return
     if num_components is None:
-        raise SiteError(f"expected a site 'c' in the model for initialise={start!r}; got none")
+        name = start if isinstance(start, str) else "responsibilities"
+        raise SiteError(f"expected a site 'c' in the model for initialise={name!r}; got none")
     if isinstance(start, str) and start == "umap":
         _expect_umap()  # before the minutes of an autoencoder
     codes = latent_means(training)

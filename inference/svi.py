@@ -88,6 +88,9 @@ class SVI:
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the epochs that are left, yielding each one's record.
 
+        An interruption goes back to the end of the last epoch, whence the run can go on as if
+        there had been none.
+
         Raises:
             NonFiniteError: If a loss or gradient is not finite. The parameters are then those of
                 the last end of an epoch, or the start, from which a step was finite.
@@ -100,6 +103,9 @@ class SVI:
                 # A state is proven good only by the first step from it.
                 self._go_back(proven if error.first_step else latest)
                 raise
+            except KeyboardInterrupt:
+                self._go_back(latest)
+                raise
             self.history.append(record)
             proven, latest = latest, self._checkpoint()
             yield record
@@ -111,7 +117,9 @@ class SVI:
     def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
         state, moments = checkpoint
         self.restore(state)
-        if self.optimiser is not None and moments is not None:
+        if moments is None:
+            self.optimiser = None
+        elif self.optimiser is not None:
             self.optimiser.load_state_dict(moments)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -176,9 +184,7 @@ class SVI:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
-            raise ValueError(
-                "expected a model or guide with parameters to learn; got none with a gradient"
-            )
+            raise ValueError("expected parameters that the loss depends on; got none")
         torch._foreach_div_(gradients, float(num_rows))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
@@ -198,6 +204,8 @@ class SVI:
         """Adam over every parameter that the programs have shown so far."""
         self.store.update(pyro.get_param_store().get_state())
         parameters = list(self.parameters().values())
+        if not parameters:
+            raise ValueError("expected a model or guide with parameters to learn; got none")
         if self.optimiser is None:
             self.optimiser = torch.optim.Adam(parameters, lr=1.0, fused=True)
         (group,) = self.optimiser.param_groups

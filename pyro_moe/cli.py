@@ -244,6 +244,7 @@ def _scores(fitted: Fit, test: Rows) -> dict[str, float]:
 
 def _demo(options: argparse.Namespace) -> None:
     """Run the commands of `DEMO`, and print their accuracies beside those of baselines."""
+    torch.set_num_threads(1)  # small networks: threads cost more than they give
     table = []
     for line in DEMO:
         words = line.split()

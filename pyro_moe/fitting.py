@@ -109,7 +109,9 @@ class Fit:
             )
         run = self.run.copy(epochs=self.run.epochs if epochs is None else epochs)
         settings = {**self.settings, "epochs": run.epochs}
-        resumed = replace(self, run=run, history=list(self.history), settings=settings)
+        resumed = replace(
+            self, run=run, history=list(self.history), settings=settings, held_out_elbo=None
+        )
         return _train(resumed, [("training", run)], _bar(progress), None)
 
 
@@ -173,8 +175,8 @@ def fit(
             ``KeyboardInterrupt`` to stop early.
 
     Returns:
-        The fit. After Ctrl-C it holds what was learned until then, and after a non-finite loss
-        or gradient the state at the end of the last good epoch; ``stopped`` says which.
+        The fit. After Ctrl-C it holds the epochs that were completed, and after a non-finite
+        loss or gradient the last state that was good; ``stopped`` says which.
 
     Raises:
         DataError: If the data cannot be fitted: its shape, a value, too few rows.
@@ -197,6 +199,11 @@ def fit(
     num_components = check(copies[0], copies[1], columns)
     start = _start(initialise, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
+    if num_components is not None and len(kept) < num_components:
+        raise DataError(
+            f"expected at least as many rows as components, {num_components}; "
+            f"got {len(kept)}, with {len(held)} held out"
+        )
     batch_size = min(batch_size, len(kept))
     if epochs is None:
         epochs = max(5, math.ceil(STEPS * batch_size / len(kept)))
@@ -225,9 +232,12 @@ def fit(
         fits.append(fitted)
         if fitted.stopped == "interrupted":
             break
-    return max(
-        fits, key=lambda each: -math.inf if each.held_out_elbo is None else each.held_out_elbo
-    )
+    return max(fits, key=_score)
+
+
+def _score(fitted: Fit) -> float:
+    elbo = fitted.held_out_elbo
+    return elbo if elbo is not None and math.isfinite(elbo) else -math.inf
 
 
 def geometric(start: float, end: float) -> Callable[[float], float]:
@@ -305,7 +315,7 @@ def _train(
             stopped = str(problem)
             warnings.warn(
                 f"expected finite losses and gradients; got a {problem}: training stopped, and "
-                "the parameters are those of the end of the epoch before",
+                "the parameters are the last that were good",
                 NonFiniteWarning,
                 stacklevel=3,
             )
@@ -334,6 +344,8 @@ def _start(initialise: Any, num_rows: int, num_components: int | None) -> str | 
             )
         return initialise
     responsibilities = torch.as_tensor(np.asarray(initialise), dtype=torch.float64)
+    if num_components is None:
+        return responsibilities  # for `phases` to refuse
     if responsibilities.shape != (num_rows, num_components):
         raise DataError(
             f"expected responsibilities of shape ({num_rows}, {num_components}); "

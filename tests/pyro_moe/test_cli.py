@@ -101,6 +101,7 @@ def test_digits_are_scored_and_drawn(tmp_path, capsys):
         "x_dim": 64,
         "num_components": 10,
         "z_dim": 10,
+        "common_scale": True,
     }
     output = capsys.readouterr().out
     assert re.search(rf"clustering accuracy +{scores['accuracy']:.4g}\n", output)

@@ -1,0 +1,136 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_moe import DataError
+from pyro_moe.checks import check
+from pyro_moe.models import DMVAE, GMM, VAE, VaDE
+
+D, K = 3, 4
+
+STORIES = {
+    "gmm": (lambda: GMM(D, K), K),
+    "vae": (lambda: VAE(D, 2, hidden=(4,)), None),
+    "vade": (lambda: VaDE(D, 2, K, hidden=(4,)), K),
+    "dmvae": (lambda: DMVAE(D, 2, K, hidden=(4,)), K),
+}
+
+
+def observing(site, distribution, column=0):
+    """A model that observes one column of the data at one site."""
+
+    def model(*columns):
+        with pyro.plate("data", len(columns[0])):
+            pyro.sample(site, distribution, obs=columns[column])
+
+    return model
+
+
+def nothing(*columns):
+    pass
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_the_number_of_components_is_read_off_the_model(name):
+    make, expected = STORIES[name]
+    story = make()
+    assert check(story.model, story.guide, (torch.randn(9, D),)) == expected
+
+
+@pytest.mark.parametrize("relaxed", [True, False])
+def test_the_assignment_may_be_written_relaxed_or_discrete(relaxed):
+    def model(x):
+        logits = torch.zeros(K)
+        c = dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=logits)
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", c if relaxed else dist.OneHotCategorical(logits=logits))
+            pyro.sample("x", dist.Normal(torch.zeros(D), 1.0).to_event(1), obs=x)
+
+    assert check(model, nothing, (torch.randn(9, D),)) == K
+
+
+def test_as_many_rows_as_components_are_enough():
+    story = GMM(D, K)
+    assert check(story.model, story.guide, (torch.randn(K, D),)) == K
+    with pytest.raises(DataError, match="at least as many rows as components, 4; got 3"):
+        check(story.model, story.guide, (torch.randn(K - 1, D),))
+
+
+def test_the_width_that_a_story_names_is_expected():
+    story = VAE(D, 2)
+    with pytest.raises(DataError, match="expected x with x_dim=3 columns; got 2"):
+        check(story.model, story.guide, (torch.randn(9, 2),))
+
+
+def test_the_width_is_expected_of_a_story_that_a_plain_function_uses():
+    story = VAE(D, 2)
+
+    def model(x):
+        story.model(x)
+
+    with pytest.raises(DataError, match="expected x with x_dim=3 columns; got 2"):
+        check(model, nothing, (torch.randn(9, 2),))
+
+
+@pytest.mark.parametrize("row", [0, 5, 4095, 4096, 4999])
+def test_the_first_impossible_row_is_named_also_in_later_batches(row):
+    x = torch.ones(5000, D)
+    x[row, 1] = 2.0
+    x[4500:, 2] = torch.where(torch.arange(4500, 5000) > row, 3.0, 1.0)  # later ones are not
+    model = observing("x", dist.Bernoulli(0.5).expand([D]).to_event(1))
+    with pytest.raises(DataError, match=rf"site 'x' .*Boolean\(\); got 2 in row {row}$"):
+        check(model, nothing, (x,))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value"),
+    [
+        (dist.Bernoulli(0.5), -1.0),
+        (dist.ContinuousBernoulli(0.5), 1.5),
+        (dist.Poisson(1.0), -2.0),
+        (dist.Gamma(1.0, 1.0), -0.25),
+        (dist.Categorical(torch.ones(3)), 3.0),
+    ],
+)
+def test_a_target_outside_its_support_is_named(distribution, value):
+    y = torch.ones(9)
+    if isinstance(distribution, dist.ContinuousBernoulli):
+        y = y / 2
+    check(observing("y", distribution, 1), nothing, (torch.zeros(9, D), y))  # possible
+    y[7] = value
+    with pytest.raises(DataError, match=f"values of site 'y' in the support .*{value:g} in row 7"):
+        check(observing("y", distribution, 1), nothing, (torch.zeros(9, D), y))
+
+
+@pytest.mark.parametrize(("value", "hinted"), [(0.5, True), (2.0, False), (-0.5, False)])
+def test_the_continuous_bernoulli_is_suggested_for_grey_values_only(value, hinted):
+    x = torch.zeros(9, D)
+    x[4, 2] = value
+    model = observing("x", dist.Bernoulli(0.5).expand([D]).to_event(1))
+    with pytest.raises(DataError) as caught:
+        check(model, nothing, (x,))
+    assert ("likelihood='continuous-bernoulli'" in str(caught.value)) == hinted
+
+
+def test_zero_and_one_are_possible_for_both_bernoullis():
+    x = torch.tensor([[0.0, 1.0, 1.0]]).expand(9, D)
+    for likelihood in ("bernoulli", "continuous-bernoulli"):
+        story = VAE(D, 2, likelihood=likelihood)
+        assert check(story.model, story.guide, (x,)) is None
+
+
+def test_a_check_leaves_no_trace():
+    pyro.param("mine", torch.tensor(3.0))
+    state, names = torch.get_rng_state(), list(pyro.get_param_store().keys())
+    validates = torch.distributions.Distribution._validate_args
+
+    def model(x):
+        pyro.param("other", torch.zeros(()))
+        observing("x", dist.Normal(torch.randn(D), 1.0).to_event(1))(x)
+
+    check(model, nothing, (torch.zeros(9, D),))
+    assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
+    assert list(pyro.get_param_store().keys()) == names
+    assert torch.distributions.Distribution._validate_args == validates
