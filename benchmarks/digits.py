@@ -1,6 +1,6 @@
 """Digits: accuracy on the held-out fifth of scikit-learn's 1,797 digits, and on the rest.
 
-    python benchmarks/digits.py dmvae umap --seeds 0 1 2 3 4
+    python benchmarks/digits.py dmvae tsne --seeds 0 1 2 3 4
 
 ``kmeans`` and ``mixture`` are scikit-learn's, on the same rows.
 """
@@ -27,7 +27,7 @@ def main() -> None:
     """Run one story from one start for the seeds asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("story", choices=[*STORIES, *BASELINES])
-    parser.add_argument("start", choices=["umap", "autoencoder", "random"])
+    parser.add_argument("start", choices=["tsne", "umap", "autoencoder", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--restarts", type=int, default=1)

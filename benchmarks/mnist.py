@@ -44,7 +44,7 @@ def responsibilities(cache: Path, data_dir: str | None, epochs: int, seed: int) 
             progress=False,
         )
         trained = time.perf_counter() - started
-        r = cluster(evaluation.encode(fit, train.x), 10, embed=True, seed=seed)
+        r = cluster(evaluation.encode(fit, train.x), 10, embedding="umap", seed=seed)
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, r.numpy())
         record.write(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
 
 from .context import reproducible, running
@@ -20,7 +21,7 @@ from .errors import SiteError
 from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
 from .svi import SVI
 
-STARTS = ("random", "keep", "autoencoder", "umap")
+STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
 
 
 def phases(
@@ -37,8 +38,9 @@ def phases(
 
     Args:
         training: The last run.
-        start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` and
-            ``"umap"`` cluster the codes; a tensor (N, K) holds responsibilities.
+        start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` clusters the
+            codes, ``"tsne"`` and ``"umap"`` their neighbour embedding; a tensor (N, K) holds
+            responsibilities.
         epochs: Passes over the data in run 1; run 3, which starts close, takes a fifth of them.
         num_components: K, for a clustering of the codes.
 
@@ -59,7 +61,8 @@ def phases(
         codes = latent_means(training)
     points = training.data[0] if codes is None else codes
     if isinstance(start, str):
-        start = cluster(points, num_components, embed=start == "umap", seed=training.seed)
+        embedding = start if start in ("tsne", "umap") else None
+        start = cluster(points, num_components, embedding=embedding, seed=training.seed)
     start = start.to(points)
     maximise(training.model, points, start)
     if isinstance(training, SVI):
@@ -84,35 +87,42 @@ def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None
     return torch.cat(means)
 
 
-def cluster(points: torch.Tensor, num_components: int, *, embed: bool, seed: int) -> torch.Tensor:
+def cluster(
+    points: torch.Tensor, num_components: int, *, embedding: str | None = None, seed: int = 0
+) -> torch.Tensor:
     """Responsibilities (N, K) of a full-covariance Gaussian mixture, the best of ten EM runs.
 
     Args:
         points: Shape (N, L).
         num_components: K.
-        embed: Whether to cluster the points' neighbour embedding instead of the points.
-        seed: Seed of the starts.
+        embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbour embedding instead of
+            the points.
+        seed: Seed of the embedding and of the starts.
     """
     array = points.double().cpu().numpy()
-    if embed:
-        array = neighbour_embedding(array, seed=seed)
+    if embedding is not None:
+        array = neighbour_embedding(array, embedding, seed=seed)
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
     return torch.as_tensor(mixture.fit(array).predict_proba(array))
 
 
-def neighbour_embedding(points: np.ndarray, *, seed: int) -> np.ndarray:
-    """Points embedded by UMAP, so that neighbours stay together and gaps open between groups.
-
-    Ten dimensions, 20 neighbours, no minimal distance: settings for clustering rather than for
-    pictures (McInnes, Healy, Melville 2018). Wants the extra ``pyro-moe[umap]``.
+def neighbour_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndarray:
+    """Points embedded so that neighbours stay together and gaps open between groups.
 
     Args:
         points: Shape (N, L).
+        method: ``"tsne"`` into the plane (scikit-learn's; up to some ten thousand rows), or
+            ``"umap"`` into ten dimensions, with 20 neighbours and no minimal distance: settings
+            for clustering rather than for pictures (McInnes, Healy, Melville 2018). It wants
+            the extra ``pyro-moe[umap]``.
         seed: Seed of the embedding.
 
     Raises:
-        ImportError: If umap-learn is not installed.
+        ImportError: If umap-learn is asked for and not installed.
     """
+    if method == "tsne":
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
     _expect_umap()
     from umap import UMAP
 

@@ -59,7 +59,8 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
         return TraceMeanField_ELBO(), lambda temperature: Relax(temperature, CategoricalKL)
     if loss == "relaxed":
         return Trace_ELBO(), Relax
-    raise ValueError(f"expected loss in {LOSSES} or a Pyro ELBO object; got {loss!r}")
+    names = (*LOSSES, "em")
+    raise ValueError(f"expected loss in {names} or a Pyro ELBO object; got {loss!r}")
 
 
 def _as_it_is(program: Program) -> Program:

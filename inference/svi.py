@@ -105,6 +105,7 @@ class SVI:
                 raise
             except KeyboardInterrupt:
                 self._go_back(latest)
+                self._forget(set(self.parameters()) - set(latest[0]))
                 raise
             self.history.append(record)
             proven, latest = latest, self._checkpoint()
@@ -121,6 +122,14 @@ class SVI:
             self.optimiser = None
         elif self.optimiser is not None:
             self.optimiser.load_state_dict(moments)
+        for value in self.parameters().values():
+            value.grad = None
+
+    def _forget(self, names: set[str]) -> None:
+        """Drop `pyro.param`s from the store, to be made anew by the next epoch."""
+        for part in self.store.values():
+            for name in names & set(part):
+                del part[name]
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of the parameters by name."""

@@ -54,11 +54,12 @@ def _check_support(name: str, site: dict, first_row: int) -> None:
     possible = support.check(value)
     if possible.all():
         return
+    value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
     row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
     base = getattr(support, "base_constraint", support)
     offending = value[row].flatten()[~base.check(value[row].flatten())]
     hint = ""
-    if 0 < float(offending[0]) < 1:
+    if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
         hint = "; for grey values between 0 and 1 there is likelihood='continuous-bernoulli'"
     raise DataError(
         f"expected values of site {name!r} in the support of its distribution, {base}; "

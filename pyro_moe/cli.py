@@ -44,12 +44,12 @@ FIT_DEFAULTS: dict[str, dict[str, Any]] = {"gmm": {"loss": "em"}}
 DEMO = (
     "fit vade --data spiral --epochs 15 --restarts 2",
     "fit dmvae --data spiral --epochs 15 --restarts 2",
-    "fit dmvae --data digits --epochs 60 --initialise autoencoder",
+    "fit dmvae --data digits --epochs 100 --initialise tsne",
 )
 
 EXAMPLES = """examples:
   pyro-moe fit dmvae --data spiral
-  pyro-moe fit dmvae --data digits --initialise autoencoder --out runs/digits
+  pyro-moe fit dmvae --data digits --initialise tsne --out runs/digits
   pyro-moe fit vade --data mnist --data-dir folder/of/mnist --epochs 30
   pyro-moe fit gmm --data table.csv --num-components 4
   pyro-moe demo

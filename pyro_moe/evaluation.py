@@ -89,10 +89,18 @@ def _gate(fit: Fit, batch: tuple[torch.Tensor, ...], num_samples: int) -> torch.
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     if "c" not in guide_trace.nodes:
         return _model_gate(fit, batch, num_samples)
-    probs = log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
-    if probs.dim() == 2:
+    probs = _assignment_probs(guide_trace)
+    if probs.dim() == 2 and guide_trace.stochastic_nodes[0] == "c":
         return probs.expand(2, *probs.shape)
+    if probs.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
+        with Discretise():
+            traces = (poutine.trace(fit.guide).get_trace(*batch) for _ in range(num_samples))
+            probs = torch.stack([*map(_assignment_probs, traces)])
     return probs.reshape(REPLICATES, -1, *probs.shape[1:]).mean(1)
+
+
+def _assignment_probs(guide_trace: Trace) -> torch.Tensor:
+    return log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
 
 
 def _model_gate(fit: Fit, batch: tuple[torch.Tensor, ...], num_samples: int) -> torch.Tensor:

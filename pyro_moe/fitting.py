@@ -160,9 +160,10 @@ def fit(
             is done; from 1 down to 0.1 geometrically if None. Unused by ``"marginal"``.
         initialise: ``"random"``: every module with ``reset_parameters`` is drawn anew from the
             seed. ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
-            prior at first, then a Gaussian mixture on the codes. ``"umap"``: the same on the
-            codes' neighbour embedding. Or responsibilities (N, K) from any clusterer. The
-            last three train with the assignments held, before they train freely.
+            prior at first, then a Gaussian mixture on the codes. ``"tsne"`` and ``"umap"``: the
+            same on the codes' neighbour embedding. Or responsibilities (N, K) from any
+            clusterer. All but the first two train with the assignments held, before they
+            train freely.
         initial_epochs: Epochs of the autoencoder, ``epochs`` if None; with the assignments held
             there are a fifth as many.
         restarts: Independent starts, of which the one with the best marginal ELBO on held-out
@@ -227,8 +228,11 @@ def fit(
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
         fitted = _train(Fit(run, [], settings), runs, _bar(progress, label), callback)
         if restarts > 1:
-            score = _marginal_elbo(run, tuple(column[held] for column in columns))
-            fitted = replace(fitted, held_out_elbo=score)
+            try:
+                score = _marginal_elbo(run, tuple(column[held] for column in columns))
+                fitted = replace(fitted, held_out_elbo=score)
+            except KeyboardInterrupt:
+                fitted = replace(fitted, stopped="interrupted")
         fits.append(fitted)
         if fitted.stopped == "interrupted":
             break
@@ -343,6 +347,8 @@ def _start(initialise: Any, num_rows: int, num_components: int | None) -> str | 
                 f"expected initialise in {STARTS} or responsibilities (N, K); got {initialise!r}"
             )
         return initialise
+    if torch.is_tensor(initialise):
+        initialise = initialise.detach().cpu()
     responsibilities = torch.as_tensor(np.asarray(initialise), dtype=torch.float64)
     if num_components is None:
         return responsibilities  # for `phases` to refuse

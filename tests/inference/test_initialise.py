@@ -71,11 +71,11 @@ def test_random_and_keep_go_to_training_at_once(x, name, start):
 
 
 @pytest.mark.parametrize("name", ["vade", "dmvae"])
-@pytest.mark.parametrize("start", ["autoencoder", "umap", "responsibilities"])
+@pytest.mark.parametrize("start", ["autoencoder", "tsne", "responsibilities"])
 def test_a_story_with_codes_is_reconstructed_then_assigned_then_trained(
     monkeypatch, x, responsibilities, name, start
 ):
-    monkeypatch.setattr(initialise, "neighbour_embedding", lambda points, seed: points)
+    monkeypatch.setattr(initialise, "neighbour_embedding", lambda points, method, seed: points)
     start = responsibilities if start == "responsibilities" else start
     assert names(svi(STORIES[name](), x), start) == ["autoencoder", "assigned", "training"]
 
@@ -147,31 +147,31 @@ def test_a_clustering_of_a_story_without_c_is_an_error(x):
 
 
 def test_cluster_finds_groups_that_are_far_apart(x, labels):
-    r = cluster(x, K, embed=False, seed=0)
+    r = cluster(x, K, seed=0)
     assert r.shape == (N, K)
     assert_close(r.sum(-1), torch.ones(N))
     for k in range(K):
         assert len(set(r[labels == k].argmax(-1).tolist())) == 1
     assert len(set(r.argmax(-1).tolist())) == K
-    assert_close(cluster(x, K, embed=False, seed=0), r)
+    assert_close(cluster(x, K, seed=0), r)
 
 
 def test_cluster_may_embed_its_points_first(monkeypatch, x):
     seen = []
 
-    def embedding(points, seed):
+    def embedding(points, method, seed):
         seen.append((points.shape, seed))
         return points[:, :1]
 
     monkeypatch.setattr(initialise, "neighbour_embedding", embedding)
-    assert cluster(x, K, embed=True, seed=5).shape == (N, K)
+    assert cluster(x, K, embedding="tsne", seed=5).shape == (N, K)
     assert seen == [((N, D), 5)]
 
 
 def test_without_umap_the_error_says_what_to_install(monkeypatch, x):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match=r"umap-learn .*pip install 'pyro-moe\[umap\]'"):
-        neighbour_embedding(x.numpy(), seed=0)
+        neighbour_embedding(x.numpy(), "umap", seed=0)
 
 
 def test_a_fit_from_responsibilities_starts_with_their_components(x, responsibilities, labels):
@@ -202,3 +202,10 @@ def test_parts_without_an_m_step_do_not_matter(x, responsibilities):
     elbo, treatment = objective("marginal")
     run = SVI(model, lambda x: None, (x,), elbo, treatment, 1, 20, 1e-2, 1.0, 0)
     assert names(run, responsibilities) == ["assigned", "training"]
+
+
+def test_tsne_keeps_groups_apart_that_are_far_apart(x, labels):
+    r = cluster(x, K, embedding="tsne", seed=0)
+    for k in range(K):
+        assert len(set(r[labels == k].argmax(-1).tolist())) == 1
+    assert len(set(r.argmax(-1).tolist())) == K
