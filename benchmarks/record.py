@@ -1,5 +1,6 @@
 """How every benchmark writes down what it measured: one JSON file a run."""
 
+import itertools
 import json
 import platform
 import shlex
@@ -15,12 +16,18 @@ RESULTS = Path(__file__).parent / "results"
 def write(name: str, measured: dict[str, Any]) -> None:
     """Write a run's measurements beside the command and the versions that made them.
 
+    Folders of this machine are not written down.
+
     Args:
         name: File name without ending; a second run of that name replaces the first.
         measured: What JSON can hold.
     """
+    words = [
+        "DIR" if option in ("--data-dir", "--cache") else word
+        for option, word in itertools.pairwise(sys.argv)
+    ]
     record = {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
