@@ -197,6 +197,8 @@ def fit(
     _check_arguments(epochs, batch_size, initial_epochs, restarts, held_out)
     columns = _columns(model, guide, data, device)
     copies = isolated(model, guide)
+    for part in modules(*copies):
+        part.to(columns[0].device)
     num_components = check(copies[0], copies[1], columns)
     start = _start(initialise, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
