@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--initial-epochs", type=int, default=6)
-    parser.add_argument("--embedding-epochs", type=int, default=15)
+    parser.add_argument("--embedding-epochs", type=int, default=30)
     parser.add_argument("--covariance", default="full")
     parser.add_argument("--data-dir")
     parser.add_argument("--cache", type=Path, default=Path("runs"))
