@@ -47,18 +47,19 @@ def phases(
     Raises:
         SiteError: If the model has no assignment ``c``.
     """
-    if isinstance(start, str) and start in ("random", "keep"):
+    name = start if isinstance(start, str) else "responsibilities"
+    if name in ("random", "keep"):
         yield "training", training
         return
     if num_components is None:
-        name = start if isinstance(start, str) else "responsibilities"
         raise SiteError(f"expected a site 'c' in the model for initialise={name!r}; got none")
-    if isinstance(start, str) and start == "umap":
+    if name == "umap":
         _expect_umap()  # before the minutes of an autoencoder
-    codes = latent_means(training)
-    if isinstance(training, SVI) and codes is not None:
+    one_row = replace(training, data=tuple(column[:1] for column in training.data))
+    has_codes = latent_means(one_row) is not None
+    if isinstance(training, SVI) and has_codes:
         yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
-        codes = latent_means(training)
+    codes = latent_means(training) if has_codes else None
     points = training.data[0] if codes is None else codes
     if isinstance(start, str):
         embedding = start if start in ("tsne", "umap") else None
