@@ -46,11 +46,17 @@ class EM:
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
 
     def __iter__(self) -> Iterator[dict[str, float]]:
-        """Iterate until convergence or the last epoch, yielding each iteration's record."""
+        """Iterate until convergence or the last epoch, yielding each iteration's record.
+
+        Raises:
+            SiteError: If there is a latent site besides ``c``.
+            ValueError: If a parameter belongs to no part that has an M-step.
+        """
         while len(self.history) < self.epochs and not self._converged():
             started = time.perf_counter()
             log_joint = self.log_joint()
-            maximise(self.model, self.data[0], log_joint.softmax(0).T)
+            self._check_steps()
+            maximise(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": log_joint.logsumexp(0).mean().item(),
@@ -58,6 +64,16 @@ class EM:
             }
             self.history.append(record)
             yield record
+
+    def _check_steps(self) -> None:
+        parts = [part for outermost in modules(self.model) for part in outermost.modules()]
+        stepping = [part for part in parts if hasattr(part, "maximise")]
+        reached = {id(p) for part in stepping for p in part.parameters()}
+        for name, value in self.parameters().items():
+            if id(value) not in reached:
+                raise ValueError(
+                    f"expected parts with a method 'maximise' for EM; got none for {name!r}"
+                )
 
     def log_joint(self) -> torch.Tensor:
         """Log p(x, c=k) of each row, shape (K, N)."""
@@ -90,16 +106,24 @@ class EM:
         return self.history[-1]["elbo"] - self.history[-2]["elbo"] < self.tolerance
 
 
-def maximise(model: Program, x: torch.Tensor, responsibilities: torch.Tensor) -> None:
-    """Take the M-step of each part of a model that has one, a method ``maximise``.
+def maximise(
+    model: Program, responsibilities: torch.Tensor, points: torch.Tensor, *data: torch.Tensor
+) -> None:
+    """Take the M-step of a model made of modules.
+
+    A story that has a method ``m_step(responsibilities, points, *data)`` does it itself. Of
+    others, each part with a method ``maximise(points, responsibilities)`` does.
 
     Args:
-        model: A Pyro model made of modules.
-        x: What the mixture is over, shape (N, D).
+        model: A Pyro model.
         responsibilities: Weights, shape (N, K).
+        points: What the mixture is over, x or codes, shape (N, L).
+        data: The columns that were fitted.
     """
     for outermost in modules(model):
+        if hasattr(outermost, "m_step"):
+            outermost.m_step(responsibilities, points, *data)
+            continue
         for part in outermost.modules():
-            m_step = getattr(part, "maximise", None)
-            if callable(m_step):
-                m_step(x, responsibilities)
+            if hasattr(part, "maximise"):
+                part.maximise(points, responsibilities)

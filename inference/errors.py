@@ -11,3 +11,7 @@ class SiteError(LookupError):
 
 class NonFiniteWarning(RuntimeWarning):
     """Training met a value that is not finite and stopped at the last good state."""
+
+
+class DataWarning(UserWarning):
+    """Data that can be fitted, but hardly as it was meant."""

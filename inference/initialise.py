@@ -65,7 +65,7 @@ def phases(
         embedding = start if start in ("tsne", "umap") else None
         start = cluster(points, num_components, embedding=embedding, seed=training.seed)
     start = start.to(points)
-    maximise(training.model, points, start)
+    maximise(training.model, start, points, *training.data)
     if isinstance(training, SVI):
         yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
     yield "training", training

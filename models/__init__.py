@@ -7,26 +7,61 @@ from .conditionals import (
     NormalConditional,
     NormalLikelihood,
 )
+from .distributions import Mixture, Stacked
 from .dmvae import DMVAE
+from .dvmoe import DVMoE
+from .experts import (
+    BernoulliExperts,
+    CategoricalExperts,
+    NormalExperts,
+    PoissonExperts,
+    StackedExperts,
+    StudentTExperts,
+)
+from .gates import SoftmaxGate
 from .gmm import GMM
+from .gmm_moe import GMMMoE
 from .mixture import GaussianMixture
-from .networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
+from .networks import MLP, AffineMaps, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+from .targets import choose, log_likelihoods, observe_target
 from .vade import VaDE
+from .vade_moe import VaDEMoE
 from .vae import VAE
 
 __all__ = [
     "DMVAE",
     "GMM",
+    "ME",
     "MLP",
     "VAE",
+    "AffineMaps",
+    "BernoulliExperts",
     "BernoulliLikelihood",
     "CategoricalConditional",
+    "CategoricalExperts",
     "ContinuousBernoulliLikelihood",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "DVMoE",
+    "DeepMoE",
+    "GMMMoE",
     "GaussianMixture",
+    "HierarchicalME",
+    "Mixture",
+    "MixtureOfExperts",
     "NormalConditional",
+    "NormalExperts",
     "NormalLikelihood",
+    "PoissonExperts",
+    "SoftmaxGate",
+    "Stacked",
+    "StackedExperts",
     "Standardise",
+    "StudentTExperts",
     "VaDE",
+    "VaDEMoE",
+    "choose",
+    "log_likelihoods",
+    "observe_target",
 ]

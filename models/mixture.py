@@ -21,6 +21,10 @@ class GaussianMixture(nn.Module):
         covariance: ``"full"`` (a lower-triangular L_k for each component, paper
             Algorithm 1), ``"diagonal"``, or ``"tied"`` (one full L for all).
         weights: ``"uniform"`` (paper §6) or ``"learned"`` π.
+        shrinkage: λ, the share of a diagonal target in the Σ_k that `maximise` finds; more than
+            none where a component may have fewer rows than z has entries.
+        common_scale: Whether the columns of z share one unit: the target is then the mean of
+            their variances times I, and otherwise the variance of each.
 
     Raises:
         ValueError: If ``covariance`` or ``weights`` is none of these, or K < 1.
@@ -40,6 +44,8 @@ class GaussianMixture(nn.Module):
         *,
         covariance: str = "full",
         weights: str = "uniform",
+        shrinkage: float = 0.0,
+        common_scale: bool = False,
     ) -> None:
         super().__init__()
         if num_components < 1:
@@ -50,6 +56,7 @@ class GaussianMixture(nn.Module):
             raise ValueError(f"expected weights in {WEIGHTS}; got {weights!r}")
         self.dim, self.num_components = dim, num_components
         self.covariance, self.weights = covariance, weights
+        self.shrinkage, self.common_scale = shrinkage, common_scale
         if weights == "learned":
             self.logits = nn.Parameter(torch.empty(num_components))
         else:
@@ -134,11 +141,12 @@ class GaussianMixture(nn.Module):
         .. math::
             \pi_k \propto N_k = \sum_n r_{nk}, \quad
             \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
-            \Sigma_k = \frac{1}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top + \epsilon
+            \Sigma_k = \frac{1 - \lambda}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top
+            + \lambda T + \epsilon
 
-        with ε diagonal, a millionth of each column's variance, against components that shrink
-        onto one point. A component without weight takes the moments of all points; uniform π
-        stays.
+        with T the target of shrinkage λ, and ε diagonal, a millionth of each column's variance,
+        against components that shrink onto one point. A component without weight takes the
+        moments of all points; uniform π stays.
 
         Args:
             z: Points, shape (N, L).
@@ -155,6 +163,7 @@ class GaussianMixture(nn.Module):
             covariance = torch.einsum("k,kij->ij", counts / counts.sum(), covariance).unsqueeze(0)
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
+        covariance = (1.0 - self.shrinkage) * covariance + self.shrinkage * self._target(z)
         rounding = torch.finfo(torch.float32).eps ** 2 * (1.0 + z.mean(0) ** 2)
         ridge = 1e-6 * z.var(0, correction=0) + rounding
         scale_tril = torch.linalg.cholesky(covariance + ridge.diag_embed())
@@ -166,3 +175,10 @@ class GaussianMixture(nn.Module):
                 self.correlation.copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
             if self.weights == "learned":
                 self.logits.copy_(counts.clamp_min(torch.finfo(torch.float32).tiny).log())
+
+    def _target(self, z: torch.Tensor) -> torch.Tensor:
+        """The diagonal matrix towards which covariances of points z, (N, L), are shrunk."""
+        variance = z.var(0, correction=0)
+        average = variance.mean().expand_as(variance)
+        constant = variance <= 0
+        return torch.where(constant | self.common_scale, average, variance).diag_embed()

@@ -1,6 +1,7 @@
 """Plain neural networks: deterministic maps from one real vector to another."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -155,3 +156,76 @@ class Standardise(nn.Module):
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
         """From standard units back to the data's."""
         return u * self.scale + self.loc
+
+
+class AffineMaps(nn.Module):
+    r"""K affine maps of one input, in its standard units.
+
+    .. math:: f_k(x) = W_k\, \frac{x - m}{s} + b_k
+
+    Args:
+        in_features: D, length of the input.
+        num_components: K.
+        out_features: P, length of each output.
+        units: m and s, such as a story shares among its parts; those of x itself if None.
+
+    Example:
+        >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
+        torch.Size([7, 5, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_components: int,
+        out_features: int,
+        *,
+        units: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.units = nn.Identity() if units is None else units
+        self.weight = nn.Parameter(torch.empty(num_components, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(num_components, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from maps that differ: W_k of unit-length rows on average, and b_k of 0.5."""
+        nn.init.normal_(self.weight, std=1.0 / math.sqrt(self.weight.shape[-1]))
+        nn.init.normal_(self.bias, std=0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
+        flat = nn.functional.linear(self.units(x), self.weight.flatten(0, 1), self.bias.flatten())
+        return flat.unflatten(-1, self.bias.shape)
+
+    def least_squares(
+        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        r"""Set each map to its weighted least squares, and return its residuals.
+
+        .. math:: \min_{W_k, b_k} \sum_n r_{nk}\, |t_n - W_k u_n - b_k|^2
+                  + \epsilon N_k (|W_k|^2 + |b_k|^2)
+
+        with ε a ten-millionth of the inputs' mean square, which decides what directions that no
+        row of the component shows are worth: nothing.
+
+        Args:
+            x: Inputs, shape (N, D).
+            targets: t, shape (N, P).
+            weights: r, shape (N, K).
+
+        Returns:
+            Residuals of every row under every map, shape (N, K, P), in double precision.
+        """
+        u = self.units(x).double()
+        u = torch.cat([u, torch.ones_like(u[:, :1])], -1)
+        t, r = targets.double(), weights.double()
+        ridge = 1e-7 * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        with torch.no_grad():
+            for k, r_k in enumerate(r.T):
+                weighted = u * r_k.unsqueeze(-1)
+                gram = weighted.mT @ u + ridge * r_k.sum().clamp_min(1e-12)
+                solution = torch.linalg.solve(gram, weighted.mT @ t)
+                self.weight[k].copy_(solution[:-1].mT)
+                self.bias[k].copy_(solution[-1])
+            return t.unsqueeze(1) - self(x).double()

@@ -7,7 +7,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from pyro_moe import models
-from pyro_moe.inference.errors import DataError, NonFiniteWarning, SiteError
+from pyro_moe.inference.errors import DataError, DataWarning, NonFiniteWarning, SiteError
 
 from . import datasets, evaluation, plots, runs
 from .fitting import Fit, fit
@@ -15,6 +15,7 @@ from .rows import Rows
 
 __all__ = [
     "DataError",
+    "DataWarning",
     "Fit",
     "NonFiniteWarning",
     "Rows",

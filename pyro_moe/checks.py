@@ -1,10 +1,12 @@
 """What can be said of a model and its data before any training."""
 
+import warnings
+
 import torch
 from pyro import poutine
 
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning
 from pyro_moe.inference.isolation import modules
 from pyro_moe.inference.objectives import Program
 from pyro_moe.inference.relaxation import Discretise
@@ -47,6 +49,28 @@ def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> 
             for name in trace.observation_nodes:
                 _check_support(name, trace.nodes[name], first)
     return num_components
+
+
+def check_target(y: torch.Tensor) -> None:
+    """See that targets, shape (N,) or (N, M), are known somewhere and vary.
+
+    Raises:
+        DataError: If every row holds NaN.
+
+    Warns:
+        DataWarning: If a column is constant.
+    """
+    known = y.reshape(len(y), -1)
+    known = known[~known.isnan().any(-1)]
+    if len(known) == 0:
+        raise DataError("expected rows with a target; got NaN in every row of y")
+    for column in (known == known[0]).all(0).nonzero().flatten().tolist():
+        warnings.warn(
+            f"expected targets that vary; got {known[0, column].item():.6g} in every row of "
+            f"column {column} of y",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _check_support(name: str, site: dict, first_row: int) -> None:

@@ -20,7 +20,7 @@ from pyro_moe.inference.isolation import isolated, modules, owner
 from pyro_moe.inference.objectives import MarginalELBO, Program, objective
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 
-from .checks import check
+from .checks import check, check_target
 from .rows import Data, as_tensors
 
 STEPS = 4000
@@ -73,16 +73,33 @@ class Fit:
     def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
         """Data of the kind that was fitted, as checked tensors on the fit's device.
 
-        Targets beside x are left out if the fit was of x alone.
+        Targets beside x are left out if the fit was of x alone, and may be missing, NaN, if
+        they might be in what was fitted.
 
         Raises:
             DataError: If the data is bad or lacks targets that were fitted, or x is not as wide
                 as the x that was fitted.
         """
-        like = self.run.data[0]
-        columns = as_tensors(data, dtype=like.dtype)[: len(self.run.data)]
+        columns = self._checked(data)[: len(self.run.data)]
         if len(columns) < len(self.run.data):
             raise DataError("expected data (x, y), as fitted; got x alone")
+        return columns
+
+    def features(self, data: Data) -> tuple[torch.Tensor | None, ...]:
+        """The arguments of `model` and `guide` for rows of which x alone is known.
+
+        Returns:
+            x, checked like `as_tensors` does, and None for each column beside it that was fitted.
+
+        Raises:
+            DataError: If x is bad, or not as wide as the x that was fitted.
+        """
+        return (self._checked(data)[0], *(None for _ in self.run.data[1:]))
+
+    def _checked(self, data: Data) -> tuple[torch.Tensor, ...]:
+        like = self.run.data[0]
+        missing = self.settings.get("missing_targets", False)
+        columns = as_tensors(data, dtype=like.dtype, missing_targets=missing)
         if columns[0].shape[1] != self.x_dim:
             raise DataError(
                 f"expected x with {self.x_dim} columns, as fitted; got {columns[0].shape[1]}"
@@ -129,6 +146,7 @@ def fit(
     initial_epochs: int | None = None,
     restarts: int = 1,
     held_out: float = 0.1,
+    missing_targets: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -169,6 +187,8 @@ def fit(
         restarts: Independent starts, of which the one with the best marginal ELBO on held-out
             rows is returned.
         held_out: Share of the rows held out to choose among restarts, if there are several.
+        missing_targets: Whether rows of y may hold NaN. Stories whose gate has a story of x learn
+            that from such rows, too; their experts learn from the others.
         seed: Seed of every random draw.
         device: Where to train; where the model's parameters are if None.
         progress: Whether to show a progress bar.
@@ -184,6 +204,7 @@ def fit(
         ValueError: If an argument is none of its choices.
 
     Warns:
+        DataWarning: If a column of y is constant.
         NonFiniteWarning: If training stopped at a value that is not finite.
 
     Example:
@@ -195,7 +216,9 @@ def fit(
         2
     """
     _check_arguments(epochs, batch_size, initial_epochs, restarts, held_out)
-    columns = _columns(model, guide, data, device)
+    columns = _columns(model, guide, data, device, missing_targets)
+    for y in columns[1:2]:
+        check_target(y)
     copies = isolated(model, guide)
     for part in modules(*copies):
         part.to(columns[0].device)
@@ -219,6 +242,7 @@ def fit(
         "initialise": initialise if isinstance(initialise, str) else "responsibilities",
         "initial_epochs": epochs if initial_epochs is None else initial_epochs,
         "restarts": restarts,
+        "missing_targets": missing_targets,
         "seed": seed,
     }
     if not isinstance(start, str):
@@ -333,12 +357,16 @@ def _bar(progress: bool, label: str = "") -> tqdm:
 
 
 def _columns(
-    model: Program, guide: Program, data: Data, device: str | torch.device | None
+    model: Program,
+    guide: Program,
+    data: Data,
+    device: str | torch.device | None,
+    missing_targets: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Data in the type of the parameters, on the device where they are or shall be."""
     parameters = [p for part in modules(model, guide) for p in part.parameters()]
     like = parameters[0] if parameters else torch.empty(0)
-    columns = as_tensors(data, dtype=like.dtype)
+    columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
     return tuple(column.to(device or like.device) for column in columns)
 
 

@@ -37,7 +37,9 @@ class Rows:
         return len(self.x)
 
 
-def as_tensors(data: Data, *, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+def as_tensors(
+    data: Data, *, dtype: torch.dtype | None = None, missing_targets: bool = False
+) -> tuple[torch.Tensor, ...]:
     """Data as a tuple of checked tensors: ``(x,)`` or ``(x, y)``.
 
     Args:
@@ -45,6 +47,7 @@ def as_tensors(data: Data, *, dtype: torch.dtype | None = None) -> tuple[torch.T
             anything that numpy reads; or `Rows`, or a torch `Dataset` of such rows.
         dtype: What x and floating-point columns become; the default of torch if None. Whole
             numbers in y (classes, counts, yes or no) become int64.
+        missing_targets: Whether values of y may be NaN.
 
     Returns:
         The tensors, x first.
@@ -62,7 +65,10 @@ def as_tensors(data: Data, *, dtype: torch.dtype | None = None) -> tuple[torch.T
     named = dict(zip(names, map(_as_tensor, columns, names), strict=True))
     _check_shapes(named)
     dtype = dtype or torch.get_default_dtype()
-    return tuple(_as_type(column, name, dtype) for name, column in named.items())
+    return tuple(
+        _as_type(column, name, dtype, missing=missing_targets and name == "y")
+        for name, column in named.items()
+    )
 
 
 def _columns(data: Data) -> tuple[Any, ...]:
@@ -144,11 +150,14 @@ def _check_shapes(columns: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _as_type(column: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+def _as_type(
+    column: torch.Tensor, name: str, dtype: torch.dtype, *, missing: bool = False
+) -> torch.Tensor:
     if name != "x" and not column.is_floating_point():
         return column.to(torch.int64)
     result = column.to(dtype)
-    finite = result.isfinite().reshape(len(result), -1)
+    finite = result.isfinite() | (result.isnan() if missing else torch.tensor(False))
+    finite = finite.reshape(len(result), -1)
     bad = (~finite.all(-1)).nonzero().flatten()
     if len(bad):
         row = int(bad[0])

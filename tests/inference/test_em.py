@@ -145,7 +145,7 @@ def test_a_copy_goes_on_and_leaves_the_run_alone(make, x):
 def test_maximise_reaches_parts_at_any_depth(x):
     part = GaussianMixture(D, 1)
     outer = nn.Sequential(nn.Sequential(nn.Linear(1, 1), part))
-    maximise(lambda: outer, x, torch.ones(N, 1))
+    maximise(lambda: outer, torch.ones(N, 1), x)
     assert_close(part.loc.detach(), x.mean(0, keepdim=True))
 
 

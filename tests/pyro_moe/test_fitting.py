@@ -330,6 +330,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "initialise": "random",
         "initial_epochs": 1024,
         "restarts": 1,
+        "missing_targets": False,
         "seed": 0,
     }
 

@@ -1,0 +1,83 @@
+"""The softmax gate; a neural one is `CategoricalConditional`, a generative one a story of x."""
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from .networks import AffineMaps
+
+
+class SoftmaxGate(nn.Module):
+    r"""The classical gate (paper §4): a multinomial logistic regression.
+
+    .. math:: g_k(x) = \mathrm{softmax}_k\,
+              \Big( \Big\langle w_k, \frac{x - m}{s} \Big\rangle + b_k \Big)
+
+    Args:
+        x_dim: D.
+        num_components: K.
+        units: m and s, as the story shares them; those of x itself if None.
+
+    Example:
+        >>> SoftmaxGate(2, 5)(torch.zeros(7, 2)).probs.shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, x_dim: int, num_components: int, *, units: nn.Module | None = None) -> None:
+        super().__init__()
+        self.maps = AffineMaps(x_dim, 1, num_components, units=units)
+
+    def forward(self, x: torch.Tensor) -> dist.Distribution:
+        """The distribution of c given x, shape (..., D), event shape ``(K,)``."""
+        return dist.OneHotCategorical(logits=self.maps(x).squeeze(-2))
+
+    def maximise(self, x: torch.Tensor, weights: torch.Tensor, *, ridge: float = 1e-4) -> None:
+        r"""Set the gate to the likeliest given responsibilities: the inner loop of EM for ME.
+
+        .. math:: \max_{w, b} \frac{1}{N} \sum_{nk} r_{nk} \log g_k(x_n)
+                  - \frac{\lambda}{2} |w|^2
+
+        by Newton's method, which is iteratively reweighted least squares (Jordan and Jacobs,
+        1994), each step's linear system solved by conjugate gradients, so that 784 columns are
+        no trouble. Where components can be separated, w would grow without end but for λ.
+
+        Args:
+            x: Rows, shape (N, D).
+            weights: Responsibilities r, shape (N, K).
+            ridge: λ.
+        """
+        u = self.maps.units(x).double().cpu().numpy()
+        u = np.concatenate([u, np.ones_like(u[:, :1])], axis=1)
+        r = weights.double().cpu().numpy()
+        penalty = np.r_[np.full(u.shape[1] - 1, ridge), 1e-8]  # shifts of all b_k change nothing
+        shape = (r.shape[1], u.shape[1])
+
+        def log_gate(flat: np.ndarray) -> np.ndarray:
+            logits = u @ flat.reshape(shape).T
+            top = logits.max(1, keepdims=True)
+            return logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+
+        def loss(flat: np.ndarray) -> float:
+            fit = (r * log_gate(flat)).sum() / len(u)
+            return 0.5 * (penalty * flat.reshape(shape) ** 2).sum() - fit
+
+        def gradient(flat: np.ndarray) -> np.ndarray:
+            excess = r.sum(1, keepdims=True) * np.exp(log_gate(flat)) - r
+            return (excess.T @ u / len(u) + penalty * flat.reshape(shape)).ravel()
+
+        def hessian_product(flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
+            g, change = np.exp(log_gate(flat)), u @ direction.reshape(shape).T
+            curved = r.sum(1, keepdims=True) * g * (change - (g * change).sum(1, keepdims=True))
+            return (curved.T @ u / len(u) + penalty * direction.reshape(shape)).ravel()
+
+        weight, bias = self.maps.weight[0], self.maps.bias[0]
+        start = torch.cat([weight, bias.unsqueeze(-1)], -1).detach().double().cpu().numpy()
+        found = minimize(
+            loss, start.ravel(), jac=gradient, hessp=hessian_product, method="trust-ncg"
+        )
+        solution = torch.from_numpy(found.x.reshape(shape)).to(weight)
+        with torch.no_grad():
+            weight.copy_(solution[:, :-1])
+            bias.copy_(solution[:, -1])

@@ -1,0 +1,218 @@
+"""Mixtures of experts whose gate has no story of x: softmax, neural, hierarchical (paper §4)."""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from .conditionals import CategoricalConditional
+from .distributions import Mixture
+from .experts import adapt_experts, experts_of
+from .gates import SoftmaxGate
+from .networks import MLP, Standardise
+from .targets import choose, log_likelihoods, observe_target
+
+
+class MixtureOfExperts(nn.Module):
+    r"""Any gate with any experts: a conditional distribution, and thus an expert itself.
+
+    .. math:: c \mid x \sim \mathrm{Cat}(g(x)), \quad y \mid x, c = k \sim p_k(y \mid x), \quad
+              p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
+
+    .. math:: q(c = k \mid x, y) = \frac{g_k(x)\, p_k(y \mid x)}{\sum_j g_j(x)\, p_j(y \mid x)}
+
+    The guide is the exact posterior, so that the marginal ELBO is the log-likelihood of y given
+    x, not the squared error of the mean. Without y it is the gate.
+
+    Args:
+        gate: Maps x (N, D) to a one-hot distribution over K components.
+        experts: Maps x to a distribution of batch shape (N, K); or K modules, of any kinds, each
+            from x to a distribution of batch shape (N,).
+        units: Units of x that gate and experts share, to be taken from the data.
+
+    Example:
+        >>> gate = CategoricalConditional(nn.Linear(2, 5))
+        >>> moe = MixtureOfExperts(gate, experts_of("normal", 2, num_components=5, y_dim=1))
+        >>> moe(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        gate: nn.Module,
+        experts: nn.Module | Sequence[nn.Module],
+        *,
+        units: Standardise | None = None,
+    ) -> None:
+        super().__init__()
+        self.gate, self.experts, self.units = gate, experts_of(experts), units
+
+    def forward(self, x: torch.Tensor) -> dist.Distribution:
+        """The distribution of y given x, shape (N, D), the assignment summed out."""
+        return Mixture(self.gate(x).logits, self.experts(x))
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
+        if self.units is not None:
+            self.units.adapt(x)
+        adapt_experts(self.experts, x, y)
+
+    def m_step(
+        self, weights: torch.Tensor, points: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """EM's M-step given responsibilities (N, K): gate and experts, each by itself."""
+        if hasattr(self.gate, "maximise"):
+            self.gate.maximise(x, weights)
+        self.experts.maximise(x, y, weights)
+
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
+        pyro.module("moe", self)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", self.gate(x))
+            observe_target(choose(c, self.experts(x)), y)
+
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """The exact posterior of c given x and, where it is known, y."""
+        pyro.module("moe", self)
+        with pyro.plate("data", len(x)):
+            logits = self.gate(x).logits
+            if y is not None:
+                logits = logits + log_likelihoods(self.experts(x), y)
+            pyro.sample("c", dist.OneHotCategorical(logits=logits))
+
+
+class ME(MixtureOfExperts):
+    r"""The classical mixture of experts: a softmax gate, by EM (``loss="em"``) or by gradients.
+
+    .. math:: g_k(x) = \mathrm{softmax}_k (\langle w_k, x \rangle + b_k)
+
+    EM has a loop within its loop, the gate's M-step (Jordan and Jacobs, 1994).
+
+    Args:
+        x_dim: D, columns of x.
+        y_dim: M, columns of y, or the number of classes.
+        num_components: K.
+        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+            ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
+        common_scale: Whether the columns of x share one unit, as the pixels of an image do.
+
+    Raises:
+        ValueError: If ``experts`` is none of these.
+
+    Example:
+        >>> ME(x_dim=2, y_dim=1, num_components=5)(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        num_components: int,
+        *,
+        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        common_scale: bool = False,
+    ) -> None:
+        units = Standardise(x_dim, common=common_scale)
+        super().__init__(
+            SoftmaxGate(x_dim, num_components, units=units),
+            experts_of(experts, x_dim, num_components, y_dim, units=units),
+            units=units,
+        )
+        self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
+
+
+class DeepMoE(MixtureOfExperts):
+    r"""A mixture of experts with a neural gate (paper §8.2).
+
+    .. math:: g_k(x) = \mathrm{softmax}_k\, f(x)
+
+    Args:
+        x_dim: D, columns of x.
+        y_dim: M, columns of y, or the number of classes.
+        num_components: K.
+        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+            ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
+        common_scale: Whether the columns of x share one unit, as the pixels of an image do.
+        hidden: Widths of the gate's hidden layers.
+        gate: A network from x to ``num_components`` logits, instead of an MLP.
+
+    Raises:
+        ValueError: If ``experts`` is none of these.
+
+    Example:
+        >>> DeepMoE(x_dim=2, y_dim=1, num_components=5)(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        num_components: int,
+        *,
+        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        common_scale: bool = False,
+        hidden: Sequence[int] = (128, 128),
+        gate: nn.Module | None = None,
+    ) -> None:
+        units = Standardise(x_dim, common=common_scale)
+        network = nn.Sequential(units, gate or MLP(x_dim, hidden, num_components))
+        super().__init__(
+            CategoricalConditional(network),
+            experts_of(experts, x_dim, num_components, y_dim, units=units),
+            units=units,
+        )
+        self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
+
+
+class HierarchicalME(MixtureOfExperts):
+    r"""A tree of softmax gates: a mixture of experts whose experts are mixtures of experts.
+
+    .. math:: p(y \mid x) = \sum_i g_i(x) \sum_j g_{j \mid i}(x)\, p_{ij}(y \mid x)
+
+    The site ``c`` is the branch at the root; the branches below are summed out within its
+    experts (Jordan and Jacobs, 1994).
+
+    Args:
+        x_dim: D, columns of x.
+        y_dim: M, columns of y, or the number of classes.
+        num_components: Branches at each level from the root, two numbers or more.
+        experts: A family of affine experts at the leaves.
+        common_scale: Whether the columns of x share one unit, as the pixels of an image do.
+
+    Raises:
+        ValueError: If there are not two levels, or ``experts`` is no family.
+
+    Example:
+        >>> HierarchicalME(x_dim=2, y_dim=1, num_components=(2, 3))(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        num_components: Sequence[int] = (2, 2),
+        *,
+        experts: str = "normal",
+        common_scale: bool = False,
+    ) -> None:
+        if len(num_components) < 2:
+            raise ValueError(f"expected two levels or more; got num_components={num_components}")
+        units = Standardise(x_dim, common=common_scale)
+
+        def level(branches: Sequence[int]) -> nn.Module:
+            if len(branches) == 1:
+                below = experts_of(experts, x_dim, branches[0], y_dim, units=units)
+            else:
+                below = experts_of([level(branches[1:]) for _ in range(branches[0])])
+            gate = SoftmaxGate(x_dim, branches[0], units=units)
+            return MixtureOfExperts(gate, below, units=units)
+
+        root = level(num_components)
+        super().__init__(root.gate, root.experts, units=units)
+        self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, tuple(num_components)

@@ -1,0 +1,91 @@
+"""Means, variances and distribution functions of each column of a target, mixtures and all."""
+
+from typing import Any
+
+import scipy.special
+import torch
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    StudentT,
+)
+
+from pyro_moe.inference.errors import DataError
+
+
+def mean_of(p: Any) -> torch.Tensor:
+    """The mean of a distribution; of classes, their probabilities."""
+    if isinstance(p, Categorical):
+        return p.probs
+    if hasattr(p, "component_distribution"):
+        return _average(p, mean_of(p.component_distribution))
+    if hasattr(p, "distributions"):
+        return torch.stack([mean_of(q) for q in p.distributions], len(p.batch_shape) - 1)
+    return p.mean
+
+
+def variance_of(p: Any) -> torch.Tensor:
+    """The variance of a distribution; of classes, of whether each is drawn."""
+    if has_classes(p):
+        probs = mean_of(p)
+        return probs * (1.0 - probs)
+    return p.variance
+
+
+def has_classes(p: Any) -> bool:
+    """Whether a distribution is of classes."""
+    return any(isinstance(q, Categorical) for q in families(p))
+
+
+def families(p: Any) -> list[Any]:
+    """The distributions that a mixture or a stack is made of."""
+    if hasattr(p, "component_distribution"):
+        return families(p.component_distribution)
+    if hasattr(p, "distributions"):
+        return [leaf for q in p.distributions for leaf in families(q)]
+    return families(p.base_dist) if isinstance(p, Independent) else [p]
+
+
+def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
+    """P(y_m ≤ value) for each column by itself.
+
+    Raises:
+        DataError: If y is a class, or of a family whose distribution function is not known.
+    """
+    if isinstance(p, Independent):
+        return cdf_of(p.base_dist, value)
+    column = -1 - len(p.event_shape)
+    if hasattr(p, "component_distribution"):
+        return _average(p, cdf_of(p.component_distribution, value.unsqueeze(column)))
+    if hasattr(p, "distributions"):
+        each = value.expand(*torch.broadcast_shapes(value.shape, (*p.batch_shape, *p.event_shape)))
+        pairs = zip(p.distributions, each.unbind(column), strict=True)
+        return torch.stack([cdf_of(q, v) for q, v in pairs], column)
+    if isinstance(p, MultivariateNormal):
+        return Normal(p.loc, p.variance.sqrt()).cdf(value)
+    if isinstance(p, StudentT):
+        standard = ((value - p.loc) / p.scale).cpu()
+        return torch.as_tensor(scipy.special.stdtr(p.df.cpu(), standard)).to(value)
+    if isinstance(p, Poisson):
+        below = torch.special.gammaincc(value.floor().clamp_min(0.0) + 1.0, p.rate)
+        return torch.where(value < 0, torch.zeros_like(below), below)
+    if isinstance(p, Bernoulli):
+        below = (1.0 - p.probs) * (value >= 0)
+        return torch.where(value < 1, below, torch.ones_like(below))
+    try:
+        return p.cdf(value)
+    except NotImplementedError as error:
+        raise DataError(
+            f"expected a target with a distribution function; got {type(p).__name__}"
+        ) from error
+
+
+def _average(p: Any, each: torch.Tensor) -> torch.Tensor:
+    """What is true of a mixture's components, averaged by its weights."""
+    weights = p.mixture_distribution.probs
+    k = weights.dim() - 1
+    return (weights.reshape(*weights.shape, *(1,) * (each.dim() - k - 1)) * each).sum(k)
