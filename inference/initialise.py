@@ -18,7 +18,13 @@ from sklearn.mixture import GaussianMixture
 from .context import reproducible, running
 from .em import EM, maximise
 from .errors import SiteError
-from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
+from .objectives import (
+    AssignedELBO,
+    AtTheMean,
+    Reconstruction,
+    objective,
+)
+from .relaxation import Enumerate
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -31,8 +37,9 @@ def phases(
 
     1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior. A
        story without a latent ``z`` takes x itself for codes.
-    2. The codes are clustered, unless responsibilities are given, and each mixture takes the
-       moments of its components in closed form.
+    2. The codes are clustered, unless responsibilities are given, and each part takes its M-step:
+       a mixture the moments of its components, experts their weighted least squares. Targets,
+       if there are any, then correct the clustering, see `corrected`.
     3. ``"assigned"``: the whole story learns with the assignments held at the responsibilities.
     4. ``"training"``: the objective asked for.
 
@@ -64,11 +71,76 @@ def phases(
     if isinstance(start, str):
         embedding = start if start in ("tsne", "umap") else None
         start = cluster(points, num_components, embedding=embedding, seed=training.seed)
-    start = start.to(points)
-    maximise(training.model, start, points, *training.data)
+    start = corrected(training, start.to(points), points)
     if isinstance(training, SVI):
         yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
     yield "training", training
+
+
+def corrected(
+    run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 20
+) -> torch.Tensor:
+    r"""Take the M-steps of a clustering of x, and correct it where the targets contradict it.
+
+    .. math:: p(c = k \mid x, y) \propto \Big[ \sum_j r_j A_{jk} \Big]\, p_k(y \mid x)
+
+    by EM on the experts and on A, the chance that a row of cluster j belongs to component k.
+    Clusterers are surer of themselves than they are right: a few per cent of rows in a wrong
+    cluster make each expert's least squares so wide that no row's target would ever move it.
+
+    Args:
+        run: The run, whose model's parts are set.
+        responsibilities: r, shape (N, K).
+        points: What mixtures are over, x or codes, shape (N, L).
+        iterations: Of EM, at the most.
+
+    Returns:
+        Responsibilities (N, K), those given for a model without a target that depends on c.
+    """
+    r = current = responsibilities
+    num_components = r.shape[1]
+    confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
+    for _ in range(iterations):
+        maximise(run.model, current, points, *run.data)
+        log_likelihoods = target_log_likelihoods(run)
+        if log_likelihoods is None:
+            break
+        prior = r @ confusion
+        before, current = current, (prior.log() + log_likelihoods).softmax(-1)
+        confusion = confusion * (r.mT @ (current / prior)) + 1e-9
+        confusion = confusion / confusion.sum(-1, keepdim=True)
+        if (current - before).abs().sum(-1).mean() < 1e-3:
+            break
+    return current
+
+
+def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
+    """Log p_k(y|x) of each row, shape (N, K), or None where y is not one of K experts'."""
+    if len(run.data) < 2:
+        return None
+    found = []
+    with torch.no_grad(), reproducible(run.seed, 0, 4), running(run.store), Enumerate():
+        for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
+            guide_trace = poutine.trace(run.guide).get_trace(*batch)
+            replayed = poutine.replay(run.model, trace=guide_trace)
+            site = poutine.trace(replayed).get_trace(*batch).nodes.get("y")
+            each = None if site is None else _of_each_expert(site)
+            if each is None:
+                return None
+            found.append(each)
+    return torch.cat(found)
+
+
+def _of_each_expert(site: Any) -> torch.Tensor | None:
+    p, y = site["fn"], site["value"]
+    if hasattr(p, "component_distribution") and len(p.batch_shape) == 1:
+        experts = p.component_distribution
+        each = experts.log_prob(y.unsqueeze(-1 - len(experts.event_shape)))
+    elif len(p.batch_shape) == 2:
+        each = p.log_prob(y).T
+    else:
+        return None
+    return each if site["mask"] is None else each * site["mask"].unsqueeze(-1)
 
 
 def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:
