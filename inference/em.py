@@ -121,9 +121,11 @@ def maximise(
         data: The columns that were fitted.
     """
     for outermost in modules(model):
-        if hasattr(outermost, "m_step"):
-            outermost.m_step(responsibilities, points, *data)
+        m_step = getattr(outermost, "m_step", None)
+        if m_step is not None:
+            m_step(responsibilities, points, *data)
             continue
         for part in outermost.modules():
-            if hasattr(part, "maximise"):
-                part.maximise(points, responsibilities)
+            step = getattr(part, "maximise", None)
+            if step is not None:
+                step(points, responsibilities)

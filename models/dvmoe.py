@@ -1,6 +1,7 @@
 """A mixture of experts gated by a discrete mixture variational autoencoder (paper §7)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -101,7 +102,7 @@ class DVMoE(nn.Module):
             gate=gate,
         )
         sees, units = (x_dim, self.dmvae.units) if context == "x" else (z_dim, None)
-        self.experts = experts_of(experts, sees, num_components, y_dim, units=units)
+        self.experts: Any = experts_of(experts, sees, num_components, y_dim, units=units)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""

@@ -6,6 +6,7 @@ features or a latent mean, is the story's affair.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +17,7 @@ from .networks import AffineMaps, Standardise
 from .targets import known_rows, maximise_likelihood
 
 COVARIANCES = ("scalar", "diagonal", "full")
-FLOOR = 1e-3  # of an expert's scale, in the target's standard deviations
+MIN_SCALE = 1e-3
 
 
 class NormalExperts(nn.Module):
@@ -24,8 +25,8 @@ class NormalExperts(nn.Module):
 
     .. math:: p_k(y \mid x) = N(y \mid m + s f_k(x),\; s \Gamma_k s)
 
-    with the target's units m, s. Γ_k is scalar, diagonal or full; its scales have a floor of a
-    thousandth of the target's, so that no likelihood is won by a spike on a few rows.
+    with the target's units m, s. Γ_k is scalar, diagonal or full; its scales have a floor, so
+    that no likelihood is won by a spike on a few rows.
 
     Args:
         network: Maps a context to ``(..., K, M)``, such as `AffineMaps`.
@@ -33,6 +34,8 @@ class NormalExperts(nn.Module):
         y_dim: M.
         covariance: Γ_k ``"scalar"``, ``"diagonal"`` or ``"full"``.
         initial_scale: Γ_k's scale at the start, in the target's standard deviations.
+        min_scale: The floor, likewise. Where there is hardly any noise and inputs are many, a
+            higher one keeps gradient steps from being far longer than the noise.
 
     Raises:
         ValueError: If ``covariance`` is none of these.
@@ -51,11 +54,13 @@ class NormalExperts(nn.Module):
         *,
         covariance: str = "diagonal",
         initial_scale: float = 1.0,
+        min_scale: float = MIN_SCALE,
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:
             raise ValueError(f"expected covariance in {COVARIANCES}; got {covariance!r}")
-        self.network, self.covariance, self.initial_scale = network, covariance, initial_scale
+        self.network, self.covariance = network, covariance
+        self.initial_scale, self.min_scale = initial_scale, min_scale
         self.units = Standardise(y_dim)
         width = 1 if covariance == "scalar" else y_dim
         self.log_scale = nn.Parameter(torch.empty(num_components, width))
@@ -77,7 +82,7 @@ class NormalExperts(nn.Module):
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (FLOOR + self.log_scale.exp())
+        scale = self.units.scale * (self.min_scale + self.log_scale.exp())
         if self.covariance != "full":
             return dist.Normal(loc, scale).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
@@ -112,13 +117,13 @@ class NormalExperts(nn.Module):
         if self.covariance == "scalar":
             variance = variance.mean(-1, keepdim=True)
         if self.covariance == "full":
-            floor = FLOOR**2 * torch.ones_like(variance)
+            floor = self.min_scale**2 * torch.ones_like(variance)
             tril = torch.linalg.cholesky(covariance + floor.diag_embed())
             scale = tril.diagonal(dim1=-2, dim2=-1)
             self.correlation.copy_((tril / scale.unsqueeze(-1)).tril(-1))
         else:
             scale = variance.sqrt()
-        self.log_scale.copy_((scale - FLOOR).clamp_min(FLOOR).log())
+        self.log_scale.copy_((scale - self.min_scale).clamp_min(1e-3 * self.min_scale).log())
 
 
 class StudentTExperts(nn.Module):
@@ -158,7 +163,7 @@ class StudentTExperts(nn.Module):
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (FLOOR + self.log_scale.exp())
+        scale = self.units.scale * (MIN_SCALE + self.log_scale.exp())
         return dist.StudentT(2.0 + self.log_df.exp(), loc, scale).to_event(1)
 
     def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
@@ -335,7 +340,7 @@ def experts_of(
     raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
 
 
-def adapt_experts(experts: nn.Module, x: torch.Tensor, y: torch.Tensor | None) -> None:
+def adapt_experts(experts: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:
     """Let experts that have units take those of rows x, (N, D), and y, (N,) or (N, M), if known."""
     if y is None or not hasattr(experts, "adapt"):
         return

@@ -1,6 +1,7 @@
 """A mixture of experts gated by a Gaussian mixture over x (paper §8.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -68,7 +69,7 @@ class GMMMoE(nn.Module):
             shrinkage=shrinkage,
             common_scale=common_scale,
         )
-        self.experts = experts_of(experts, x_dim, num_components, y_dim, units=self.units)
+        self.experts: Any = experts_of(experts, x_dim, num_components, y_dim, units=self.units)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Start at distant rows of x, shape (N, D), in the units of x and y."""

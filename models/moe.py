@@ -1,6 +1,7 @@
 """Mixtures of experts whose gate has no story of x: softmax, neural, hierarchical (paper §4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -47,7 +48,9 @@ class MixtureOfExperts(nn.Module):
         units: Standardise | None = None,
     ) -> None:
         super().__init__()
-        self.gate, self.experts, self.units = gate, experts_of(experts), units
+        self.gate: Any = gate
+        self.experts: Any = experts_of(experts)
+        self.units = units
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of y given x, shape (N, D), the assignment summed out."""
@@ -205,7 +208,7 @@ class HierarchicalME(MixtureOfExperts):
             raise ValueError(f"expected two levels or more; got num_components={num_components}")
         units = Standardise(x_dim, common=common_scale)
 
-        def level(branches: Sequence[int]) -> nn.Module:
+        def level(branches: Sequence[int]) -> MixtureOfExperts:
             if len(branches) == 1:
                 below = experts_of(experts, x_dim, branches[0], y_dim, units=units)
             else:

@@ -161,7 +161,10 @@ class Standardise(nn.Module):
 class AffineMaps(nn.Module):
     r"""K affine maps of one input, in its standard units.
 
-    .. math:: f_k(x) = W_k\, \frac{x - m}{s} + b_k
+    .. math:: f_k(x) = \frac{1}{\sqrt D} V_k\, \frac{x - m}{s} + b_k
+
+    V_k / √D are the maps' weights; V_k is what is learned, so that a step of Adam moves the
+    output about as far with hundreds of columns as with two.
 
     Args:
         in_features: D, length of the input.
@@ -189,13 +192,14 @@ class AffineMaps(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from maps that differ: W_k of unit-length rows on average, and b_k of 0.5."""
-        nn.init.normal_(self.weight, std=1.0 / math.sqrt(self.weight.shape[-1]))
+        """Start from maps that differ: weights of unit length on average, and b_k of 0.5."""
+        nn.init.normal_(self.weight)
         nn.init.normal_(self.bias, std=0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
-        flat = nn.functional.linear(self.units(x), self.weight.flatten(0, 1), self.bias.flatten())
+        u = self.units(x) / math.sqrt(x.shape[-1])
+        flat = nn.functional.linear(u, self.weight.flatten(0, 1), self.bias.flatten())
         return flat.unflatten(-1, self.bias.shape)
 
     def least_squares(
@@ -203,8 +207,8 @@ class AffineMaps(nn.Module):
     ) -> torch.Tensor:
         r"""Set each map to its weighted least squares, and return its residuals.
 
-        .. math:: \min_{W_k, b_k} \sum_n r_{nk}\, |t_n - W_k u_n - b_k|^2
-                  + \epsilon N_k (|W_k|^2 + |b_k|^2)
+        .. math:: \min_{V_k, b_k} \sum_n r_{nk}\, |t_n - V_k u_n / \sqrt{D} - b_k|^2
+                  + \epsilon N_k (|V_k|^2 + |b_k|^2)
 
         with ε a ten-millionth of the inputs' mean square, which decides what directions that no
         row of the component shows are worth: nothing.
@@ -217,15 +221,16 @@ class AffineMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        u = self.units(x).double()
+        u = self.units(x).double() / math.sqrt(x.shape[-1])
         u = torch.cat([u, torch.ones_like(u[:, :1])], -1)
         t, r = targets.double(), weights.double()
         ridge = 1e-7 * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
         with torch.no_grad():
             for k, r_k in enumerate(r.T):
-                weighted = u * r_k.unsqueeze(-1)
-                gram = weighted.mT @ u + ridge * r_k.sum().clamp_min(1e-12)
-                solution = torch.linalg.solve(gram, weighted.mT @ t)
+                rows = r_k > 1e-12  # most responsibilities are next to nothing
+                u_k, weighted = u[rows], u[rows] * r_k[rows].unsqueeze(-1)
+                gram = weighted.mT @ u_k + ridge * r_k.sum().clamp_min(1e-12)
+                solution = torch.linalg.solve(gram, weighted.mT @ t[rows])
                 self.weight[k].copy_(solution[:-1].mT)
                 self.bias[k].copy_(solution[-1])
             return t.unsqueeze(1) - self(x).double()

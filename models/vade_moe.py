@@ -1,6 +1,7 @@
 """A mixture of experts gated by variational deep embedding (paper §5)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -87,7 +88,7 @@ class VaDEMoE(nn.Module):
             decoder=decoder,
         )
         sees, units = (x_dim, self.vade.units) if context == "x" else (z_dim, None)
-        self.experts = experts_of(experts, sees, num_components, y_dim, units=units)
+        self.experts: Any = experts_of(experts, sees, num_components, y_dim, units=units)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
