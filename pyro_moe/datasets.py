@@ -1,4 +1,4 @@
-"""Data to fit: the spirals, digits and MNIST of the examples, and tables of a person's own.
+"""Data to fit: those of the examples and benchmarks, and tables of a person's own.
 
 All of them come as `Rows`; whatever is random depends on a seed alone.
 """
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
 import torch
 from sklearn.datasets import load_digits
 
 from pyro_moe.inference.errors import DataError
 
+from .download import download, one_line
+from .regression_data import piecewise_affine, uci
 from .rows import Rows, as_tensors
+
+__all__ = ["digits", "load", "mnist", "piecewise_affine", "spiral", "table", "uci"]
 
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -214,20 +217,8 @@ def _find(file: _MnistFile, folder: Path) -> Path:
 
 def _download(file: _MnistFile) -> Path:
     name = f"{file.name}.gz"
-    try:
-        path = pooch.retrieve(
-            _MNIST_URL + name,
-            known_hash=f"md5:{file.packed}",
-            fname=name,
-            path=pooch.os_cache("pyro-moe"),
-        )
-    except (OSError, ValueError) as error:
-        reason = _one_line(_cause(error))
-        raise DataError(
-            f"expected to download {_MNIST_URL}{name}; got {reason}: give the folder of the four "
-            "files as root=… (on the command line, --data-dir DIR)"
-        ) from error
-    return Path(path)
+    advice = "give the folder of the four files as root=… (on the command line, --data-dir DIR)"
+    return download(_MNIST_URL + name, name, file.packed, advice)
 
 
 def _unpack(path: Path) -> bytes:
@@ -238,7 +229,7 @@ def _unpack(path: Path) -> bytes:
         raise DataError(f"expected a whole gzip file; got {path}, which is truncated") from error
     except (OSError, zlib.error) as error:
         kind = "gzip file" if path.suffix == ".gz" else "readable file"
-        raise DataError(f"expected a {kind}; got {path}: {_one_line(error)}") from error
+        raise DataError(f"expected a {kind}; got {path}: {one_line(error)}") from error
 
 
 def _parse_idx(content: bytes, path: Path, dimensions: int) -> np.ndarray:
@@ -329,11 +320,12 @@ def table(
     for name in frame:
         _check_column(frame[name], path)
     x = _as_array(frame[features])
+    names = tuple(map(str, features))
     if not targets:
-        return Rows(as_tensors(x, dtype=torch.float32)[0])
+        return Rows(as_tensors(x, dtype=torch.float32)[0], columns=names)
     y = _as_array(frame[target if isinstance(target, str) else targets])
     tensors = as_tensors((x, y), dtype=torch.float32)
-    return Rows(tensors[0], tensors[1])
+    return Rows(tensors[0], tensors[1], columns=names, targets=tuple(map(str, targets)))
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
@@ -352,7 +344,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
             f"expected pyarrow, to read {path}; got none: pip install 'pyro-moe[parquet]'"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"expected a table in {path}; got {_one_line(error)}") from error
+        raise DataError(f"expected a table in {path}; got {one_line(error)}") from error
     if path.suffix.lower() == ".csv" and not isinstance(frame.index, pd.RangeIndex):
         raise DataError(
             f"expected as many values in a row of {path} as there are column names, "
@@ -415,13 +407,18 @@ def _as_array(columns: pd.DataFrame | pd.Series) -> np.ndarray:
 
 
 def load(
-    name_or_path: str | Path, *, data_dir: str | Path | None = None, seed: int = 0
+    name_or_path: str | Path,
+    *,
+    target: str | Sequence[str] | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
 ) -> tuple[Rows, Rows]:
     """Training and test rows by the name of the data or the path of a table.
 
     Args:
         name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or a CSV or Parquet file, a fifth
             of whose rows become test rows.
+        target: Names of the columns of a table that become y.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
         seed: Decides the noise of the spirals, and which rows of the others are test rows.
 
@@ -447,7 +444,7 @@ def load(
             "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
-    return _split(table(name_or_path), 0.2, seed)
+    return _split(table(name_or_path, target=target), 0.2, seed)
 
 
 def _split(rows: Rows, test_share: float, seed: int) -> tuple[Rows, Rows]:
@@ -457,21 +454,4 @@ def _split(rows: Rows, test_share: float, seed: int) -> tuple[Rows, Rows]:
         raise DataError(f"expected at least 2 rows, to train and to test on; got {len(rows)}")
     num_test = min(max(round(test_share * len(rows)), 1), len(rows) - 1)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
-    return _take(rows, order[num_test:]), _take(rows, order[:num_test])
-
-
-def _take(rows: Rows, chosen: torch.Tensor) -> Rows:
-    y, labels = (None if part is None else part[chosen] for part in (rows.y, rows.labels))
-    return Rows(rows.x[chosen], y, labels, rows.image_shape)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What an error began with, as 'Connection refused', below what libraries made of it."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).split("\n")
-    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    return rows.take(order[num_test:]), rows.take(order[:num_test])

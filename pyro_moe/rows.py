@@ -1,7 +1,7 @@
 """Rows of data, and what users hold them in turned into tensors."""
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -26,15 +26,24 @@ class Rows:
         labels: The true regime of each row where it is known, int64, shape (N,), or None. No
             story sees them; they are for scores.
         image_shape: ``(channels, height, width)`` if a row is a flattened image, or None.
+        columns: Names of the columns of x, or None.
+        targets: Names of the columns of y, or None.
     """
 
     x: torch.Tensor
     y: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     image_shape: tuple[int, int, int] | None = None
+    columns: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def take(self, chosen: torch.Tensor | slice) -> "Rows":
+        """Some of the rows, by number or as a slice."""
+        y, labels = (None if part is None else part[chosen] for part in (self.y, self.labels))
+        return replace(self, x=self.x[chosen], y=y, labels=labels)
 
 
 def as_tensors(

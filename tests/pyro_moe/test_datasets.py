@@ -20,7 +20,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pyro_moe import DataError, datasets
+from pyro_moe import DataError, datasets, download
 from pyro_moe.rows import Rows
 
 
@@ -350,7 +350,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         thread.start()
         address = f"http://127.0.0.1:{http.server_port}/"
         monkeypatch.setattr(datasets, "_MNIST_URL", address)
-        monkeypatch.setattr(datasets.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+        monkeypatch.setattr(download.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield served
         http.shutdown()
@@ -391,7 +391,7 @@ def test_mnist_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         except OSError as error:
             raise OSError("Max retries exceeded\nand so on") from error
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", refuse)
+    monkeypatch.setattr(download.pooch, "retrieve", refuse)
     assert message_of(datasets.mnist) == (
         "expected to download https://ossci-datasets.s3.amazonaws.com/mnist/"
         "train-images-idx3-ubyte.gz; got ConnectionRefusedError: [Errno 111] Connection refused: "
