@@ -1,30 +1,31 @@
-"""The command line: ``pyro-moe fit STORY --data DATA`` and ``pyro-moe demo``."""
+"""The command line: ``pyro-moe fit``, ``predict``, ``reproduce`` and ``demo``."""
 
 import argparse
 import inspect
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from sklearn.cluster import KMeans
-from sklearn.mixture import GaussianMixture
 
 from pyro_moe.inference.errors import NonFiniteWarning, SiteError
 from pyro_moe.inference.initialise import STARTS
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.models.conditionals import LIKELIHOODS
+from pyro_moe.models.experts import CONTEXTS, FAMILIES
 from pyro_moe.models.mixture import COVARIANCES
 
-from . import datasets, evaluation, plots, runs
+from . import datasets, evaluation, plots, runs, table1
+from .demo import COMMANDS, baselines
 from .fitting import Fit, fit
+from .marginals import has_classes
 from .rows import Rows
 
 # What a story is made with, and how it is fitted, unless the command line says otherwise.
@@ -39,19 +40,21 @@ STORY_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z at most as long as x
-FIT_DEFAULTS: dict[str, dict[str, Any]] = {"gmm": {"loss": "em"}}
-
-DEMO = (
-    "fit vade --data spiral --epochs 15 --restarts 2",
-    "fit dmvae --data spiral --epochs 15 --restarts 2",
-    "fit dmvae --data digits --epochs 100 --initialise tsne",
-)
+FIT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gmm": {"loss": "em"},
+    "gmmmoe": {"loss": "em"},
+    "me": {"loss": "em"},
+}
+WITHOUT_TREES = tuple(name for name in runs.STORIES if name != "hierarchicalme")
 
 EXAMPLES = """examples:
   pyro-moe fit dmvae --data spiral
   pyro-moe fit dmvae --data digits --initialise tsne --out runs/digits
   pyro-moe fit vade --data mnist --data-dir folder/of/mnist --epochs 30
   pyro-moe fit gmm --data table.csv --num-components 4
+  pyro-moe fit dvmoe --data table.csv --target price
+  pyro-moe predict runs/dvmoe-table --data new.csv --out predictions.csv
+  pyro-moe reproduce table1 --quick
   pyro-moe demo
 """
 
@@ -62,6 +65,11 @@ SCORES = {
     "nmi": "normalised mutual information",
     "ari": "adjusted Rand index",
     "effective_components": "effective number of components",
+    "error": "squared error, summed over targets",
+    "rmse": "root mean squared error",
+    "log_likelihood": "test log-likelihood, nats per row",
+    "crps": "continuous ranked probability",
+    "log_loss": "log loss, nats per row",
     "seconds": "seconds of training",
 }
 
@@ -102,13 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="pyro-moe",
-        description="Fit clustering stories to data.",
+        description="Fit mixtures, and mixtures of experts, with deep generative gates.",
         epilog=EXAMPLES,
         formatter_class=layout,
     )
     parser.add_argument("--version", action="version", version=version("pyro-moe"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands.add_parser("fit", help="fit a story and write a run folder"))
+    _add_predict(commands.add_parser("predict", help="predict the targets of new rows"))
+    _add_reproduce(commands.add_parser("reproduce", help="a table of the paper, made again"))
     demo = commands.add_parser("demo", help="fit spirals and digits, beside K-means and a mixture")
     demo.add_argument("--out", default="demo", help="folder for the runs (default: %(default)s)")
     demo.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -118,8 +128,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("story", choices=runs.STORIES, help="the generative story: %(choices)s", metavar="STORY")
+    add("story", choices=WITHOUT_TREES, help="the generative story: %(choices)s", metavar="STORY")
     add("--data", required=True, help="digits, spiral, mnist, or a .csv or .parquet file")
+    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
+    add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
+    add("--context", choices=CONTEXTS, help="what the experts see: x, or the latent mean of z")
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (else: downloaded)")
     add("--num-components", type=_whole, metavar="K", help="number of clusters")
     add("--z-dim", type=_whole, metavar="L", help="length of the latent representation")
@@ -135,6 +148,22 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FOLDER", help="run folder; a run there is replaced (default: a new one)")
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(command=_fit)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder that fit wrote, of a story with a target")
+    add("--data", required=True, help="a .csv or .parquet file with the columns that were fitted")
+    add("--out", required=True, metavar="FILE", help="the .csv file to write")
+    parser.set_defaults(command=_predict)
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("table", choices=["table1"], help="the paper's table: %(choices)s")
+    add("--quick", action="store_true", help="one seed and few epochs, under five minutes")
+    add("--data-dir", metavar="DIR", help="folder of MNIST's four files; spirals alone if none")
+    parser.set_defaults(command=_reproduce)
 
 
 def _whole(text: str) -> int:
@@ -173,6 +202,7 @@ def _fit(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         story_name=options.story,
         story_arguments=arguments,
         data_name=options.data,
+        rows=train,
     )
     save()
     if fitted.stopped:
@@ -181,7 +211,7 @@ def _fit(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     scores = {**_scores(fitted, test), "seconds": seconds}
     save(scores=scores)
     for key, value in scores.items():
-        print(f"  {SCORES[key]:<32}{value:>10.4g}")
+        print(f"  {SCORES.get(key, key):<36}{value:>10.4g}")
     print(f"run folder: {folder}")
     for picture, figure in plots.pictures(fitted, test).items():
         path = folder / f"{picture}.png"
@@ -192,23 +222,44 @@ def _fit(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
 
 def _rows(options: argparse.Namespace) -> tuple[Rows, Rows]:
     likelihood = options.likelihood or STORY_DEFAULTS.get(options.data, {}).get("likelihood")
+    wants_target = "y_dim" in _parameters(options.story)
+    made = options.data in STORY_DEFAULTS
+    if options.target and (made or not wants_target):
+        where = f"data {options.data}" if made else f"story {options.story}"
+        raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
+    if wants_target and not made and not options.target:
+        raise ValueError(f"expected --target, the column that {options.story} predicts; got none")
     if options.data == "mnist":
-        return datasets.mnist(options.data_dir, binary=likelihood == "bernoulli")
-    return datasets.load(options.data)
+        binary = likelihood == "bernoulli" and not wants_target
+        train, test = datasets.mnist(options.data_dir, binary=binary)
+    else:
+        target = options.target
+        one = target[0] if target and len(target) == 1 else target
+        train, test = datasets.load(options.data, target=one)
+    return datasets.piecewise_affine(train, test) if made and wants_target else (train, test)
+
+
+def _parameters(story: str) -> Any:
+    return inspect.signature(runs.STORIES[story]).parameters
 
 
 def _story_arguments(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
     """What to make the story with: defaults of the data, then what the command line says."""
     x_dim = rows.x.shape[1]
     table = {**TABLE_DEFAULTS, "z_dim": min(x_dim, TABLE_DEFAULTS["z_dim"])}
-    names = ("num_components", "z_dim", "likelihood", "covariance")
+    names = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    known = inspect.signature(runs.STORIES[options.story]).parameters
+    known = _parameters(options.story)
     for name in given:
         if name not in known:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"expected options of {options.story}; got {option}")
     arguments = {"x_dim": x_dim, **STORY_DEFAULTS.get(options.data, table), **given}
+    if rows.y is not None:
+        classes = options.experts == "categorical"
+        arguments["y_dim"] = int(rows.y.max()) + 1 if classes else rows.y.shape[1:].numel()
+        if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
+            arguments["likelihood"] = "continuous-bernoulli"  # experts see grey pixels
     return {name: value for name, value in arguments.items() if name in known}
 
 
@@ -239,14 +290,59 @@ def _scores(fitted: Fit, test: Rows) -> dict[str, float]:
     if test.labels is not None:
         scores |= evaluation.clustering_scores(g, test.labels)
     scores["effective_components"] = torch.special.entr(g.mean(0)).sum().exp().item()
-    return scores
+    if test.y is None:
+        return scores
+    prediction = evaluation.predict(fitted, test)
+    predictive: dict[str, Any]
+    if has_classes(prediction.distributions[0]):
+        predictive = evaluation.classification_scores(prediction, test.y)
+        predictive["accuracy of classes"] = predictive.pop("accuracy")
+    else:
+        predictive = evaluation.regression_scores(prediction, test.y)
+        predictive |= {
+            f"coverage of {level:.0%} intervals": share
+            for level, share in predictive.pop("coverage").items()
+        }
+    return scores | predictive
+
+
+def _predict(options: argparse.Namespace) -> None:
+    """Write what a saved story says of new rows: means, spread, and who says so."""
+    story: Any
+    story, settings = runs.load(options.run)
+    if settings.get("targets") is None:
+        raise ValueError(f"expected a run with a target of a table; got {options.run}")
+    rows = datasets.table(options.data, columns=settings["columns"])
+    fitted: Any = fit(story.model, story.guide, rows.x, initialise="keep", epochs=0, progress=False)
+    prediction = evaluation.predict(fitted, rows)
+    columns: dict[str, torch.Tensor] = {}
+    if has_classes(prediction.distributions[0]):
+        (target,) = settings["targets"]
+        columns[target] = prediction.mean.argmax(-1)
+        columns |= {f"{target}_is_{i}": p for i, p in enumerate(prediction.mean.T)}
+    else:
+        deviation = prediction.variance.sqrt()
+        low, high = prediction.quantile(0.05), prediction.quantile(0.95)
+        for i, target in enumerate(settings["targets"]):
+            columns[target] = prediction.mean[:, i]
+            columns[f"{target}_sd"] = deviation[:, i]
+            columns[f"{target}_q05"], columns[f"{target}_q95"] = low[:, i], high[:, i]
+    columns |= {f"gate_{k}": g for k, g in enumerate(prediction.gate.T)}
+    table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+    table.to_csv(options.out, index=False)
+    print(f"{len(table):,} rows predicted: {options.out}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    table1.run(quick=options.quick, data_dir=options.data_dir)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    """Run the commands of `DEMO`, and print their accuracies beside those of baselines."""
+    """Run the commands of the demo, and print their accuracies beside those of baselines."""
     torch.set_num_threads(1)  # small networks: threads cost more than they give
     table = []
-    for line in DEMO:
+    for line in COMMANDS:
         words = line.split()
         chosen = _parser().parse_args([*words, *(["--quiet"] if options.quiet else [])])
         chosen.out = Path(options.out, f"{chosen.story}-{chosen.data}")
@@ -257,29 +353,12 @@ def _demo(options: argparse.Namespace) -> None:
             raise KeyboardInterrupt
         table.append((chosen.data, chosen.story, scores))
     for data in dict.fromkeys(data for data, _, _ in table):
-        table += [(data, name, scores) for name, scores in _baselines(data)]
+        number = STORY_DEFAULTS[data]["num_components"]
+        table += [(data, name, scores) for name, scores in baselines(data, number)]
     names = ("accuracy", "nmi", "ari", "seconds")
     print(f"{'data':<8}{'method':<18}" + "".join(f"{name:>10}" for name in names))
     for data, method, scores in sorted(table, key=lambda row: row[0]):
         print(f"{data:<8}{method:<18}" + "".join(f"{scores[name]:>10.3f}" for name in names))
-
-
-def _baselines(data: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """Scores on test rows of what scikit-learn makes of the training rows."""
-    train, test = datasets.load(data)
-    number = STORY_DEFAULTS[data]["num_components"]
-    clusterers = {
-        "K-means": KMeans(number, n_init=10, random_state=0),
-        "Gaussian mixture": GaussianMixture(number, n_init=10, reg_covar=1e-3, random_state=0),
-    }
-    for name, clusterer in clusterers.items():
-        started = time.perf_counter()
-        clusters = clusterer.fit(train.x.numpy()).predict(test.x.numpy())
-        seconds = time.perf_counter() - started
-        yield (
-            name,
-            {**evaluation.clustering_scores(clusters, np.asarray(test.labels)), "seconds": seconds},
-        )
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Fit:
             raise DataError("expected data (x, y), as fitted; got x alone")
         return columns
 
-    def features(self, data: Data) -> tuple[torch.Tensor | None, ...]:
+    def features(self, data: Data) -> tuple[Any, ...]:
         """The arguments of `model` and `guide` for rows of which x alone is known.
 
         Returns:

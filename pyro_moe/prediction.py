@@ -125,8 +125,8 @@ class Prediction:
 
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weights (N, S K, 1), means and variances (N, S K, M) of all that is mixed."""
-        parts = (self.weights.unsqueeze(-1) / len(self.weights), self._means())
-        parts = (*parts, self._stack(variance_of))
+        shares = self.weights.unsqueeze(-1) / len(self.weights)
+        parts = (shares, self._means(), self._stack(variance_of))
         weights, means, variances = (part.transpose(0, 1).flatten(1, 2) for part in parts)
         return weights, means, variances
 

@@ -19,12 +19,19 @@ from pyro_moe import models
 from pyro_moe.inference.errors import DataError
 
 from .fitting import Fit
+from .rows import Rows
 
 STORIES: dict[str, type[nn.Module]] = {
     "gmm": models.GMM,
     "vae": models.VAE,
     "vade": models.VaDE,
     "dmvae": models.DMVAE,
+    "me": models.ME,
+    "deepmoe": models.DeepMoE,
+    "hierarchicalme": models.HierarchicalME,
+    "gmmmoe": models.GMMMoE,
+    "vademoe": models.VaDEMoE,
+    "dvmoe": models.DVMoE,
 }
 
 
@@ -58,16 +65,18 @@ def save(
     story_name: str,
     story_arguments: Mapping[str, Any],
     data_name: str,
-    scores: Mapping[str, float] | None = None,
+    rows: Rows | None = None,
+    scores: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a fit of a shipped story into a run folder; a run that is there is replaced.
 
     Args:
         fit: The fit.
         folder: Where to; it is made if there is none.
-        story_name: ``"gmm"``, ``"vae"``, ``"vade"`` or ``"dmvae"``.
+        story_name: One of `STORIES`.
         story_arguments: What the story was made with, as far as JSON can hold it.
         data_name: What was fitted, for the record.
+        rows: The rows that were fitted, whose columns' names are recorded.
         scores: Numbers by name, for the record.
 
     Returns:
@@ -96,6 +105,8 @@ def save(
         "story": story_name,
         "story_arguments": dict(story_arguments),
         "data": data_name,
+        "columns": rows and rows.columns,
+        "targets": rows and rows.targets,
         "fit": {key: value for key, value in fit.settings.items() if not callable(value)},
         "versions": {name: version(name) for name in ("pyro-moe", "pyro-ppl", "torch")},
     }

@@ -33,7 +33,7 @@ def table():
 @pytest.fixture
 def small_spiral(monkeypatch):
     rows = datasets.spiral(train_rows=20, test_rows=10)
-    monkeypatch.setattr(datasets, "load", lambda name: rows)
+    monkeypatch.setattr(datasets, "load", lambda name, target=None: rows)
     return rows
 
 
@@ -180,7 +180,7 @@ def test_training_that_goes_non_finite_is_kept_and_said(table, capsys, monkeypat
 
 
 def test_the_demo_prints_one_table(small_spiral, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "DEMO", ("fit gmm --data spiral --epochs 2",))
+    monkeypatch.setattr(cli, "COMMANDS", ("fit gmm --data spiral --epochs 2",))
     run("demo --out demo")
     assert (tmp_path / "demo" / "gmm-spiral" / "gate_map.png").exists()
     table = capsys.readouterr().out.splitlines()[-4:]
@@ -202,7 +202,7 @@ def test_an_interruption_ends_the_demo(small_spiral, capsys, monkeypatch):
 
 
 def test_every_line_of_the_demo_is_a_command():
-    for line in cli.DEMO:
+    for line in cli.COMMANDS:
         options = cli._parser().parse_args(line.split())
         assert options.story in runs.STORIES
         assert options.data in cli.STORY_DEFAULTS
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(table, capsys,
 
 
 def test_an_interruption_outside_training(capsys, monkeypatch):
-    def interrupt(name):
+    def interrupt(name, target=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(datasets, "load", interrupt)
