@@ -1,5 +1,7 @@
 """The softmax gate; a neural one is `CategoricalConditional`, a generative one a story of x."""
 
+import math
+
 import numpy as np
 import pyro.distributions as dist
 import torch
@@ -72,12 +74,18 @@ class SoftmaxGate(nn.Module):
             curved = r.sum(1, keepdims=True) * g * (change - (g * change).sum(1, keepdims=True))
             return (curved.T @ u / len(u) + penalty * direction.reshape(shape)).ravel()
 
+        root = math.sqrt(self.maps.weight.shape[-1])  # w = V / √D, see `AffineMaps`
         weight, bias = self.maps.weight[0], self.maps.bias[0]
-        start = torch.cat([weight, bias.unsqueeze(-1)], -1).detach().double().cpu().numpy()
+        start = torch.cat([weight / root, bias.unsqueeze(-1)], -1).detach().double().cpu().numpy()
         found = minimize(
-            loss, start.ravel(), jac=gradient, hessp=hessian_product, method="trust-ncg"
+            loss,
+            start.ravel(),
+            jac=gradient,
+            hessp=hessian_product,
+            method="trust-ncg",
+            options={"gtol": 1e-7},
         )
         solution = torch.from_numpy(found.x.reshape(shape)).to(weight)
         with torch.no_grad():
-            weight.copy_(solution[:, :-1])
+            weight.copy_(root * solution[:, :-1])
             bias.copy_(solution[:, -1])
