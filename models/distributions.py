@@ -79,8 +79,10 @@ class Mixture(TorchDistribution):
             weights = self.log_weights.exp().expand(*shape, -1)
             k = torch.distributions.Categorical(weights).sample()
             one_hot = torch.nn.functional.one_hot(k, weights.shape[-1])
-            missing = shape[: len(shape) + 1 - len(self.component_distribution.batch_shape)]
-            each = self.component_distribution.sample(torch.Size(missing))
+            components = self.component_distribution.expand(
+                torch.Size((*self.batch_shape, weights.shape[-1]))
+            )
+            each = components.sample(torch.Size(sample_shape))
             return self._sum(one_hot.to(each.dtype), each)
 
     def _average(self, each: torch.Tensor) -> torch.Tensor:
@@ -121,6 +123,11 @@ class Stacked(TorchDistribution):
                 )
         batch_shape = torch.Size((*first.batch_shape, len(self.distributions)))
         super().__init__(batch_shape, first.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Stacked":
+        """The same distributions for a larger batch, K the last of its dimensions."""
+        shape = torch.Size(batch_shape[:-1])
+        return Stacked([p.expand(shape) for p in self.distributions], validate_args=False)
 
     @constraints.dependent_property
     def support(self) -> Any:

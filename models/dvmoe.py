@@ -110,11 +110,16 @@ class DVMoE(nn.Module):
         adapt_experts(self.experts, x, y)
 
     def m_step(
-        self, weights: torch.Tensor, points: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: torch.Tensor,
+        points: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
     ) -> None:
         """The likeliest mixture of the codes ``points`` and experts given weights (N, K)."""
         self.dmvae.prior.maximise(points, weights)
-        self.experts.maximise(x if self.context == "x" else points, y, weights)
+        if y is not None:
+            self.experts.maximise(x if self.context == "x" else points, y, weights)
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of y given x, shape (N, D), the assignment summed out."""

@@ -98,12 +98,13 @@ class NormalExperts(nn.Module):
         Args:
             context: What the experts see, shape (N, C).
             y: Targets, shape (N,) or (N, M); rows with NaN are left out.
-            weights: Responsibilities r, shape (N, K).
+            weights: Responsibilities r, shape (N, K); an expert without any takes all rows.
         """
         y, context, weights = known_rows(y, context, weights)
         if not isinstance(self.network, AffineMaps):
             maximise_likelihood(self, context, y, weights)
             return
+        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
         targets = self.units(y.reshape(len(y), -1).to(self.units.loc))
         residuals = self.network.least_squares(context, targets, weights)
         share = weights.double() / weights.double().sum(0).clamp_min(1e-12)

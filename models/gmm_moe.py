@@ -78,11 +78,16 @@ class GMMMoE(nn.Module):
         adapt_experts(self.experts, x, y)
 
     def m_step(
-        self, weights: torch.Tensor, points: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: torch.Tensor,
+        points: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): the mixture and each expert by itself."""
         self.mixture.maximise(x, weights)
-        self.experts.maximise(x, y, weights)
+        if y is not None:
+            self.experts.maximise(x, y, weights)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""

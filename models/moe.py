@@ -63,12 +63,17 @@ class MixtureOfExperts(nn.Module):
         adapt_experts(self.experts, x, y)
 
     def m_step(
-        self, weights: torch.Tensor, points: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: torch.Tensor,
+        points: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): gate and experts, each by itself."""
         if hasattr(self.gate, "maximise"):
             self.gate.maximise(x, weights)
-        self.experts.maximise(x, y, weights)
+        if y is not None:
+            self.experts.maximise(x, y, weights)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
@@ -214,7 +219,7 @@ class HierarchicalME(MixtureOfExperts):
             else:
                 below = experts_of([level(branches[1:]) for _ in range(branches[0])])
             gate = SoftmaxGate(x_dim, branches[0], units=units)
-            return MixtureOfExperts(gate, below, units=units)
+            return MixtureOfExperts(gate, below)
 
         root = level(num_components)
         super().__init__(root.gate, root.experts, units=units)

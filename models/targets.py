@@ -65,7 +65,10 @@ def as_value(y: torch.Tensor, p: Any) -> tuple[torch.Tensor, torch.Tensor]:
             f"expected y with {p.event_shape.numel()} columns; got {y.shape[1:].numel()}"
         )
     known = ~_missing(y)
-    return y.nan_to_num(0.0).reshape(len(y), *p.event_shape), known
+    value = y.nan_to_num(0.0).reshape(len(y), *p.event_shape)
+    if not value.is_floating_point():  # a Bernoulli's density takes no whole numbers
+        value = value.to(p.mean.dtype)
+    return value, known
 
 
 def known_rows(y: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:

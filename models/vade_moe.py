@@ -19,9 +19,9 @@ class VaDEMoE(nn.Module):
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               x \mid z \sim p(x \mid f(z)), \quad y \mid x, c = k \sim p_k(y \mid x)
 
-    .. math:: q(z, c = k \mid x, y) \propto N(z \mid \tilde\mu(x), \tilde\sigma^2(x))\;
-              p(c = k \mid z)\, p_k(y \mid x), \quad
-              g_k(x) = E_{q(z \mid x)}\, p(c = k \mid z)
+    .. math:: q(z, c = k \mid x, y) = N(z \mid \tilde\mu(x), \tilde\sigma^2(x))\;
+              \frac{p(c = k \mid z)\, p_k(y \mid x)}{\sum_j p(c = j \mid z)\, p_j(y \mid x)},
+              \quad g_k(x) = E_{q(z \mid x)}\, p(c = k \mid z)
 
     The paper (§5) takes q(c|x, y) = p(c|z), which leaves the gate's mean of log p_k(y|x) in the
     bound. Given z the posterior of c is known exactly also where y is known, and is the guide
@@ -96,11 +96,16 @@ class VaDEMoE(nn.Module):
         adapt_experts(self.experts, x, y)
 
     def m_step(
-        self, weights: torch.Tensor, points: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: torch.Tensor,
+        points: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
     ) -> None:
         """The likeliest mixture of the codes ``points`` and experts given weights (N, K)."""
         self.vade.prior.maximise(points, weights)
-        self.experts.maximise(x if self.context == "x" else points, y, weights)
+        if y is not None:
+            self.experts.maximise(x if self.context == "x" else points, y, weights)
 
     def expert_distributions(self, x: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given x, shape (N, D)."""

@@ -1,8 +1,11 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.models import MLP, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+from pyro_moe.models import MLP, AffineMaps, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -110,3 +113,62 @@ def test_units_are_saved_but_not_learned():
     units = Standardise(2)
     assert not list(units.parameters())
     assert set(units.state_dict()) == {"loc", "scale"}
+
+
+# Affine maps
+
+
+@pytest.fixture
+def maps():
+    """Maps of three columns far from standard units, and rows of these."""
+    x = torch.randn(40, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
+    units = Standardise(3)
+    units.adapt(x)
+    return AffineMaps(3, 4, 2, units=units), x
+
+
+def test_affine_maps_are_the_formula(maps):
+    affine, x = maps
+    u = affine.units(x) / math.sqrt(3)
+    expected = torch.stack(
+        [u @ v.T + b for v, b in zip(affine.weight, affine.bias, strict=True)], 1
+    )
+    assert_close(affine(x), expected)
+    assert_close(affine(x.reshape(2, 20, 3)), expected.reshape(2, 20, 4, 2))
+
+
+def test_affine_maps_start_with_outputs_of_the_same_size_whatever_the_inputs_number():
+    spread = [AffineMaps(d, 2000, 1)(torch.randn(5, d)).std().item() for d in (2, 800)]
+    np.testing.assert_allclose(spread, math.sqrt(1.25), rtol=0.35)  # five rows of random length
+
+
+@pytest.mark.parametrize("zeros", [0, 20])
+def test_least_squares_is_that_of_numpy_with_weights(maps, zeros):
+    (affine, x), t, r = maps, torch.randn(40, 2), torch.rand(40, 4)
+    r[:zeros] = 0.0
+    residuals = affine.least_squares(x, t, r)
+    design = np.c_[x.numpy() / x.numpy().std(0), np.ones(40)]
+    for k in range(4):
+        root = np.sqrt(r[:, k].numpy())[:, None]
+        solution = np.linalg.lstsq(design * root, t.numpy() * root, rcond=None)[0]
+        expected = t.numpy() - design @ solution
+        np.testing.assert_allclose(residuals[:, k].numpy(), expected, atol=1e-5)
+    assert_close(residuals, t.unsqueeze(1) - affine(x).detach())
+
+
+def test_least_squares_are_small_in_directions_that_no_row_shows():
+    affine, x = AffineMaps(5, 1, 1), torch.randn(3, 5)
+    t = torch.randn(3, 1)
+    residuals = affine.least_squares(x, t, torch.ones(3, 1))
+    assert_close(residuals, torch.zeros_like(residuals), rtol=0, atol=1e-5)
+    design = np.c_[x.numpy() / math.sqrt(5), np.ones(3)]
+    shortest = np.linalg.lstsq(design, t.numpy()[:, 0], rcond=None)[0]
+    got = np.r_[affine.weight.detach().numpy().ravel(), affine.bias.detach().numpy().ravel()]
+    np.testing.assert_allclose(got, shortest, rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_without_rows_is_zero(maps):
+    affine, x = maps
+    affine.least_squares(x, torch.ones(40, 2), torch.tensor([0.0, 1.0, 1.0, 1.0]).expand(40, 4))
+    assert_close(affine(x)[:, 0], torch.zeros(40, 2))
+    assert_close(affine(x)[:, 1:], torch.ones(40, 3, 2), rtol=0, atol=1e-5)
