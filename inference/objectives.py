@@ -160,23 +160,28 @@ class AssignedELBO(_DifferentiableELBO):
 
 
 class Reconstruction(_DifferentiableELBO):
-    r"""The log-likelihood of an autoencoder: the story without its prior and its noise.
+    r"""The log-likelihood of an autoencoder: the story of x without its prior and its noise.
 
     .. math:: L = \log p(x \mid z = E_q[z \mid x])
+
+    Other observed sites, such as targets, count only in a model without a site ``x``.
     """
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """The negative log-likelihood of the observed sites, summed over rows."""
+        """The negative log-likelihood, summed over rows."""
         with AtTheMean():
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
             *args, **kwargs
         )
-        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
-        observed = [model_trace.nodes[name] for name in model_trace.observation_nodes]
-        return -sum((site["log_prob"].sum() for site in observed), torch.tensor(0.0))
+        names = model_trace.observation_nodes
+        names = ["x"] if "x" in names else names
+        model_trace.compute_log_prob(lambda name, site: name in names)
+        return -sum(
+            (model_trace.nodes[name]["log_prob"].sum() for name in names), torch.tensor(0.0)
+        )
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return enumerated_traces(model, guide, *args, **kwargs)
@@ -229,7 +234,7 @@ def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
 
 def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     r"""Log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
-    model_terms = _log_probs(model_trace, in_plate=True)
+    model_terms = _model_log_probs(model_trace, guide_trace, in_plate=True)
     guide_terms = _log_probs(guide_trace, in_plate=True)
     total = sum(model_terms.values()) - sum(
         term for name, term in guide_terms.items() if name != "c"
@@ -244,11 +249,20 @@ def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
 
 def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | float:
     """Log p − log q of the latent variables outside the plate ``"data"``."""
-    model_terms = _log_probs(model_trace, in_plate=False)
+    model_terms = _model_log_probs(model_trace, guide_trace, in_plate=False)
     guide_terms = _log_probs(guide_trace, in_plate=False)
     return sum(term.sum() for term in model_terms.values()) - sum(
         term.sum() for term in guide_terms.values()
     )
+
+
+def _model_log_probs(
+    model_trace: Trace, guide_trace: Trace, in_plate: bool
+) -> dict[str, torch.Tensor]:
+    """Without sites that only the model draws, such as unknown y: it is its own guide there."""
+    drawn = set(model_trace.stochastic_nodes) - set(guide_trace.nodes) - {"c"}
+    terms = _log_probs(model_trace, in_plate)
+    return {name: term for name, term in terms.items() if name not in drawn}
 
 
 def _log_probs(trace: Trace, in_plate: bool) -> dict[str, torch.Tensor]:

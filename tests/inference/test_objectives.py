@@ -148,6 +148,28 @@ def test_the_marginal_elbo_of_vade_is_at_least_that_of_any_other_guide_of_c(make
     assert (rest + (other.exp() * (joint - other)).sum(-1)).sum() < best
 
 
+@pytest.mark.parametrize("elbo", [MarginalELBO(), AssignedELBO()])
+@pytest.mark.parametrize("per_row", [True, False])
+def test_what_only_the_model_draws_adds_nothing(make, x, loss_and_gradients, elbo, per_row):
+    story = make(DMVAE)
+    arguments = (x, torch.rand(N, K).softmax(-1)) if isinstance(elbo, AssignedELBO) else (x,)
+
+    def model(x):
+        pyro.module("dmvae", story)
+        y = dist.Normal(story.decoder.log_scale.sum(), 1e-3)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", story.prior.assignment())
+            z = pyro.sample("z", story.prior.component(c))
+            pyro.sample("x", story.decoder(z), obs=x)
+            if per_row:
+                pyro.sample("y", y)
+        if not per_row:
+            pyro.sample("y", y)
+
+    got = loss_and_gradients(elbo, model, story.guide, story, *arguments)
+    assert_close(got, loss_and_gradients(elbo, story.model, story.guide, story, *arguments))
+
+
 @pytest.mark.parametrize("c_in_guide", [True, False])
 def test_a_scale_on_both_programs_scales_the_marginal_elbo(make, x, loss_and_gradients, c_in_guide):
     story = make(VaDE)
