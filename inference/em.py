@@ -22,8 +22,8 @@ class EM:
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(x_n, c_n = k)
 
     The E-step is Bayes' rule on the model's trace at each k. The M-step is the ``maximise(x,
-    responsibilities)`` of the model's parts. The likelihood never falls, but for the ridge that
-    keeps covariances positive.
+    responsibilities)`` of the model's parts. The likelihood never falls, but for what keeps
+    covariances positive (a ridge, shrinkage) and gates finite (a penalty on their weights).
 
     Attributes:
         model, guide: The Pyro programs; without latent variables besides ``c``.

@@ -18,12 +18,7 @@ from sklearn.mixture import GaussianMixture
 from .context import reproducible, running
 from .em import EM, maximise
 from .errors import SiteError
-from .objectives import (
-    AssignedELBO,
-    AtTheMean,
-    Reconstruction,
-    objective,
-)
+from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
 from .relaxation import Enumerate
 from .svi import SVI
 
@@ -61,7 +56,7 @@ def phases(
     if num_components is None:
         raise SiteError(f"expected a site 'c' in the model for initialise={name!r}; got none")
     if name == "umap":
-        _expect_umap()  # before the minutes of an autoencoder
+        expect_umap()  # before the minutes of an autoencoder
     one_row = replace(training, data=tuple(column[:1] for column in training.data))
     has_codes = latent_means(one_row) is not None
     if isinstance(training, SVI) and has_codes:
@@ -106,12 +101,19 @@ def corrected(
         if log_likelihoods is None:
             break
         prior = r @ confusion
-        before, current = current, (prior.log() + log_likelihoods).softmax(-1)
-        confusion = confusion * (r.mT @ (current / prior)) + 1e-9
+        posterior = (prior.log() + log_likelihoods).softmax(-1)
+        confusion = confusion * (r.mT @ (posterior / prior)) + 1e-9
         confusion = confusion / confusion.sum(-1, keepdim=True)
+        before, current = current, _without_crumbs(posterior)
         if (current - before).abs().sum(-1).mean() < 1e-3:
             break
     return current
+
+
+def _without_crumbs(responsibilities: torch.Tensor, least: float = 1e-3) -> torch.Tensor:
+    """Zero for all but what counts, so that each M-step reads each row about once."""
+    kept = torch.where(responsibilities < least, 0.0, responsibilities)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
@@ -119,7 +121,8 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
     if len(run.data) < 2:
         return None
     found = []
-    with torch.no_grad(), reproducible(run.seed, 0, 4), running(run.store), Enumerate():
+    quiet = reproducible(run.seed, 0, 4)
+    with torch.no_grad(), quiet, running(run.store), AtTheMean(), Enumerate():
         for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
             guide_trace = poutine.trace(run.guide).get_trace(*batch)
             replayed = poutine.replay(run.model, trace=guide_trace)
@@ -196,7 +199,7 @@ def neighbour_embedding(points: np.ndarray, method: str, *, seed: int) -> np.nda
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
-    _expect_umap()
+    expect_umap()
     from umap import UMAP
 
     reducer = UMAP(
@@ -209,7 +212,12 @@ def neighbour_embedding(points: np.ndarray, method: str, *, seed: int) -> np.nda
     return reducer.fit_transform(points)
 
 
-def _expect_umap() -> None:
+def expect_umap() -> None:
+    """See that umap-learn is there.
+
+    Raises:
+        ImportError: If it is not.
+    """
     if find_spec("umap") is None:
         raise ImportError(
             "expected the package umap-learn for initialise='umap'; "

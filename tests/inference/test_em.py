@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe.inference import EM, MarginalELBO
 from pyro_moe.inference.em import maximise
-from pyro_moe.models import DMVAE, GMM, GaussianMixture
+from pyro_moe.models import DMVAE, GMM, ME, DeepMoE, GaussianMixture, GMMMoE
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K = 120, 2, 3
@@ -153,3 +155,159 @@ def test_a_story_with_other_latents_is_an_error():
     story = DMVAE(D, D, K, hidden=(4,))
     with pytest.raises((ValueError, LookupError), match=r"expected .*'z'"):
         pyro_moe.fit(story.model, story.guide, torch.randn(N, D), loss="em", progress=False)
+
+
+# Mixtures of experts
+
+
+@pytest.fixture
+def regressions():
+    """Rows of two linear regressions, the choice a logistic regression: the parameters, x, y.
+
+    The parameters are the gate's weight and bias, then slopes, intercepts and log noise.
+    """
+    truth = torch.tensor([3.0, -0.5, 2.0, -1.0, 0.5, 3.0, math.log(0.3), math.log(0.6)])
+    x = torch.randn(800, 1)
+    first = torch.bernoulli((truth[0] * x[:, 0] + truth[1]).sigmoid()).bool()
+    slope, intercept, log_noise = (torch.where(first, *truth[i : i + 2]) for i in (2, 4, 6))
+    return truth, x, slope * x[:, 0] + intercept + log_noise.exp() * torch.randn(800)
+
+
+def regression_loss(parameters, x, y):
+    """The negative log-likelihood of two gated linear regressions, in the units of the data."""
+    weight, bias, slope, intercept, log_noise = (
+        *parameters[:2],
+        *parameters[2:].reshape(3, 2),
+    )
+    logit = weight * x + bias
+    log_gate = torch.cat([nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit)], -1)
+    each = torch.distributions.Normal(slope * x + intercept, log_noise.exp())
+    return -(log_gate + each.log_prob(y.unsqueeze(-1))).logsumexp(-1).sum()
+
+
+def regression_parameters(story):
+    """The parameters of `regression_loss`, read off what the fitted story says of x at 0 and 1."""
+    x = torch.tensor([[0.0], [1.0]])
+    with torch.no_grad():
+        p, log_gate = story.experts(x), story.gate(x).logits.log_softmax(-1)
+    means, noise = p.mean[..., 0], p.variance[0, :, 0].sqrt()
+    order = (means[1] - means[0]).argsort(descending=True)
+    logits = log_gate[:, order[0]] - log_gate[:, order[1]]
+    return torch.cat(
+        [
+            torch.stack([logits[1] - logits[0], logits[0]]),
+            (means[1] - means[0])[order],
+            means[0, order],
+            noise[order].log(),
+        ]
+    )
+
+
+def test_em_recovers_the_parameters_of_a_mixture_of_linear_regressions(regressions):
+    truth, x, y = regressions
+    story = ME(1, 1, 2)
+    fitted = pyro_moe.fit(
+        story.model, story.guide, (x, y), loss="em", epochs=200, seed=1, progress=False
+    )
+    found = regression_parameters(fitted.story).requires_grad_()
+    loss = regression_loss(found, x, y)
+    assert fitted.history[-1]["elbo"] == pytest.approx(-loss.item() / 800, abs=1e-5)
+    information = torch.autograd.functional.hessian(lambda p: regression_loss(p, x, y), found)
+    error = information.inverse().diagonal().sqrt()
+    assert ((found - truth).abs() < 4.0 * error).all()
+    # the ridge of the gate keeps its weight a little below the likeliest one
+    likeliest = torch.linalg.solve(information, torch.autograd.grad(loss, found)[0])
+    assert (likeliest.abs() < 0.2 * error).all()
+
+
+def targets(x):
+    """Targets that follow another rule in each half of the plane, some of them missing."""
+    y = torch.where(x[:, :1] > 0, x, -2.0 * x) + 0.3 * torch.randn_like(x)
+    y[::7, 1] = torch.nan
+    return y
+
+
+def penalised(story, elbo):
+    """The likelihood in nats per row less the penalty on the weights of a softmax gate."""
+    return elbo - 0.5e-4 * (story.gate.maps.weight.square().sum() / D).item()
+
+
+@pytest.mark.parametrize("experts", ["normal", "student-t"])
+def test_the_penalised_likelihood_of_an_me_never_falls(experts):
+    x, story = torch.randn(N, D), ME(D, D, K, experts=experts)
+    y = targets(x)
+    story.adapt(x, y)
+    em = EM(story.model, story.guide, (x, y), epochs=25, seed=0, tolerance=-1.0)
+    before, scores = penalised(story, em.log_joint().logsumexp(0).mean().item()), []
+    for record in em:  # whose likelihood is that before its M-step
+        scores.append(before)
+        assert record["elbo"] == pytest.approx(em.history[-1]["elbo"])
+        before = penalised(story, em.log_joint().logsumexp(0).mean().item())
+    assert (np.diff(scores) > -1e-6).all()  # but for the ridge of least squares
+    assert scores[-1] > scores[0] + 0.1
+
+
+@each_covariance
+@pytest.mark.parametrize("experts", ["normal", "poisson"])
+def test_the_likelihood_of_a_gmm_gated_me_never_falls(covariance, experts):
+    x = torch.randn(N, D) * torch.tensor([1.0, 3.0])
+    y = targets(x)
+    y = (y.abs() * 2).round() if experts == "poisson" else y
+    story = GMMMoE(D, D, K, covariance=covariance, experts=experts, shrinkage=0.0)
+    with torch.no_grad():
+        story.adapt(x, y)
+    elbos = [r["elbo"] for r in EM(story.model, story.guide, (x, y), 25, 0, tolerance=-1.0)]
+    assert (np.diff(elbos) > -1e-6).all()  # but for the ridge
+    assert elbos[-1] > elbos[0] + 0.1
+
+
+@pytest.mark.parametrize("story_type", [ME, GMMMoE])
+def test_em_and_svi_agree_at_the_optimum_from_the_same_start(regressions, story_type):
+    _, x, y = regressions
+    x, y = x[:300], y[:300]
+    start = 0.1 + 0.8 * (x[:, 0] > 0)
+    choices = {"shrinkage": 0.0} if story_type is GMMMoE else {}
+    story = story_type(1, 1, 2, **choices)
+    with torch.no_grad():
+        story.adapt(x, y.unsqueeze(-1))
+    story.m_step(torch.stack([start, 1 - start], -1), x, x, y)
+    losses = []
+    for settings in [
+        {"loss": "em", "epochs": 300},
+        {"epochs": 300, "batch_size": 300, "learning_rate": 0.3},
+    ]:
+        fitted = pyro_moe.fit(
+            story.model,
+            story.guide,
+            (x, y),
+            initialise="keep",
+            progress=False,
+            **settings,
+        )
+        losses.append(MarginalELBO().loss(fitted.model, fitted.guide, x[:300], y[:300]) / 300)
+    # EM stops at a gain of 1e-7, which falls by a third or more each time; the gate's ridge, 1e-4,
+    # costs the likelihood its square
+    assert losses[0] == pytest.approx(losses[1], abs=3e-6)
+
+
+@pytest.mark.parametrize("story_type", [ME, GMMMoE])
+def test_maximise_takes_the_m_step_of_a_story_that_has_one(story_type):
+    x, r = torch.randn(N, D), torch.rand(N, K).softmax(-1)
+    y = targets(x)
+    story, expected = (story_type(D, D, K) for _ in range(2))
+    expected.load_state_dict(story.state_dict())
+    maximise(story.model, r, x, x, y)
+    expected.m_step(r, x, x, y)
+    assert_close(story.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    known = ~y.isnan().any(-1)
+    root = r[known, 0].sqrt().unsqueeze(-1).numpy()
+    design = np.c_[x[known].numpy(), np.ones(known.sum())]
+    solution = np.linalg.lstsq(design * root, y[known].numpy() * root, rcond=None)[0]
+    fitted = story.experts(x[known]).mean[:, 0].detach().numpy()
+    np.testing.assert_allclose(fitted, design @ solution, atol=1e-5)
+
+
+def test_a_gate_without_an_m_step_is_an_error_that_names_its_parameter():
+    story, x = DeepMoE(D, D, K, hidden=(4,)), torch.randn(N, D)
+    with pytest.raises(ValueError, match=r"expected parts with a method 'maximise' .*'.*gate"):
+        pyro_moe.fit(story.model, story.guide, (x, x), loss="em", progress=False)

@@ -1,4 +1,5 @@
 import sys
+from copy import deepcopy
 
 import pyro
 import pyro.distributions as dist
@@ -16,9 +17,16 @@ from pyro_moe.inference import (
     SiteError,
     initialise,
 )
-from pyro_moe.inference.initialise import cluster, latent_means, neighbour_embedding, phases
+from pyro_moe.inference.initialise import (
+    cluster,
+    corrected,
+    latent_means,
+    neighbour_embedding,
+    phases,
+    target_log_likelihoods,
+)
 from pyro_moe.inference.objectives import objective
-from pyro_moe.models import DMVAE, GMM, VAE, VaDE
+from pyro_moe.models import DMVAE, GMM, ME, VAE, DVMoE, GMMMoE, HierarchicalME, VaDE, VaDEMoE
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K = 60, 2, 3
@@ -209,3 +217,141 @@ def test_tsne_keeps_groups_apart_that_are_far_apart(x, labels):
     for k in range(K):
         assert len(set(r[labels == k].argmax(-1).tolist())) == 1
     assert len(set(r.argmax(-1).tolist())) == K
+
+
+# Targets
+
+
+@pytest.fixture
+def y(x, labels):
+    """Another affine map of x in each cluster, and next to no noise."""
+    slope, offset = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, 50.0, 5.0])
+    return slope[labels] * x[:, 0] + offset[labels] + 0.1 * torch.randn(N)
+
+
+def run_of(story, *data):
+    run = svi(story, data[0])
+    run.data = data
+    return run
+
+
+EXPERTS = {
+    "me": lambda: ME(D, 1, K),
+    "hierarchical": lambda: HierarchicalME(D, 1, (K, 2)),
+    "gmm": lambda: GMMMoE(D, 1, K),
+    "vade": lambda: VaDEMoE(D, 1, K, 1, hidden=(4,)),
+    "vade on codes": lambda: VaDEMoE(D, 1, K, 1, hidden=(4,), context="z"),
+    "dvmoe": lambda: DVMoE(D, 1, K, 1, hidden=(4,)),
+    "dvmoe on codes": lambda: DVMoE(D, 1, K, 1, hidden=(4,), context="z"),
+}
+each_experts = pytest.mark.parametrize("name", EXPERTS)
+
+
+@pytest.fixture
+def story(name, x, y):
+    made = EXPERTS[name]()
+    with torch.no_grad():
+        made.adapt(x, y)
+    return made
+
+
+@each_experts
+def test_target_log_likelihoods_are_each_experts_and_zero_where_y_is_missing(story, x, y):
+    missing = torch.arange(N) % 7 == 0
+    run = run_of(story, x, y.masked_fill(missing, torch.nan))
+    p = getattr(story, "expert_distributions", story.experts)(x)
+    expected = p.log_prob(y.reshape(N, 1, 1)).detach()
+    expected[missing] = 0.0
+    assert_close(target_log_likelihoods(run), expected)
+    assert_close(target_log_likelihoods(run, rows_at_once=7), expected)
+
+
+def test_target_log_likelihoods_of_classes_are_log_probabilities(x, labels):
+    story = ME(D, K, K, experts="categorical")
+    expected = story.experts(x).logits.detach()[torch.arange(N), :, labels]
+    assert_close(target_log_likelihoods(run_of(story, x, labels)), expected)
+
+
+def test_without_targets_there_are_no_log_likelihoods(x):
+    assert target_log_likelihoods(run_of(ME(D, 1, K), x)) is None
+
+
+def test_targets_that_do_not_depend_on_c_have_no_log_likelihoods(x, y, responsibilities):
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.OneHotCategorical(torch.ones(K)))
+            pyro.sample("x", dist.Normal(c @ torch.ones(K, D), 1.0).to_event(1), obs=x)
+            pyro.sample("y", dist.Normal(x[:, 0], 1.0), obs=y)
+
+    elbo, treatment = objective("marginal")
+    run = SVI(model, lambda x, y: None, (x, y), elbo, treatment, 1, 20, 1e-2, 1.0, 0)
+    assert target_log_likelihoods(run) is None
+    assert corrected(run, responsibilities, x) is responsibilities
+
+
+def test_a_clustering_without_targets_is_returned_as_it_is(x, responsibilities):
+    story, expected = GMM(D, K), GMM(D, K)
+    assert corrected(run_of(story, x), responsibilities, x) is responsibilities
+    expected.mixture.maximise(x, responsibilities)
+    assert_close(story.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_corrections_are_em_on_the_experts_and_on_what_a_cluster_says_of_a_component(
+    x, y, responsibilities, iterations
+):
+    story, y = ME(D, 1, K), y + 5.0 * torch.randn(N)
+    story.adapt(x, y)
+    expected = deepcopy(story)
+    got = corrected(run_of(story, x, y), responsibilities, x, iterations=iterations)
+    r, confusion = responsibilities, 0.9 * torch.eye(K) + 0.1 / K
+    for _ in range(iterations):
+        expected.m_step(r, x, x, y)
+        density = expected.experts(x).log_prob(y.reshape(N, 1, 1)).exp().detach()
+        # of each row the cluster j and the component k, (N, K, K)
+        joint = responsibilities.unsqueeze(-1) * confusion * density.unsqueeze(1)
+        joint = joint / joint.sum((1, 2), keepdim=True)
+        r, confusion = joint.sum(1), joint.sum(0) / joint.sum((0, 2)).unsqueeze(-1)
+        r = torch.where(r < 1e-3, 0.0, r)
+        r = r / r.sum(-1, keepdim=True)
+    assert_close(got, r)
+    assert_close(story.state_dict(), expected.state_dict())
+
+
+@pytest.fixture
+def wrong():
+    """Rows (x, y) of three rules for the same x, their labels, and labels wrong for a tenth."""
+    labels, x = torch.arange(150) % K, torch.randn(150, D)
+    slope = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -3.0]])
+    y = (slope[labels] * x).sum(-1) + torch.tensor([0.0, 3.0, -3.0])[labels]
+    given = labels.clone()
+    given[::10] = (given[::10] + 1) % K
+    return x, y + 0.05 * torch.randn(150), labels, 0.98 * torch.eye(K)[given] + 0.02 / K
+
+
+@pytest.mark.parametrize("name", ["me", "hierarchical", "gmm", "vade", "dvmoe"])
+def test_rows_in_a_wrong_cluster_are_put_right_by_their_targets(story, wrong):
+    x, y, labels, given = wrong
+    with torch.no_grad():
+        story.adapt(x, y)
+    points = x if isinstance(story, GMMMoE) else x[:, :1]
+    got = corrected(run_of(story, x, y), given, points)
+    assert_close(got.sum(-1), torch.ones(150))
+    assert (got.argmax(-1) != labels).double().mean() < 0.03  # a few rows fit two rules
+    assert (given.argmax(-1) != labels).double().mean() == 0.1
+
+
+def test_rows_without_a_target_stay_where_the_clustering_puts_them(wrong):
+    x, y, labels, given = wrong
+    missing = torch.arange(150) % 20 == 0
+    story = GMMMoE(D, 1, K)
+    with torch.no_grad():
+        story.adapt(x, y)
+    got = corrected(run_of(story, x, y.masked_fill(missing, torch.nan)), given, x).argmax(-1)
+    assert_close(got[missing], given[missing].argmax(-1))
+    assert (got[~missing] != labels[~missing]).double().mean() < 0.03
+
+
+@each_experts
+def test_a_fit_from_a_clustering_of_x_alone_needs_no_targets(story, x, responsibilities):
+    assert names(run_of(story, x), responsibilities)[-2:] == ["assigned", "training"]
