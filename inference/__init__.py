@@ -1,7 +1,7 @@
 """How posteriors are found, for any Pyro model and guide over the sites c, z, x, y."""
 
 from .em import EM
-from .errors import DataError, NonFiniteWarning, SiteError
+from .errors import DataError, DataWarning, EmptyComponentWarning, NonFiniteWarning, SiteError
 from .objectives import AssignedELBO, MarginalELBO, Reconstruction
 from .relaxation import CategoricalKL, Discretise, Enumerate, Relax
 from .svi import SVI
@@ -12,7 +12,9 @@ __all__ = [
     "AssignedELBO",
     "CategoricalKL",
     "DataError",
+    "DataWarning",
     "Discretise",
+    "EmptyComponentWarning",
     "Enumerate",
     "MarginalELBO",
     "NonFiniteWarning",

@@ -15,3 +15,7 @@ class NonFiniteWarning(RuntimeWarning):
 
 class DataWarning(UserWarning):
     """Data that can be fitted, but hardly as it was meant."""
+
+
+class EmptyComponentWarning(RuntimeWarning):
+    """A component, and its expert, ended without rows."""

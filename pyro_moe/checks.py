@@ -1,24 +1,37 @@
 """What can be said of a model and its data before any training."""
 
 import warnings
+from typing import Any
 
 import torch
 from pyro import poutine
 
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.inference.em import EM
+from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.inference.isolation import modules
-from pyro_moe.inference.objectives import Program
+from pyro_moe.inference.objectives import (
+    Program,
+    enumerated_traces,
+    log_assignment,
+    row_log_weights,
+)
 from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.svi import SVI
+
+from .marginals import has_classes, mean_of
 
 
-def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> int | None:
+def check(
+    model: Program, guide: Program, columns: tuple[torch.Tensor, ...], *, learns: bool = True
+) -> int | None:
     """Run a model and a guide once on data, and see that each observed value is possible.
 
     Args:
         model: A Pyro model, which may register parameters: a copy, then.
         guide: Its guide, likewise.
         columns: Tensors of N rows each.
+        learns: Whether rows are to be learned from: then there must be one for each component.
 
     Returns:
         K, the length of site ``c``, or None for a model without one.
@@ -26,6 +39,9 @@ def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> 
     Raises:
         DataError: If x is not as wide as the story says, if there are fewer rows than
             components, or if an observed value is outside its distribution's support.
+
+    Warns:
+        DataWarning: If y is a class, and no row has one of its classes.
     """
     x = columns[0]
     for story in modules(model, guide):
@@ -36,19 +52,65 @@ def check(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> 
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
         for first in range(0, len(x), 4096):
             batch = tuple(column[first : first + 4096] for column in columns)
-            guide_trace = poutine.trace(guide).get_trace(*batch)
-            replayed = poutine.replay(model, trace=guide_trace)
-            trace = poutine.trace(replayed).get_trace(*batch)
+            trace = _traced(model, guide, batch)
             if "c" in trace.nodes:
                 num_components = trace.nodes["c"]["value"].shape[-1]
-                if len(x) < num_components:
+                if learns and len(x) < num_components:
                     raise DataError(
                         f"expected at least as many rows as components, {num_components}; "
                         f"got {len(x)}"
                     )
             for name in trace.observation_nodes:
                 _check_support(name, trace.nodes[name], first)
+    if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
+        _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
     return num_components
+
+
+def _traced(model: Program, guide: Program, batch: tuple[torch.Tensor, ...]) -> Any:
+    try:
+        guide_trace = poutine.trace(guide).get_trace(*batch)
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    except ValueError as error:  # Pyro appends the shapes of all sites
+        raise DataError(str(error).splitlines()[0]) from error
+
+
+def _check_classes(number: int, y: torch.Tensor) -> None:
+    seen = set(y[~y.isnan()].long().flatten().tolist())
+    unseen = [str(label) for label in range(number) if label not in seen]
+    if unseen:
+        warnings.warn(
+            f"expected rows of each of {number} classes; got none of {', '.join(unseen)}",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def check_components(run: SVI | EM, rows: int = 10_000) -> None:
+    """See that each component of a trained run has rows, among the first ones of its data.
+
+    Warns:
+        EmptyComponentWarning: If the responsibilities of a component sum to less than a half.
+    """
+    columns = [column[:rows] for column in run.data]
+    counts = torch.tensor(0.0)
+    with torch.no_grad(), reproducible(run.seed, 0, 6), running(run.store):
+        for batch in zip(*(column.split(4096) for column in columns), strict=True):
+            model_trace, guide_trace = enumerated_traces(run.model, run.guide, *batch)
+            if "c" not in model_trace.nodes:
+                return
+            log_q = log_assignment(guide_trace)
+            if log_q is None:
+                log_q = row_log_weights(model_trace, guide_trace)
+            counts = counts + log_q.softmax(0).sum(-1).cpu()
+    empty = (counts < 0.5).nonzero().flatten().tolist()
+    if empty:
+        warnings.warn(
+            f"expected rows for each of {len(counts)} components; got none for "
+            f"{', '.join(map(str, empty))}: try fewer components, restarts, or initialise=",
+            EmptyComponentWarning,
+            stacklevel=3,
+        )
 
 
 def check_target(y: torch.Tensor) -> None:

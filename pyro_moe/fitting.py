@@ -17,10 +17,10 @@ from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError, NonFiniteWarning
 from pyro_moe.inference.initialise import STARTS, phases
 from pyro_moe.inference.isolation import isolated, modules, owner
-from pyro_moe.inference.objectives import MarginalELBO, Program, objective
+from pyro_moe.inference.objectives import Program, enumerated_traces, objective, row_bounds
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 
-from .checks import check, check_target
+from .checks import check, check_components, check_target
 from .rows import Data, as_tensors
 
 STEPS = 4000
@@ -204,7 +204,8 @@ def fit(
         ValueError: If an argument is none of its choices.
 
     Warns:
-        DataWarning: If a column of y is constant.
+        DataWarning: If a column of y is constant, or no row has one of its classes.
+        EmptyComponentWarning: If a component ended with less than half a row.
         NonFiniteWarning: If training stopped at a value that is not finite.
 
     Example:
@@ -222,10 +223,11 @@ def fit(
     copies = isolated(model, guide)
     for part in modules(*copies):
         part.to(columns[0].device)
-    num_components = check(copies[0], copies[1], columns)
+    learns = not (epochs == 0 and isinstance(initialise, str) and initialise == "keep")
+    num_components = check(copies[0], copies[1], columns, learns=learns)
     start = _start(initialise, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
-    if num_components is not None and len(kept) < num_components:
+    if learns and num_components is not None and len(kept) < num_components:
         raise DataError(
             f"expected at least as many rows as components, {num_components}; "
             f"got {len(kept)}, with {len(held)} held out"
@@ -262,7 +264,10 @@ def fit(
         fits.append(fitted)
         if fitted.stopped == "interrupted":
             break
-    return max(fits, key=_score)
+    best = max(fits, key=_score)
+    if best.history:
+        check_components(best.run)
+    return best
 
 
 def _score(fitted: Fit) -> float:
@@ -430,11 +435,18 @@ def _reset_parameters(module: torch.nn.Module) -> None:
 def _marginal_elbo(
     run: SVI | EM, columns: tuple[torch.Tensor, ...], num_particles: int = 8
 ) -> float:
-    """The marginal ELBO in nats per row, for comparing starts whatever they were trained on."""
-    with reproducible(run.seed, 0, 2), running(run.store):
-        batches = zip(*(column.split(4096) for column in columns), strict=True)
-        loss = sum(MarginalELBO(num_particles).loss(run.model, run.guide, *b) for b in batches)
-    return -loss / len(columns[0])
+    """The marginal ELBO in nats per row, for comparing starts whatever they were trained on.
+
+    What lies outside the plate, such as experts with a prior, belongs to the rows that were
+    trained on, and is left out.
+    """
+    total = 0.0
+    with torch.no_grad(), reproducible(run.seed, 0, 2), running(run.store):
+        for batch in zip(*(column.split(4096) for column in columns), strict=True):
+            for _ in range(num_particles):
+                traces = enumerated_traces(run.model, run.guide, *batch)
+                total += row_bounds(*traces).sum().item()
+    return total / num_particles / len(columns[0])
 
 
 def _in_store(program: Program, store: dict[str, Any]) -> Program:

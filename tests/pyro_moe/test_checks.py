@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe import DataError
+import pyro_moe
+from pyro_moe import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.checks import check
-from pyro_moe.models import DMVAE, GMM, VAE, VaDE
+from pyro_moe.models import DMVAE, GMM, ME, VAE, VaDE
 
 D, K = 3, 4
 
@@ -84,6 +85,7 @@ def test_the_first_impossible_row_is_named_also_in_later_batches(row):
         check(model, nothing, (x,))
 
 
+@pytest.mark.filterwarnings("ignore:expected rows of each of 3 classes")
 @pytest.mark.parametrize(
     ("distribution", "value"),
     [
@@ -134,3 +136,26 @@ def test_a_check_leaves_no_trace():
     assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
     assert list(pyro.get_param_store().keys()) == names
     assert torch.distributions.Distribution._validate_args == validates
+
+
+def test_a_class_without_rows_is_named():
+    story = ME(D, 4, 2, experts="categorical")
+    x, y = torch.randn(9, D), torch.arange(9) % 2
+    with pytest.warns(DataWarning, match="rows of each of 4 classes; got none of 2, 3"):
+        check(story.model, story.guide, (x, y))
+
+
+def test_targets_of_another_width_are_an_error_in_one_line():
+    story = ME(D, 2, 2)
+    with pytest.raises(DataError, match=r"^expected y with 2 columns; got 3$"):
+        check(story.model, story.guide, (torch.randn(9, D), torch.randn(9, 3)))
+
+
+def test_a_component_that_ends_without_rows_is_named():
+    story = GMM(D, 3)
+    x = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        story.mixture.loc[1] += 1e3
+    expected = "rows for each of 3 components; got none for 1: try fewer components"
+    with pytest.warns(EmptyComponentWarning, match=expected):
+        pyro_moe.fit(story.model, story.guide, x, initialise="keep", epochs=1, progress=False)

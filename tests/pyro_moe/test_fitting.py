@@ -84,6 +84,7 @@ def x(labels):
 # Same seed, same numbers, and nothing else
 
 
+@pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")
 @each_story
 def test_the_seed_alone_decides_the_numbers(x, name):
     torch.manual_seed(1)
@@ -108,6 +109,7 @@ def test_the_seed_decides_initial_phases_too(x, labels, start):
     same(first, second)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")
 @pytest.mark.parametrize(
     ("name", "start"),
     [*((name, start) for name in STORIES for start in ("random", "keep"))]
