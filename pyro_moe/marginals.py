@@ -22,7 +22,8 @@ def mean_of(p: Any) -> torch.Tensor:
     if isinstance(p, Categorical):
         return p.probs
     if hasattr(p, "component_distribution"):
-        return _average(p, mean_of(p.component_distribution))
+        each = mean_of(p.component_distribution)
+        return _average(p, each, each.dim() - len(p.component_distribution.batch_shape))
     if hasattr(p, "distributions"):
         return torch.stack([mean_of(q) for q in p.distributions], len(p.batch_shape) - 1)
     return p.mean
@@ -60,7 +61,8 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         return cdf_of(p.base_dist, value)
     column = -1 - len(p.event_shape)
     if hasattr(p, "component_distribution"):
-        return _average(p, cdf_of(p.component_distribution, value.unsqueeze(column)))
+        each = cdf_of(p.component_distribution, value.unsqueeze(column))
+        return _average(p, each, len(p.event_shape))
     if hasattr(p, "distributions"):
         each = value.expand(*torch.broadcast_shapes(value.shape, (*p.batch_shape, *p.event_shape)))
         pairs = zip(p.distributions, each.unbind(column), strict=True)
@@ -68,8 +70,9 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
     if isinstance(p, MultivariateNormal):
         return Normal(p.loc, p.variance.sqrt()).cdf(value)
     if isinstance(p, StudentT):
-        standard = ((value - p.loc) / p.scale).cpu()
-        return torch.as_tensor(scipy.special.stdtr(p.df.cpu(), standard)).to(value)
+        standard = (value - p.loc) / p.scale
+        below = scipy.special.stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
+        return torch.as_tensor(below).to(value)
     if isinstance(p, Poisson):
         below = torch.special.gammaincc(value.floor().clamp_min(0.0) + 1.0, p.rate)
         return torch.where(value < 0, torch.zeros_like(below), below)
@@ -84,8 +87,7 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         ) from error
 
 
-def _average(p: Any, each: torch.Tensor) -> torch.Tensor:
+def _average(p: Any, each: torch.Tensor, event_dim: int) -> torch.Tensor:
     """What is true of a mixture's components, averaged by its weights."""
     weights = p.mixture_distribution.probs
-    k = weights.dim() - 1
-    return (weights.reshape(*weights.shape, *(1,) * (each.dim() - k - 1)) * each).sum(k)
+    return (weights.reshape(*weights.shape, *(1,) * event_dim) * each).sum(-1 - event_dim)

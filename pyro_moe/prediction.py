@@ -19,9 +19,9 @@ from pyro_moe.models.distributions import Stacked
 
 from .fitting import Fit
 from .gating import gate
-from .marginals import cdf_of, mean_of, variance_of
+from .marginals import cdf_of, has_classes, mean_of, variance_of
 from .reading import node
-from .rows import Data
+from .rows import Data, as_tensors
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,11 @@ class Prediction:
             y: Targets, shape (N,) or (N, M), in their own units.
 
         Raises:
-            DataError: If there are not as many rows and columns as were predicted.
+            DataError: If there are not as many rows and columns as were predicted, or a value is
+                impossible, such as a class that was not fitted.
         """
         value = self._along_batch(self.targets(y))
+        self._check_support(value)
         each = self._stack(lambda p: p.log_prob(value), events=False)
         return (each + self.weights.log()).logsumexp(-1).logsumexp(0) - math.log(len(each))
 
@@ -96,8 +98,11 @@ class Prediction:
         Raises:
             DataError: If y has not the shape of what was predicted, or y is a class.
         """
-        value = self._along_batch(self.targets(y))
-        return self._average(self._stack(lambda p: cdf_of(p, value)))
+        return self._cdf(self.targets(y))
+
+    def _cdf(self, value: torch.Tensor) -> torch.Tensor:
+        along = self._along_batch(value)
+        return self._average(self._stack(lambda p: cdf_of(p, along)))
 
     def quantile(self, q: float) -> torch.Tensor:
         """The value below which a column lies with probability q, shape (N, M).
@@ -113,13 +118,15 @@ class Prediction:
         """
         if not 0 < q < 1:
             raise ValueError(f"expected q between 0 and 1; got {q}")
+        if has_classes(self.distributions[0]):
+            raise DataError("expected a target whose values have an order; got classes")
         means, deviations = self._means(), self._stack(variance_of).sqrt()
         reach = min(q, 1 - q) ** -0.5  # Chebyshev's inequality, for each expert
         low = (means - reach * deviations).amin((0, 2)) - 1e-6
         high = (means + reach * deviations).amax((0, 2)) + 1e-6
         for _ in range(60):
             middle = (low + high) / 2
-            above = self.cdf(middle) >= q
+            above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return high.round() if self.distributions[0].support.is_discrete else high
 
@@ -147,14 +154,25 @@ class Prediction:
         """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).
 
         Raises:
-            DataError: If there are not as many rows and columns as were predicted.
+            DataError: If there are not as many rows and columns as were predicted, or a value is
+                no finite number.
         """
         event_shape = self.distributions[0].event_shape
-        value = torch.as_tensor(y).to(self.weights)
-        if len(value) != len(self) or value.shape[1:].numel() != event_shape.numel():
+        _, value = as_tensors((self.gate, y), dtype=self.weights.dtype)
+        value = value.to(self.weights)
+        if value.shape[1:].numel() != event_shape.numel():
             expected = (len(self), *event_shape)
             raise DataError(f"expected y of shape {expected}; got {tuple(value.shape)}")
         return value.reshape(len(self), *event_shape)
+
+    def _check_support(self, value: torch.Tensor) -> None:
+        support = self.distributions[0].support
+        possible = support.check(value).reshape(len(self), -1).all(-1)
+        if not possible.all():
+            row = int((~possible).nonzero()[0])
+            base = getattr(support, "base_constraint", support)
+            got = value.reshape(len(self), -1)[row].tolist()
+            raise DataError(f"expected y in the support of its distribution, {base}; got {got}")
 
     def _along_batch(self, value: torch.Tensor) -> torch.Tensor:
         return value if self.leading else value.unsqueeze(1)

@@ -12,6 +12,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from pyro_moe.inference.errors import DataError
 
+from .marginals import families, has_classes
 from .prediction import Prediction
 
 
@@ -70,8 +71,8 @@ def regression_scores(
         ``"error"`` (the mean over rows of the squared error summed over columns, which is the
         paper's), ``"rmse"`` (root mean square over rows and columns), ``"log_likelihood"`` (nats
         per row, jointly over columns), ``"crps"`` (mean over rows and columns, in the units of
-        y, by quantiles at 50 midpoints) and ``"coverage"`` (by level, the share of targets that
-        lie in their central interval).
+        y, see `continuous_ranked_probability_score`) and ``"coverage"`` (by level, the share of
+        targets that lie in their central interval).
 
     Raises:
         DataError: If y has not the shape of what was predicted, or y is a class.
@@ -159,8 +160,11 @@ def classification_scores(prediction: Prediction, y: ArrayLike) -> dict[str, flo
         ``"accuracy"`` and ``"log_loss"``, :math:`-\frac{1}{N} \sum_n \log p(y_n | x_n)`.
 
     Raises:
-        DataError: If there are not as many classes as rows.
+        DataError: If there are not as many classes as rows, or y is no class.
     """
+    if not has_classes(prediction.distributions[0]):
+        (family, *_) = families(prediction.distributions[0])
+        raise DataError(f"expected a prediction of classes; got one of {type(family).__name__}")
     log_prob = prediction.log_prob(y)
-    right = prediction.mean.argmax(-1) == torch.as_tensor(y).to(prediction.weights.device)
+    right = prediction.mean.argmax(-1) == prediction.targets(y)
     return {"accuracy": right.float().mean().item(), "log_loss": -log_prob.mean().item()}
