@@ -7,15 +7,22 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from pyro_moe import models
-from pyro_moe.inference.errors import DataError, DataWarning, NonFiniteWarning, SiteError
+from pyro_moe.inference.errors import (
+    DataError,
+    DataWarning,
+    EmptyComponentWarning,
+    NonFiniteWarning,
+    SiteError,
+)
 
-from . import datasets, evaluation, plots, runs
+from . import datasets, evaluation, images, plots, runs
 from .fitting import Fit, fit
 from .rows import Rows
 
 __all__ = [
     "DataError",
     "DataWarning",
+    "EmptyComponentWarning",
     "Fit",
     "NonFiniteWarning",
     "Rows",
@@ -23,6 +30,7 @@ __all__ = [
     "datasets",
     "evaluation",
     "fit",
+    "images",
     "models",
     "plots",
     "runs",
