@@ -1,5 +1,6 @@
 """The generative stories: one a file, the equations beside the code."""
 
+from .bayesian import BayesianExperts, default_prior
 from .conditionals import (
     BernoulliLikelihood,
     CategoricalConditional,
@@ -36,6 +37,7 @@ __all__ = [
     "MLP",
     "VAE",
     "AffineMaps",
+    "BayesianExperts",
     "BernoulliExperts",
     "BernoulliLikelihood",
     "CategoricalConditional",
@@ -62,6 +64,7 @@ __all__ = [
     "VaDE",
     "VaDEMoE",
     "choose",
+    "default_prior",
     "log_likelihoods",
     "observe_target",
 ]

@@ -1,0 +1,159 @@
+"""Priors on the parameters of experts, and a posterior over them."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+Prior = Callable[[str, torch.Tensor], Any]
+
+
+def default_prior(name: str, parameter: torch.Tensor) -> dist.Distribution:
+    r"""Weak priors in standard units: of an expert's maps, and of its noise.
+
+    .. math:: V, b \sim N(0, 1), \quad \log \sigma \sim N(-1, 1)
+
+    With the units that stories take from the data, an expert's prior standard deviation of the
+    target is about that of the target itself, and the noise's median a third of it.
+
+    Args:
+        name: The parameter's name in the module of experts, such as ``"network.weight"``.
+        parameter: Its value.
+
+    Example:
+        >>> default_prior("log_scale", torch.zeros(3, 1)).event_shape
+        torch.Size([3, 1])
+    """
+    loc = -1.0 if name.endswith("log_scale") else 0.0
+    return dist.Normal(torch.full_like(parameter, loc), 1.0).to_event(parameter.dim())
+
+
+class BayesianExperts(nn.Module):
+    r"""A story whose experts have a prior, and a posterior instead of one best value.
+
+    .. math:: \theta \sim p(\theta), \quad y_n \mid x_n, c_n = k \sim p_k(y_n \mid x_n, \theta)
+
+    .. math:: q(\theta) = \prod_i N(\theta_i \mid m_i, s_i^2)
+
+    over all parameters θ of the experts, each a site outside the plate named ``experts.`` and its
+    name. The gate keeps its best value. q is what Pyro's ``AutoNormal`` would be, as plain
+    parameters, which restarts and clustered starts can set: it starts narrow, around the
+    experts that these give. Predictions average over q, so that they carry what the data leave
+    open about the experts.
+
+    Args:
+        story: A mixture of experts with a module ``experts``, which is wrapped.
+        prior: A function from a parameter's name and value to its prior.
+        initial_scale: s at the start.
+
+    Raises:
+        ValueError: If the story has no experts with parameters.
+
+    Example:
+        >>> from .moe import ME
+        >>> story = BayesianExperts(ME(x_dim=2, y_dim=1, num_components=3))
+        >>> sorted(story.loc)
+        ['log_scale', 'network_bias', 'network_weight']
+    """
+
+    def __init__(
+        self, story: Any, *, prior: Prior = default_prior, initial_scale: float = 0.01
+    ) -> None:
+        super().__init__()
+        experts = getattr(story, "experts", None)
+        if not isinstance(experts, nn.Module) or not any(True for _ in experts.parameters()):
+            raise ValueError(f"expected a story with experts; got {type(story).__name__}")
+        self.x_dim = story.x_dim
+        self.prior, self.initial_scale = prior, initial_scale
+        self.story: Any = story
+        self.story.experts = _Drawn(experts)
+        self.loc = nn.ParameterDict()
+        self.log_scale = nn.ParameterDict()
+        for key, _, value in self._values_of_experts():
+            self.loc[key] = nn.Parameter(value.clone())
+            self.log_scale[key] = nn.Parameter(torch.empty_like(value))
+        self.reset_parameters()
+
+    def _values_of_experts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        experts = self.story.experts
+        for name in experts.names:
+            yield name.replace(".", "_"), name, experts.inner.get_buffer(name)
+
+    def reset_parameters(self) -> None:
+        """Start around the experts as they are."""
+        with torch.no_grad():
+            for key, _, value in self._values_of_experts():
+                self.loc[key].copy_(value)
+                self.log_scale[key].fill_(math.log(self.initial_scale))
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
+        self.story.adapt(x, y)
+        self.reset_parameters()
+
+    def m_step(self, weights: torch.Tensor, points: torch.Tensor, *data: torch.Tensor) -> None:
+        """The story's likeliest parts given responsibilities (N, K), and q around its experts."""
+        self.story.m_step(weights, points, *data)
+        self.reset_parameters()
+
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """Experts from their prior, then the story of the rows."""
+        self._draw(lambda key, name, value: self.prior(name, value))
+        self.story.model(x, y)
+
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """Experts from q, then the story's guide given them."""
+        pyro.module("bayesian_experts", self)
+        self._draw(self._posterior)
+        self.story.guide(x, y)
+
+    def _posterior(self, key: str, name: str, value: torch.Tensor) -> Any:
+        loc, scale = self.loc[key], self.log_scale[key].exp()
+        return dist.Normal(loc, scale).to_event(value.dim())
+
+    def _draw(self, distribution: Callable[[str, str, torch.Tensor], Any]) -> None:
+        self.story.experts.values = {
+            name: pyro.sample(f"experts.{name}", distribution(key, name, value))
+            for key, name, value in self._values_of_experts()
+        }
+
+
+class _Drawn(nn.Module):
+    """Experts whose parameters are given from outside, and are buffers for Pyro and Adam."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner: Any = inner
+        self.names = [name for name, _ in inner.named_parameters()]
+        self.values: dict[str, torch.Tensor] = {}
+        self._freeze()
+
+    def forward(self, context: torch.Tensor) -> Any:
+        return torch.func.functional_call(self.inner, self.values, (context,))
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        if hasattr(self.inner, "adapt"):
+            self.inner.adapt(x, y)
+
+    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        for part, name in self._owners():
+            value = getattr(part, name)
+            delattr(part, name)
+            part.register_parameter(name, nn.Parameter(value))
+        self.inner.maximise(context, y, weights)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for part, name in self._owners():
+            value = getattr(part, name).detach().clone()
+            delattr(part, name)
+            part.register_buffer(name, value)
+
+    def _owners(self) -> Iterator[tuple[nn.Module, str]]:
+        for path in self.names:
+            owner, _, name = path.rpartition(".")
+            yield self.inner.get_submodule(owner), name
