@@ -9,11 +9,10 @@ from torch import nn
 
 from pyro_moe import models
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.initialise import cluster
-from pyro_moe.inference.objectives import Reconstruction
 
 from . import datasets, evaluation
 from .fitting import fit
+from .images import cluster_images
 from .rows import Rows
 
 Y_DIMS = (1, 2, 5)
@@ -41,7 +40,13 @@ def rows(data: str, *, y_dim: int, seed: int, data_dir: str | None = None) -> tu
 
 
 def method(
-    name: str, data: str, y_dim: int, *, start: Any = "autoencoder", quick: bool = False
+    name: str,
+    data: str,
+    y_dim: int,
+    *,
+    start: Any = "autoencoder",
+    quick: bool = False,
+    z_dim: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A story, and the arguments of `fit` for it.
 
@@ -56,6 +61,7 @@ def method(
         y_dim: M.
         start: Where stories of x start, see `fit`.
         quick: Whether to take fewer starts and epochs.
+        z_dim: L of stories of x; 2 on spirals and 10 on MNIST if None.
 
     Raises:
         ValueError: If there is no method of that name.
@@ -63,7 +69,8 @@ def method(
     if name not in METHODS:
         raise ValueError(f"expected a method in {METHODS}; got {name!r}")
     images = data == "mnist"
-    x_dim, num_components, z_dim = (784, 10, 10) if images else (2, 5, 2)
+    x_dim, num_components, default = (784, 10, 10) if images else (2, 5, 2)
+    z_dim = z_dim or default
     x_options: dict[str, Any] = {"common_scale": images}
     gate_options: dict[str, Any] = {}
     if images:
@@ -90,7 +97,7 @@ def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str
         return {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
     arguments: dict[str, Any] = {
         "restarts": restarts,
-        "epochs": 8 if quick else 6 if images else 20,
+        "epochs": 8 if quick else 6 if images else 10,
     }
     if images:
         arguments["learning_rate"] = 1e-3
@@ -141,29 +148,6 @@ def _with_targets(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     return rows.x, rows.y
 
 
-def clustered(train: Rows, *, epochs: int, seed: int) -> np.ndarray:
-    """Responsibilities (N, 10) for MNIST: a mixture on the neighbour embedding of codes.
-
-    Args:
-        train: Images.
-        epochs: Of the autoencoder.
-        seed: Seed of it all.
-    """
-    story = models.VAE(784, 10, likelihood="continuous-bernoulli", hidden=(500, 500))
-    fitted = fit(
-        story.model,
-        story.guide,
-        train.x,
-        loss=Reconstruction(),
-        epochs=epochs,
-        learning_rate=1e-3,
-        seed=seed,
-        progress=False,
-    )
-    codes = evaluation.encode(fitted, train.x)
-    return cluster(codes, 10, embedding="umap", seed=seed).numpy()
-
-
 def run(*, quick: bool = False, data_dir: str | None = None) -> None:
     """Print the table for one seed, with the paper's numbers beside.
 
@@ -183,7 +167,9 @@ def _print_part(data: str, quick: bool, data_dir: str | None) -> None:
     if data == "mnist":
         if quick:
             pairs = [(train.take(slice(10_000)), test) for train, test in pairs]
-        start = clustered(pairs[0][0], epochs=30, seed=0)
+        start = cluster_images(
+            pairs[0][0], 10, embedding="tsne" if quick else "umap", progress=False
+        )
     _print_row(f"{data}: variance of the target", [variance(test) for _, test in pairs])
     for (of, name), errors in PAPER.items():
         if of == data:

@@ -1,0 +1,55 @@
+"""Table 1 of the paper: test error of mixtures of experts by gate, on spirals and MNIST.
+
+    python benchmarks/table1.py spiral --seeds 0 1 2 3 4 5 6 7 8 9
+    python benchmarks/table1.py mnist --seeds 0 1 2 --data-dir DIR
+    python benchmarks/table1.py spiral --seeds 0 1 2 --y-dims 1 --methods DVMoE --z-dim 5
+
+A seed decides the maps that make the targets, the spirals' noise, and the fit. On MNIST all gates
+with a story of x start from one clustering of the training images a seed, kept in --cache.
+"""
+
+import argparse
+from pathlib import Path
+
+import mnist
+import record
+import torch
+
+from pyro_moe import table1
+
+
+def main() -> None:
+    """Fit and score the cells asked for, each into a file of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=["spiral", "mnist"])
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--y-dims", type=int, nargs="+", default=list(table1.Y_DIMS))
+    parser.add_argument("--methods", nargs="+", choices=table1.METHODS, default=table1.METHODS)
+    parser.add_argument("--z-dim", type=int, help="the defaults of the data if left out")
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--cache", type=Path, default=Path("runs"))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for seed in options.seeds:
+        start = "autoencoder"
+        if options.data == "mnist":
+            start = mnist.responsibilities(options.cache, options.data_dir, seed)
+        for y_dim in options.y_dims:
+            train, test = table1.rows(
+                options.data, y_dim=y_dim, seed=seed, data_dir=options.data_dir
+            )
+            for method in options.methods:
+                measured = table1.cell(
+                    method, options.data, train, test, seed=seed, start=start, z_dim=options.z_dim
+                )
+                measured["variance"] = table1.variance(test)
+                print(options.data, seed, y_dim, method, measured, flush=True)
+                name = method.lower().replace(", ", "_").replace(" ", "_").replace("-", "")
+                if options.z_dim:
+                    name += f"_z{options.z_dim}"
+                record.write(f"table1-{options.data}-{name}-{y_dim}-{seed}", measured)
+
+
+if __name__ == "__main__":
+    main()
