@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(argv)
-        options.command(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            options.command(options)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (SiteError, ValueError, ImportError, OSError) as error:
@@ -94,8 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(message: str, code: int) -> int:
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"pyro-moe: {message}", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> int:
+    _say(message)
     return code
 
 
@@ -185,7 +191,7 @@ def _device(name: str) -> str:
 def _fit(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     """Fit, save, score and draw, in an order that loses nothing to an interruption."""
     train, test = _rows(options)
-    arguments = _story_arguments(options, train)
+    arguments = _story_arguments(options, train, test)
     story: Any = runs.STORIES[options.story](**arguments)
     folder = runs.prepare(options.out or _new_folder(options))
     name = f"{options.story} on {options.data}"
@@ -243,7 +249,7 @@ def _parameters(story: str) -> Any:
     return inspect.signature(runs.STORIES[story]).parameters
 
 
-def _story_arguments(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
+def _story_arguments(options: argparse.Namespace, rows: Rows, test: Rows) -> dict[str, Any]:
     """What to make the story with: defaults of the data, then what the command line says."""
     x_dim = rows.x.shape[1]
     table = {**TABLE_DEFAULTS, "z_dim": min(x_dim, TABLE_DEFAULTS["z_dim"])}
@@ -255,9 +261,13 @@ def _story_arguments(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"expected options of {options.story}; got {option}")
     arguments = {"x_dim": x_dim, **STORY_DEFAULTS.get(options.data, table), **given}
-    if rows.y is not None:
-        classes = options.experts == "categorical"
-        arguments["y_dim"] = int(rows.y.max()) + 1 if classes else rows.y.shape[1:].numel()
+    if rows.y is not None and test.y is not None:
+        arguments["y_dim"] = rows.y.shape[1:].numel()
+        if options.experts == "categorical":
+            if rows.y.dim() > 1:
+                several = " ".join(rows.targets or ["none"])
+                raise ValueError(f"expected one --target of classes; got {several}")
+            arguments["y_dim"] = int(torch.cat([rows.y, test.y]).max()) + 1
         if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
             arguments["likelihood"] = "continuous-bernoulli"  # experts see grey pixels
     return {name: value for name, value in arguments.items() if name in known}
@@ -313,6 +323,7 @@ def _predict(options: argparse.Namespace) -> None:
     if settings.get("targets") is None:
         raise ValueError(f"expected a run with a target of a table; got {options.run}")
     rows = datasets.table(options.data, columns=settings["columns"])
+    runs.prepare(Path(options.out).parent)
     fitted: Any = fit(story.model, story.guide, rows.x, initialise="keep", epochs=0, progress=False)
     prediction = evaluation.predict(fitted, rows)
     columns: dict[str, torch.Tensor] = {}

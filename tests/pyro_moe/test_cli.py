@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_moe
-from pyro_moe import DataError, cli, datasets, evaluation, runs
+from pyro_moe import DataError, DataWarning, cli, datasets, evaluation, plots, runs, table1
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,31 @@ def table():
     frame = pd.DataFrame(x.numpy(), columns=["a", "b", "c"])
     frame.to_csv("my.csv", index=False)
     frame.to_parquet("my.parquet")
+    return frame
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(plots, "pictures", lambda fit, rows: {})
+
+
+@pytest.fixture
+def homes(undrawn):
+    """A table of homes of two kinds, with targets of every kind, as CSV."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.arange(90) % 3
+    x = torch.randn(90, 3, generator=generator) + 4.0 * torch.eye(3)[kind]
+    price = 100.0 + x @ torch.tensor([10.0, -5.0, 2.0]) * (kind + 1.0)
+    frame = pd.DataFrame(x.numpy(), columns=["size", "age", "floor"])
+    frame.insert(1, "price", price.numpy())
+    frame["rent"] = frame["price"] / 20.0 + torch.randn(90, generator=generator).numpy()
+    frame["kind"] = kind.numpy()
+    rate = x[:, 0].exp().clamp(0.5, 30.0)
+    frame["visits"] = torch.poisson(rate, generator=generator).int().numpy()
+    frame["sold"] = frame["visits"] > 3
+    frame.to_csv("homes.csv", index=False)
+    features = frame[["size", "age", "floor"]]
+    features.to_csv("features.csv", index=False)
     return frame
 
 
@@ -206,6 +231,271 @@ def test_every_line_of_the_demo_is_a_command():
         options = cli._parser().parse_args(line.split())
         assert options.story in runs.STORIES
         assert options.data in cli.STORY_DEFAULTS
+
+
+# Targets
+
+
+def fit_targets(story, targets, options="--epochs 2"):
+    """Fit columns of homes.csv that are written to my.csv beside the features; into run."""
+    names = targets.split()
+    columns = ["size", "age", "floor", *names]
+    pd.read_csv("homes.csv")[columns].to_csv("my.csv", index=False)
+    run(f"fit {story} --data my.csv --target {targets} {options} --out run")
+
+
+def predict(data="features.csv"):
+    assert cli.main(["predict", "run", "--data", data, "--out", "predictions.csv"]) == 0
+    return pd.read_csv("predictions.csv")
+
+
+def by_the_library(data="features.csv"):
+    """What `evaluation.predict` says of the story of the run."""
+    story, _ = runs.load("run")
+    rows = datasets.table(data, columns=["size", "age", "floor"])
+    fit = pyro_moe.fit(story.model, story.guide, rows, initialise="keep", epochs=0, progress=False)
+    return evaluation.predict(fit, rows)
+
+
+def are(columns, values):
+    """Up to what float32 holds."""
+    assert torch.tensor(columns.to_numpy()).allclose(values.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_command_with_targets_is_the_library_call(homes):
+    fit_targets("dvmoe", "price rent", "--epochs 2 --seed 3")
+    train, test = datasets.load("my.csv", target=["price", "rent"])
+    story = pyro_moe.models.DVMoE(x_dim=3, y_dim=2, num_components=3, z_dim=3)
+    fit = pyro_moe.fit(story.model, story.guide, train, epochs=2, seed=3, progress=False)
+    loaded, settings = runs.load("run")
+    learned = loaded.state_dict()
+    assert all(torch.equal(learned[key], value) for key, value in fit.story.state_dict().items())
+    assert settings["columns"] == ["size", "age", "floor"]
+    assert settings["targets"] == ["price", "rent"]
+    assert settings["story_arguments"]["y_dim"] == 2
+    scores = read("run/scores.json")
+    expected = evaluation.regression_scores(evaluation.predict(fit, test), test.y)
+    coverage = expected.pop("coverage")
+    assert scores["coverage of 90% intervals"] == coverage[0.9]
+    assert {key: scores[key] for key in expected} == expected
+
+
+def test_a_story_with_targets_is_drawn(table, tmp_path):
+    table.assign(price=table["a"] + 1.0).to_csv("my.csv", index=False)
+    run("fit dvmoe --data my.csv --target price --z-dim 2 --epochs 1 --out run")
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"history", "latent_map"}
+
+
+@pytest.mark.parametrize("story", ["me", "deepmoe", "gmmmoe", "vademoe", "dvmoe"])
+@pytest.mark.parametrize("targets", ["price", "price rent"])
+def test_predictions_are_those_of_the_library(homes, story, targets, capsys):
+    fit_targets(story, targets)
+    table, prediction = predict(), by_the_library()
+    assert capsys.readouterr().out.endswith("90 rows predicted: predictions.csv\n")
+    spread, ends = prediction.variance.sqrt(), [prediction.quantile(q) for q in (0.05, 0.95)]
+    expected = {}
+    for i, target in enumerate(targets.split()):
+        expected[target] = prediction.mean[:, i]
+        expected[f"{target}_sd"] = spread[:, i]
+        expected[f"{target}_q05"], expected[f"{target}_q95"] = (end[:, i] for end in ends)
+    expected |= {f"gate_{k}": prediction.gate[:, k] for k in range(3)}
+    assert list(table) == list(expected)
+    for name, values in expected.items():
+        are(table[name], values)
+
+
+def test_predictions_after_predicting_are_those_of_the_fit_itself(homes, monkeypatch):
+    fits = []
+
+    def remembered(*args, **choices):
+        fits.append(pyro_moe.fit(*args, **choices))
+        return fits[-1]
+
+    monkeypatch.setattr(cli, "fit", remembered)
+    fit_targets("vademoe", "price", "--epochs 3 --context z")
+    rows = datasets.table("features.csv")
+    are(predict()["price"], evaluation.predict(fits[0], rows).mean[:, 0])
+
+
+def test_columns_are_found_by_name(homes):
+    """In any order, with others among them that are no numbers."""
+    fit_targets("me", "price")
+    expected = predict()
+    homes["note"] = "for sale"
+    homes[["note", "floor", "visits", "age", "size"]].to_csv("shuffled.csv", index=False)
+    pd.testing.assert_frame_equal(predict("shuffled.csv"), expected)
+    homes.to_parquet("shuffled.parquet")
+    pd.testing.assert_frame_equal(predict("shuffled.parquet"), expected)
+
+
+def test_the_target_may_be_left_in_the_table_that_is_predicted(homes):
+    fit_targets("me", "price")
+    assert len(predict("my.csv")) == 90
+    pd.testing.assert_frame_equal(predict("my.csv"), predict())
+
+
+def test_one_new_row_is_enough(homes):
+    fit_targets("gmmmoe", "price")
+    expected = predict().head(1)
+    homes.head(1).to_csv("one.csv", index=False)
+    pd.testing.assert_frame_equal(predict("one.csv"), expected, check_exact=False, rtol=1e-5)
+
+
+def test_classes_are_predicted_with_their_probabilities(homes):
+    fit_targets("dvmoe", "kind", "--epochs 20 --experts categorical")
+    scores = read("run/scores.json")
+    assert scores["accuracy of classes"] > 0.5
+    assert "log_loss" in scores
+    table, prediction = predict(), by_the_library()
+    names = [f"kind_is_{i}" for i in range(3)]
+    assert list(table) == ["kind", *names, "gate_0", "gate_1", "gate_2"]
+    are(table[names], prediction.mean)
+    assert table["kind"].tolist() == table[names].to_numpy().argmax(1).tolist()
+    assert table[names].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_class_may_be_among_the_test_rows_alone(homes):
+    _, test = datasets.load("homes.csv")
+    held_out = homes["age"].astype("float32").isin(test.x[:, 2].tolist())
+    assert held_out.sum() == len(test)
+    homes.assign(kind=homes["kind"].mask(held_out, 3)).to_csv("homes.csv", index=False)
+    with pytest.warns(DataWarning, match="expected rows of each of 4 classes; got none of 3"):
+        fit_targets("me", "kind", "--epochs 1 --experts categorical")
+    assert read("run/settings.json")["story_arguments"]["y_dim"] == 4
+    assert read("run/scores.json")["accuracy of classes"] == 0.0
+
+
+@pytest.mark.parametrize(("target", "family"), [("visits", "poisson"), ("sold", "bernoulli")])
+def test_quantiles_of_counts_are_whole_numbers(homes, target, family):
+    fit_targets("dvmoe", target, f"--epochs 2 --experts {family}")
+    table = predict()
+    are(table[target], by_the_library().mean[:, 0])
+    for name in (f"{target}_q05", f"{target}_q95"):
+        assert (table[name] % 1 == 0).all()
+    assert (table[target] > 0).all()
+    if family == "bernoulli":
+        assert (table[target] < 1).all()
+
+
+def test_made_data_have_made_targets(small_spiral, undrawn):
+    run("fit deepmoe --data spiral --epochs 2 --out run")
+    settings = read("run/settings.json")
+    assert settings["story_arguments"] == {"x_dim": 2, "num_components": 5, "y_dim": 1}
+    assert settings["targets"] is None
+    assert "rmse" in read("run/scores.json")
+
+
+def test_a_folder_for_predictions_is_made(homes):
+    fit_targets("me", "price")
+    line = "predict run --data features.csv --out new/folder/predictions.csv"
+    assert cli.main(line.split()) == 0
+    assert len(pd.read_csv("new/folder/predictions.csv")) == 90
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "fit dvmoe --data my.csv",
+            "expected --target, the column that dvmoe predicts; got none",
+        ),
+        (
+            "fit dvmoe --data my.csv --target prise",
+            "expected a column of my.csv, one of 'size', 'age', 'floor', 'price'; got 'prise'",
+        ),
+        (
+            "fit dvmoe --data my.csv --target price price",
+            "expected each column of my.csv once; got 'price' twice",
+        ),
+        (
+            "fit dmvae --data my.csv --target price",
+            "expected no --target with story dmvae; got price",
+        ),
+        (
+            "fit dvmoe --data digits --target price age",
+            "expected no --target with data digits; got price age",
+        ),
+        ("fit gmm --data my.csv --experts normal", "expected options of gmm; got --experts"),
+        (
+            "fit me --data my.csv --target price --context z",
+            "expected options of me; got --context",
+        ),
+        (
+            "fit me --data my.csv --target price --experts poisson",
+            "expected values of site 'y' in the support of its distribution, .*; got .* in row .*",
+        ),
+        (
+            "fit me --data my.csv --target price age --experts categorical",
+            "expected one --target of classes; got price age",
+        ),
+        (
+            "fit hierarchicalme --data my.csv --target price",
+            r"argument STORY: invalid choice: 'hierarchicalme' \(choose from .*",
+        ),
+        (
+            "predict run --data features.csv",
+            "the following arguments are required: --out; see pyro-moe predict --help",
+        ),
+        (
+            "predict nowhere --data features.csv --out new.csv",
+            r"expected a run folder; got nowhere \(No such file or directory\)",
+        ),
+        (
+            "predict run --data no.csv --out new.csv",
+            "expected a file; got no.csv, where there is none",
+        ),
+        (
+            "predict run --data few.csv --out new.csv",
+            "expected a column of few.csv, one of 'size', 'floor'; got 'age'",
+        ),
+        (
+            "predict run --data holes.csv --out new.csv",
+            "expected a value in every row of column 'age' of holes.csv; got none in row 0 .*",
+        ),
+        (
+            "predict run --data features.csv --out my.csv/new.csv",
+            r"expected a folder that can be written; got my.csv \(File exists\)",
+        ),
+        (
+            "predict run --data features.csv --out run",
+            ".*Is a directory: 'run'",
+        ),
+        ("reproduce table2", r"argument table: invalid choice: 'table2' \(choose from .*"),
+    ],
+)
+def test_bad_commands_with_targets_say_what_was_expected(line, message, homes, capsys):
+    fit_targets("me", "price", "--epochs 1")
+    homes[["size", "floor"]].to_csv("few.csv", index=False)
+    holes = homes[["size", "age", "floor"]].copy()
+    holes.loc[0, "age"] = None
+    holes.to_csv("holes.csv", index=False)
+    assert re.fullmatch(message, fails(line, capsys))
+
+
+@pytest.mark.parametrize("line", ["gmm --data my.csv", "me --data spiral"])
+def test_a_run_without_a_target_of_a_table_cannot_predict(line, table, undrawn, request, capsys):
+    if "spiral" in line:
+        request.getfixturevalue("small_spiral")
+    run(f"fit {line} --epochs 1 --out run")
+    message = fails("predict run --data my.csv --out new.csv", capsys)
+    assert message == "expected a run with a target of a table; got run"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("reproduce table1 --quick", {"quick": True, "data_dir": None}),
+        ("reproduce table1 --data-dir here", {"quick": False, "data_dir": "here"}),
+    ],
+)
+def test_the_table_is_reproduced(line, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(table1, "run", lambda **options: asked.append(options))
+    assert cli.main(line.split()) == 0
+    assert asked == [expected]
+
+
+# What cannot be
 
 
 @pytest.mark.parametrize(

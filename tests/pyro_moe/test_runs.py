@@ -8,22 +8,32 @@ import pytest
 import torch
 
 import pyro_moe
-from pyro_moe import DataError, evaluation, runs
+from pyro_moe import DataError, Rows, evaluation, runs
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.stack([X[:, 0].abs(), X[:, 1] - X[:, 2]], 1)
+EXPERTS = {"x_dim": 3, "y_dim": 2, "num_components": 2}
 ARGUMENTS = {
     "gmm": {"x_dim": 3, "num_components": 2, "covariance": "tied"},
     "vae": {"x_dim": 3, "z_dim": 2, "hidden": (8,)},
     "vade": {"x_dim": 3, "z_dim": 2, "num_components": 2, "hidden": (8, 4)},
     "dmvae": {"x_dim": 3, "z_dim": 2, "num_components": 2, "hidden": (8,), "weights": "learned"},
+    "me": EXPERTS,
+    "deepmoe": EXPERTS | {"hidden": (8,), "experts": "student-t"},
+    "hierarchicalme": EXPERTS | {"num_components": (2, 3)},
+    "gmmmoe": EXPERTS | {"covariance": "diagonal", "shrinkage": 0.1},
+    "vademoe": EXPERTS | {"z_dim": 2, "hidden": (8,), "context": "z"},
+    "dvmoe": EXPERTS | {"z_dim": 2, "hidden": (8,)},
 }
+WITH_TARGETS = [name for name, arguments in ARGUMENTS.items() if "y_dim" in arguments]
 each_story = pytest.mark.parametrize("name", ARGUMENTS)
 
 
 def fitted(name, x=X, **choices):
     story = runs.STORIES[name](**ARGUMENTS[name]).to(x.dtype)
     settings = {"epochs": 2, "progress": False} | choices
-    return pyro_moe.fit(story.model, story.guide, x, **settings)
+    data = (x, Y.to(x.dtype)) if name in WITH_TARGETS else x
+    return pyro_moe.fit(story.model, story.guide, data, **settings)
 
 
 def saved(name, folder, fit=None, **more):
@@ -55,6 +65,29 @@ def test_a_loaded_story_has_the_same_gate(name, tmp_path):
     )
     assert torch.equal(evaluation.gate(again, X), evaluation.gate(fit, X))
     assert torch.equal(evaluation.elbo(again, X), evaluation.elbo(fit, X))
+
+
+@pytest.mark.parametrize("name", WITH_TARGETS)
+def test_a_loaded_story_predicts_the_same_from_x_alone(name, tmp_path):
+    fit, folder = saved(name, tmp_path)
+    story, _ = runs.load(folder)
+    again = pyro_moe.fit(
+        story.model, story.guide, X[:1], initialise="keep", epochs=0, progress=False
+    )
+    first, second = (evaluation.predict(each, X) for each in (fit, again))
+    assert torch.equal(first.gate, second.gate)
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.log_prob(Y), second.log_prob(Y))
+
+
+def test_the_names_of_columns_and_targets_are_kept(tmp_path):
+    rows = Rows(X, Y, columns=("a", "b", "c"), targets=("price", "rent"))
+    _, folder = saved("me", tmp_path, rows=rows)
+    settings = runs.load(folder)[1]
+    assert settings["columns"] == ["a", "b", "c"]
+    assert settings["targets"] == ["price", "rent"]
+    _, folder = saved("me", tmp_path)
+    assert runs.load(folder)[1]["targets"] is None
 
 
 def test_the_files_of_a_run(tmp_path):
