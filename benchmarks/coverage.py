@@ -1,0 +1,71 @@
+"""Coverage of 90 % intervals on data simulated from the fitted family, and of experts' posteriors.
+
+python benchmarks/coverage.py --seeds 0 1 2 3 4
+"""
+
+import argparse
+import statistics
+
+import record
+import torch
+
+import pyro_moe
+from pyro_moe import evaluation, models
+
+SIZES = {"x_dim": 2, "y_dim": 1, "num_components": 3}
+STORIES = {
+    "ME": lambda: models.ME(**SIZES),
+    "GMMMoE": lambda: models.GMMMoE(**SIZES),
+    "DVMoE": lambda: models.DVMoE(**SIZES, z_dim=2),
+    "ME, few rows": lambda: models.ME(**SIZES),
+    "BayesianExperts, few rows": lambda: models.BayesianExperts(models.ME(**SIZES)),
+}
+
+
+def main() -> None:
+    """Fit each story to rows that one of its kind has made, and count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in STORIES:
+        runs = [coverage(name, seed) for seed in options.seeds]
+        covered = statistics.mean(run["coverage"] for run in runs)
+        error = statistics.stdev(run["coverage"] for run in runs) / len(runs) ** 0.5
+        print(f"{name:<28}{covered:.4f} ± {error:.4f}", flush=True)
+        slug = name.lower().replace(", ", "_").replace(" ", "_")
+        record.write(f"coverage-{slug}", {"level": 0.9, "seeds": options.seeds, "runs": runs})
+
+
+def coverage(name: str, seed: int) -> dict[str, float]:
+    """Share of 5,000 new targets inside their 90 % interval, and its log-likelihood."""
+    num_rows = 60 if "few" in name else 3000
+    (x, y), (new_x, new_y) = simulated(num_rows, seed), simulated(5000, seed, new=True)
+    story = STORIES[name]()
+    by_em = isinstance(story, models.GMMMoE) or name == "ME"
+    settings = {"loss": "em", "epochs": 200} if by_em else {}
+    fit = pyro_moe.fit(
+        story.model, story.guide, (x, y), restarts=3, seed=seed, progress=False, **settings
+    )
+    prediction = evaluation.predict(fit, new_x)
+    scores = evaluation.regression_scores(prediction, new_y, levels=(0.9,))
+    return {"coverage": scores["coverage"][0.9], "log_likelihood": scores["log_likelihood"]}
+
+
+def simulated(num_rows: int, seed: int, *, new: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a GMM-gated mixture of three affine experts, the same one for new rows."""
+    generator = torch.Generator().manual_seed(seed)
+    loc = 3.0 * torch.randn(3, 2, generator=generator)
+    weight, bias = torch.randn(3, 2, generator=generator), torch.randn(3, generator=generator)
+    scale = 0.2 + 0.3 * torch.rand(3, generator=generator)
+    if new:
+        generator.manual_seed(1_000_000 + seed)
+    c = torch.randint(3, (num_rows,), generator=generator)
+    x = loc[c] + torch.randn(num_rows, 2, generator=generator)
+    mean = (weight[c] * x).sum(-1) + bias[c]
+    y = mean + scale[c] * torch.randn(num_rows, generator=generator)
+    return x, y.unsqueeze(-1)
+
+
+if __name__ == "__main__":
+    main()
