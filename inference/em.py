@@ -112,7 +112,8 @@ def maximise(
     """Take the M-step of a model made of modules.
 
     A story that has a method ``m_step(responsibilities, points, *data)`` does it itself. Of
-    others, each part with a method ``maximise(points, responsibilities)`` does.
+    others, each mixture does: a part with the methods ``responsibilities(points)`` and
+    ``maximise(points, responsibilities)``.
 
     Args:
         model: A Pyro model.
@@ -127,5 +128,5 @@ def maximise(
             continue
         for part in outermost.modules():
             step = getattr(part, "maximise", None)
-            if step is not None:
+            if step is not None and hasattr(part, "responsibilities"):
                 step(points, responsibilities)

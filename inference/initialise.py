@@ -18,8 +18,8 @@ from sklearn.mixture import GaussianMixture
 from .context import reproducible, running
 from .em import EM, maximise
 from .errors import SiteError
+from .isolation import modules
 from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
-from .relaxation import Enumerate
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -90,7 +90,7 @@ def corrected(
         iterations: Of EM, at the most.
 
     Returns:
-        Responsibilities (N, K), those given for a model without a target that depends on c.
+        Responsibilities (N, K), those given for a story without `target_log_likelihoods`.
     """
     r = current = responsibilities
     num_components = r.shape[1]
@@ -117,33 +117,16 @@ def _without_crumbs(responsibilities: torch.Tensor, least: float = 1e-3) -> torc
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
-    """Log p_k(y|x) of each row, shape (N, K), or None where y is not one of K experts'."""
+    """Log p_k(y|x) of each row, shape (N, K), by the story's method of that name, if it has one."""
     if len(run.data) < 2:
         return None
-    found = []
-    quiet = reproducible(run.seed, 0, 4)
-    with torch.no_grad(), quiet, running(run.store), AtTheMean(), Enumerate():
-        for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
-            guide_trace = poutine.trace(run.guide).get_trace(*batch)
-            replayed = poutine.replay(run.model, trace=guide_trace)
-            site = poutine.trace(replayed).get_trace(*batch).nodes.get("y")
-            each = None if site is None else _of_each_expert(site)
-            if each is None:
-                return None
-            found.append(each)
-    return torch.cat(found)
-
-
-def _of_each_expert(site: Any) -> torch.Tensor | None:
-    p, y = site["fn"], site["value"]
-    if hasattr(p, "component_distribution") and len(p.batch_shape) == 1:
-        experts = p.component_distribution
-        each = experts.log_prob(y.unsqueeze(-1 - len(experts.event_shape)))
-    elif len(p.batch_shape) == 2:
-        each = p.log_prob(y).T
-    else:
-        return None
-    return each if site["mask"] is None else each * site["mask"].unsqueeze(-1)
+    for story in modules(run.model):
+        evaluate = getattr(story, "target_log_likelihoods", None)
+        if evaluate is not None:
+            batches = zip(*(column.split(rows_at_once) for column in run.data), strict=True)
+            with torch.no_grad(), running(run.store):
+                return torch.cat([evaluate(*batch) for batch in batches])
+    return None
 
 
 def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:

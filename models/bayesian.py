@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -100,26 +101,42 @@ class BayesianExperts(nn.Module):
         self.story.m_step(weights, points, *data)
         self.reset_parameters()
 
+    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Log p_k(y|x) of each row under each expert at the mean of q, shape (N, K)."""
+        with self._experts(lambda key, name, value: self.loc[key]):
+            return self.story.target_log_likelihoods(x, y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Experts from their prior, then the story of the rows."""
-        self._draw(lambda key, name, value: self.prior(name, value))
-        self.story.model(x, y)
+        with self._experts(self._from_prior):
+            self.story.model(x, y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Experts from q, then the story's guide given them."""
         pyro.module("bayesian_experts", self)
-        self._draw(self._posterior)
-        self.story.guide(x, y)
+        with self._experts(self._from_posterior):
+            self.story.guide(x, y)
 
-    def _posterior(self, key: str, name: str, value: torch.Tensor) -> Any:
-        loc, scale = self.loc[key], self.log_scale[key].exp()
-        return dist.Normal(loc, scale).to_event(value.dim())
+    def _from_prior(self, key: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        return pyro.sample(f"experts.{name}", self.prior(name, value))
 
-    def _draw(self, distribution: Callable[[str, str, torch.Tensor], Any]) -> None:
-        self.story.experts.values = {
-            name: pyro.sample(f"experts.{name}", distribution(key, name, value))
-            for key, name, value in self._values_of_experts()
+    def _from_posterior(self, key: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        q = dist.Normal(self.loc[key], self.log_scale[key].exp()).to_event(value.dim())
+        return pyro.sample(f"experts.{name}", q)
+
+    @contextmanager
+    def _experts(
+        self, value_of: Callable[[str, str, torch.Tensor], torch.Tensor]
+    ) -> Iterator[None]:
+        """Run the story's experts with other values of their parameters."""
+        experts = self.story.experts
+        experts.values = {
+            name: value_of(key, name, value) for key, name, value in self._values_of_experts()
         }
+        try:
+            yield
+        finally:
+            experts.values = {}
 
 
 class _Drawn(nn.Module):

@@ -129,6 +129,10 @@ class DVMoE(nn.Module):
         """The K distributions of y given x, shape (N, D)."""
         return self.experts(x if self.context == "x" else self.dmvae.encoder(x).mean)
 
+    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        return log_likelihoods(self.expert_distributions(x), y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("dvmoe", self)
@@ -144,6 +148,6 @@ class DVMoE(nn.Module):
         with pyro.plate("data", len(x)):
             logits = self.dmvae.gate(x).logits
             if y is not None:
-                logits = logits + log_likelihoods(self.expert_distributions(x), y)
+                logits = logits + self.target_log_likelihoods(x, y)
             pyro.sample("c", dist.OneHotCategorical(logits=logits))
             pyro.sample("z", self.dmvae.encoder(x))

@@ -89,6 +89,10 @@ class GMMMoE(nn.Module):
         if y is not None:
             self.experts.maximise(x, y, weights)
 
+    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        return log_likelihoods(self.experts(x), y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("gmm_moe", self)
@@ -103,5 +107,5 @@ class GMMMoE(nn.Module):
         with pyro.plate("data", len(x)):
             logits = self.mixture.log_joint(x)
             if y is not None:
-                logits = logits + log_likelihoods(self.experts(x), y)
+                logits = logits + self.target_log_likelihoods(x, y)
             pyro.sample("c", dist.OneHotCategorical(logits=logits))

@@ -75,6 +75,10 @@ class MixtureOfExperts(nn.Module):
         if y is not None:
             self.experts.maximise(x, y, weights)
 
+    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        return log_likelihoods(self.experts(x), y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
         pyro.module("moe", self)
@@ -88,7 +92,7 @@ class MixtureOfExperts(nn.Module):
         with pyro.plate("data", len(x)):
             logits = self.gate(x).logits
             if y is not None:
-                logits = logits + log_likelihoods(self.experts(x), y)
+                logits = logits + self.target_log_likelihoods(x, y)
             pyro.sample("c", dist.OneHotCategorical(logits=logits))
 
 

@@ -111,6 +111,10 @@ class VaDEMoE(nn.Module):
         """The K distributions of y given x, shape (N, D)."""
         return self.experts(x if self.context == "x" else self.vade.encoder(x).mean)
 
+    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        return log_likelihoods(self.expert_distributions(x), y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("vade_moe", self)
@@ -127,5 +131,5 @@ class VaDEMoE(nn.Module):
             z = pyro.sample("z", self.vade.encoder(x))
             logits = self.vade.prior.log_joint(z)
             if y is not None:
-                logits = logits + log_likelihoods(self.expert_distributions(x), y)
+                logits = logits + self.target_log_likelihoods(x, y)
             pyro.sample("c", dist.OneHotCategorical(logits=logits))

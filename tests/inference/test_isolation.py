@@ -240,6 +240,7 @@ def quick(model, guide, **choices):
     return pyro_moe.fit(model, guide, X, epochs=2, batch_size=10, progress=False, **choices)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")
 @pytest.mark.parametrize(
     ("story", "choices"),
     [
