@@ -24,6 +24,7 @@ from pyro_moe.inference.errors import DataError, SiteError
 
 from . import evaluation
 from .fitting import Fit
+from .marginals import has_classes
 from .rows import Rows
 
 # Paul Tol's "muted" scheme, which the colour-blind can tell apart, and black.
@@ -51,9 +52,9 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
         seed: Decides which rows and samples are shown.
 
     Returns:
-        Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"`` and
-        ``"gate_map"``: without those of sites that the story lacks, and without pictures of x
-        unless a row is an image or a point in the plane.
+        Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"``,
+        ``"gate_map"`` and ``"predictions"``: without those of sites that the story lacks, and
+        without pictures of x unless a row is an image or a point in the plane.
     """
     drawings: dict[str, Callable[[], Figure]] = {
         "history": partial(history, fit),
@@ -64,6 +65,8 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
         drawings["generated"] = partial(generated, fit, image_shape=rows.image_shape, seed=seed)
     if rows.image_shape is None and fit.x_dim == 2:
         drawings["gate_map"] = partial(gate_map, fit, rows, seed=seed)
+    if rows.y is not None and len(fit.run.data) > 1:
+        drawings["predictions"] = partial(predictions, fit, rows, seed=seed)
     figures = {}
     for name, draw in drawings.items():
         try:
@@ -287,6 +290,68 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     return figure
 
 
+def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
+    """Targets against their predicted means, a panel a column; of classes, who is taken for whom.
+
+    Points have the colour of the expert that the gate holds likeliest, and a line across their
+    central 90 % interval. Where targets are what was predicted, points lie on the diagonal.
+
+    Args:
+        fit: A fitted story with a site ``y``.
+        rows: Rows with targets, best such that the fit has not seen.
+        max_rows: The most to show.
+        seed: Decides which rows are shown, and the draws of `evaluation.predict`.
+
+    Raises:
+        DataError: If the rows have no targets.
+        SiteError: If the model has no site ``y``.
+    """
+    if rows.y is None:
+        raise DataError("expected rows with targets; got y=None")
+    prediction = evaluation.predict(fit, rows, seed=seed)
+    if has_classes(prediction.distributions[0]):
+        return _confusion(prediction.mean.cpu().numpy(), rows.y.cpu().numpy())
+    rows = _some(rows, max_rows, seed)
+    prediction = evaluation.predict(fit, rows, seed=seed)
+    target = prediction.targets(rows.y).reshape(len(rows), -1).cpu().numpy()
+    mean, low, high = (
+        part.cpu().numpy()
+        for part in (prediction.mean, prediction.quantile(0.05), prediction.quantile(0.95))
+    )
+    experts = prediction.gate.argmax(-1).cpu().numpy()
+    figure, panels = _panels(target.shape[1])
+    names = rows.targets or tuple(f"y{m}" if target.shape[1] > 1 else "y" for m in range(10**3))
+    for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        for k in np.unique(experts):
+            of_k = experts == k
+            axes.vlines(
+                mean[of_k, m], low[of_k, m], high[of_k, m], _colour(k), linewidth=0.8, alpha=0.35
+            )
+            axes.scatter(
+                mean[of_k, m], target[of_k, m], s=10, c=_colour(k), label=str(k), linewidths=0
+            )
+        ends = [mean[:, m].min(), mean[:, m].max()]
+        axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)
+        axes.set(title=name, xlabel="predicted mean, with its 90 % interval")
+    panels[0].set_ylabel("target")
+    panels[0].legend(title="likeliest expert", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
+    size = probabilities.shape[1]
+    counts = np.zeros((size, size), dtype=int)
+    np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
+    figure, (axes,) = _panels(1)
+    axes.imshow(counts, cmap="Blues", norm="linear")
+    for (row, column), count in np.ndenumerate(counts):
+        dark = count > counts.max() / 2
+        axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
+    axes.set(xlabel="likeliest class", ylabel="class", title="Rows by class and prediction")
+    axes.set(xticks=range(size), yticks=range(size))
+    return figure
+
+
 def _panels(
     number: int,
     *,
@@ -311,8 +376,7 @@ def _some(rows: Rows, number: int, seed: int) -> Rows:
         return rows
     with reproducible(seed):
         chosen = torch.randperm(len(rows))[:number]
-    y, labels = (None if part is None else part[chosen] for part in (rows.y, rows.labels))
-    return Rows(rows.x[chosen], y, labels, rows.image_shape)
+    return rows.take(chosen)
 
 
 def _gate(fit: Fit, rows: Rows) -> np.ndarray | None:

@@ -283,3 +283,41 @@ def test_no_text_is_clipped(plane, images):
 def test_pyplot_is_left_alone():
     program = "import sys, pyro_moe.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0  # noqa: S603
+
+
+def test_predictions_beside_targets_with_their_intervals():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    rows = Rows(x, torch.cat([x[:, :1] + 1.0, -x[:, :1]], 1), targets=("price", "area"))
+    fit = fitted(models.ME(3, 2, 2), rows, initialise="keep", epochs=0)
+    figure = plots.predictions(fit, rows)
+    p = evaluation.predict(fit, rows)
+    assert [axes.get_title() for axes in figure.axes] == ["price", "area"]
+    for m, axes in enumerate(figure.axes):
+        scatters = axes.collections[1::2]  # intervals and points by turns
+        shown = np.concatenate([np.array(scatter.get_offsets()) for scatter in scatters])
+        expected = torch.stack([p.mean[:, m], rows.y[:, m]], 1).double().numpy()
+        assert_close(shown[np.lexsort(shown.T)], expected[np.lexsort(expected.T)])
+        segments = np.concatenate([lines.get_segments() for lines in axes.collections[::2]])
+        ends = torch.stack([p.quantile(0.05)[:, m], p.quantile(0.95)[:, m]], 1).double()
+        found = torch.as_tensor(segments[:, :, 1])
+        assert_close(found.sort(0).values, ends.sort(0).values, rtol=1e-4, atol=1e-4)
+    assert "predictions" in plots.pictures(fit, rows)
+
+
+def test_classes_are_counted_by_what_was_predicted():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(40) % 3
+    fit = fitted(models.ME(3, 3, 2, experts="categorical"), (x, y), initialise="keep", epochs=0)
+    (axes,) = plots.predictions(fit, Rows(x, y)).axes
+    predicted = evaluation.predict(fit, x).mean.argmax(-1)
+    counts = np.array(axes.images[0].get_array())
+    assert counts.sum() == 40
+    for row in range(3):
+        for column in range(3):
+            assert counts[row, column] == ((y == row) & (predicted == column)).sum()
+
+
+def test_predictions_want_targets(plane):
+    rows, fit = plane
+    with pytest.raises(DataError, match="expected rows with targets; got y=None"):
+        plots.predictions(fit, rows)
