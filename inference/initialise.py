@@ -73,7 +73,7 @@ def phases(
 
 
 def corrected(
-    run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 20
+    run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 10
 ) -> torch.Tensor:
     r"""Take the M-steps of a clustering of x, and correct it where the targets contradict it.
 

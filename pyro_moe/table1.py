@@ -50,7 +50,7 @@ def method(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A story, and the arguments of `fit` for it.
 
-    Every method has affine experts, three starts on spirals of which the held-out rows choose
+    Every method has affine experts, two starts on spirals of which the held-out rows choose
     one, and none on MNIST. Gates of stories of x start from a clustering: of their codes on
     spirals, and on MNIST from the responsibilities ``start``; a DeepMoE from random weights, as
     the paper's, or, for comparison, from the same clustering.
@@ -92,7 +92,7 @@ def method(
 
 
 def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str, Any]:
-    restarts = 1 if images else 2 if quick else 3
+    restarts = 1 if images else 2
     if name in ("ME", "GMM-MoE"):
         return {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
     arguments: dict[str, Any] = {
