@@ -1,6 +1,6 @@
 """Coverage of 90 % intervals on data simulated from the fitted family, and of experts' posteriors.
 
-python benchmarks/coverage.py --seeds 0 1 2 3 4
+python benchmarks/intervals.py --seeds 0 1 2 3 4
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
         error = statistics.stdev(run["coverage"] for run in runs) / len(runs) ** 0.5
         print(f"{name:<28}{covered:.4f} ± {error:.4f}", flush=True)
         slug = name.lower().replace(", ", "_").replace(" ", "_")
-        record.write(f"coverage-{slug}", {"level": 0.9, "seeds": options.seeds, "runs": runs})
+        record.write(f"intervals-{slug}", {"level": 0.9, "seeds": options.seeds, "runs": runs})
 
 
 def coverage(name: str, seed: int) -> dict[str, float]:

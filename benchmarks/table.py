@@ -7,83 +7,202 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from record import RESULTS
 
+from pyro_moe.table1 import METHODS, PAPER, Y_DIMS
+
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- begin benchmarks/table.py -->", "<!-- end benchmarks/table.py -->"
-Groups = dict[tuple[str, str, str], list[dict]]
+Groups = dict[tuple[str, ...], list[dict]]
+
+# Of others, as their papers and the benchmarks of their authors report them: RMSE, log-likelihood.
+UCI = {
+    "concrete": {"deep ensembles": (6.03, -3.06), "MC-dropout": (4.83, -2.94)},
+    "energy": {"deep ensembles": (2.09, -1.38), "MC-dropout": (0.54, -1.21)},
+    "yacht": {"deep ensembles": (1.58, -1.18), "MC-dropout": (0.67, -1.25)},
+}
 
 
 def main() -> None:
     """Print the tables, or put them into the README."""
-    groups = grouped()
-    text = "\n\n".join((scores(groups), starts(groups)))
-    if "--write" not in sys.argv[1:]:
-        print(text)
-        return
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    text = README.read_text()
+    for make in (clusters, starts, table1, latent_lengths, classes, uci, intervals):
+        content = make()
+        if "--write" not in sys.argv[1:]:
+            print(f"{make.__name__}\n{content}\n")
+            continue
+        begin, end = f"<!-- begin {make.__name__} -->", f"<!-- end {make.__name__} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    if "--write" in sys.argv[1:]:
+        README.write_text(text)
 
 
-def grouped() -> Groups:
-    """Results by data, story and start."""
+def grouped(prefix: str, size: int) -> Groups:
+    """Results of a kind by the next words of their file names, the seed left out."""
     groups: Groups = defaultdict(list)
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        if "accuracy" in result:
-            data, story, start = path.stem.split("-")[:3]
-            groups[data, story, start.replace("_", " ")].append(result)
+    for path in sorted(RESULTS.glob(f"{prefix}*.json")):
+        words = path.stem.split("-")[:size]
+        groups[tuple(words)].append(json.loads(path.read_text()))
     return dict(sorted(groups.items()))
 
 
-def scores(groups: Groups) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard error, if there are several values."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
+
+
+def clustering() -> Groups:
+    """Results of the clustering stories."""
+    groups = {}
+    for data in ("digits", "mnist", "spiral"):
+        groups |= grouped(f"{data}-", 3)
+    return {key: results for key, results in groups.items() if "accuracy" in results[0]}
+
+
+def clusters() -> str:
     """Test accuracy and held-out bounds."""
-    lines = [
-        "| data | method | start | seeds | test accuracy, mean ± sd | lowest | test ELBO, nats/row "
-        "| seconds a run |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for (data, story, start), results in groups.items():
+    head = ("data", "method", "start", "seeds", "test accuracy", "lowest")
+    rows = []
+    for (data, story, start), results in clustering().items():
         accuracy = [result["accuracy"] for result in results]
-        spread = f" ± {statistics.stdev(accuracy):.4f}" if len(accuracy) > 1 else ""
         elbos = [result["test_elbo"] for result in results if "test_elbo" in result]
-        elbo = f"{statistics.mean(elbos):.2f}" if elbos else ""
-        seconds = statistics.mean(result["seconds"] for result in results)
-        lines.append(
-            f"| {data} | {story} | {start} | {len(results)} "
-            f"| {statistics.mean(accuracy):.4f}{spread} | {min(accuracy):.4f} "
-            f"| {elbo} | {seconds:.0f} |"
+        rows.append(
+            (
+                data,
+                story,
+                start.replace("_", " "),
+                len(results),
+                spread(accuracy, 4),
+                f"{min(accuracy):.4f}",
+                f"{statistics.mean(elbos):.2f}" if elbos else "",
+                f"{statistics.mean(result['seconds'] for result in results):.0f}",
+            )
         )
-    return "\n".join(lines)
+    return table((*head, "test ELBO, nats/row", "seconds a run"), rows)
 
 
-def starts(groups: Groups) -> str:
+def starts() -> str:
     """What the paper's §8.1 claims of DMVAE and VaDE, over every single start."""
-    lines = [
-        "| data | story | starts | of them at 0.99 or more | epochs to 95 % of the last accuracy "
-        "| seconds an epoch, median |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for (data, story, _), results in groups.items():
+    head = ("data", "story", "starts", "of them at 0.99 or more")
+    rows = []
+    for (data, story, _), results in clustering().items():
         curves = [curve for result in results for curve in result.get("curves", [])]
         if not curves:
             continue
         good = sum(curve[-1] >= 0.99 for curve in curves)
         epochs = statistics.mean(epochs_to(curve, 0.95) for curve in curves)
         seconds = [row["seconds"] for result in results for row in result["history"]]
-        lines.append(
-            f"| {data} | {story} | {len(curves)} | {good} | {epochs:.1f} "
-            f"| {statistics.median(seconds):.2f} |"
-        )
-    return "\n".join(lines)
+        median = f"{statistics.median(seconds):.2f}"
+        rows.append((data, story, len(curves), good, f"{epochs:.1f}", median))
+    return table((*head, "epochs to 95 % of the last accuracy", "seconds an epoch, median"), rows)
 
 
 def epochs_to(curve: list[float], share: float) -> int:
     """The first epoch from which a curve stays above a share of its last value."""
     below = [epoch for epoch, value in enumerate(curve, 1) if value < share * curve[-1]]
     return max(below, default=0) + 1
+
+
+def table1() -> str:
+    """Errors of Table 1 by data, method and M, beside the paper's."""
+    groups = grouped("table1-", 4)
+    rows = []
+    for data in ("spiral", "mnist"):
+        rows.append((data, "variance of the target", "", *variances(groups, data)))
+        for (of, name), errors in PAPER.items():
+            if of == data:
+                rows.append((data, f"paper, {name}", "", *(f"{error:.4g}" for error in errors)))
+        for name in METHODS:
+            cells = [groups.get(("table1", data, slug(name), str(m)), []) for m in Y_DIMS]
+            if any(cells):
+                seeds = "/".join(str(len(cell)) for cell in cells)
+                seeds = seeds.split("/")[0] if len(set(seeds.split("/"))) == 1 else seeds
+                shown = (of_errors(cell) for cell in cells)
+                rows.append((data, name, seeds, *shown))
+    return table(("data", "method", "seeds", *(f"M={m}" for m in Y_DIMS)), rows)
+
+
+def slug(method: str) -> str:
+    """A method as file names have it."""
+    return method.lower().replace(", ", "_").replace(" ", "_").replace("-", "")
+
+
+def variances(groups: Groups, data: str) -> Iterable[str]:
+    """The mean variance of the target over the seeds of DVMoE, by M."""
+    for m in Y_DIMS:
+        cell = groups.get(("table1", data, "dvmoe", str(m)), [])
+        yield f"{statistics.mean(r['variance'] for r in cell):.4g}" if cell else ""
+
+
+def of_errors(cell: list[dict]) -> str:
+    """Mean error ± standard error, and the largest where seeds differ much."""
+    if not cell:
+        return ""
+    errors = [result["error"] for result in cell]
+    mean = statistics.mean(errors)
+    if len(errors) < 2:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {statistics.stdev(errors) / len(errors) ** 0.5:.2g}"
+
+
+def latent_lengths() -> str:
+    """Errors at M = 1 by the length of z."""
+    groups = grouped("table1-spiral-", 4)
+    rows = []
+    for name in ("VaDE-MoE", "DVMoE"):
+        cells = []
+        for length in (1, 2, 5):
+            suffix = "" if length == 2 else f"_z{length}"
+            cell = groups.get(("table1", "spiral", slug(name) + suffix, "1"), [])
+            cells.append(of_errors(cell[:3]))  # the seeds that every length has
+        rows.append((name, *cells))
+    return table(("spiral, M=1, 3 seeds", "L=1", "L=2", "L=5"), rows)
+
+
+def classes() -> str:
+    """Accuracy and log-loss on test rows."""
+    rows = []
+    for (_, data, method), results in grouped("classification-", 3).items():
+        scores = [result["scores"] for result in results]
+        accuracy = spread([score["accuracy"] for score in scores], 4)
+        loss = spread([score["log_loss"] for score in scores], 3)
+        seconds = f"{statistics.mean(score['seconds'] for score in scores):.0f}"
+        rows.append((data, method.replace("_", " "), len(scores), accuracy, loss, seconds))
+    return table(("data", "method", "seeds", "test accuracy", "log loss", "seconds"), rows)
+
+
+def uci() -> str:
+    """RMSE and log-likelihood over the standard splits, beside what others report."""
+    rows = []
+    for (_, data, method), results in grouped("uci-", 3).items():
+        measured = [spread([r[key] for r in results], 3) for key in ("rmse", "log_likelihood")]
+        rows.append((data, f"ours, {method}", len(results), *measured))
+        for other, (rmse, log_likelihood) in UCI[data].items():
+            rows.append((data, other, 20, rmse, log_likelihood))
+    return table(("data", "method", "splits", "test RMSE", "test log-likelihood"), rows)
+
+
+def intervals() -> str:
+    """Coverage of 90 % intervals on data of the fitted family."""
+    rows = []
+    for (_, name), (result,) in grouped("intervals-", 2).items():
+        runs = result["runs"]
+        covered = spread([run["coverage"] for run in runs], 3)
+        fitness = spread([run["log_likelihood"] for run in runs], 3)
+        rows.append((name.replace("_", " "), len(runs), covered, fitness))
+    return table(("story", "seeds", "90 % intervals cover", "test log-likelihood"), rows)
 
 
 if __name__ == "__main__":

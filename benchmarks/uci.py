@@ -36,7 +36,7 @@ class Method:
     epochs: int = 200
     batch_size: int = 32
     learning_rate: float = 5e-3
-    members: int = 5
+    members: int = 3
 
 
 METHODS = {
