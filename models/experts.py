@@ -294,7 +294,15 @@ class StackedExperts(nn.Module):
 
 
 CONTEXTS = ("x", "z")
-FAMILIES = ("normal", "student-t", "categorical", "bernoulli", "poisson")
+FAMILIES = (
+    "normal",
+    "normal-scalar",
+    "normal-full",
+    "student-t",
+    "categorical",
+    "bernoulli",
+    "poisson",
+)
 
 
 def experts_of(
@@ -308,7 +316,8 @@ def experts_of(
     """A module of experts by the name of its family, with affine maps, or the given one.
 
     Args:
-        experts: ``"normal"``, ``"student-t"``, ``"categorical"`` (y_dim classes),
+        experts: ``"normal"``, whose Γ_k is diagonal, ``"normal-scalar"``, ``"normal-full"``,
+            ``"student-t"``, ``"categorical"`` (y_dim classes),
             ``"bernoulli"`` or ``"poisson"``; a module from a context to a distribution of batch
             shape (N, K); or K modules to distributions of batch shape (N,).
         in_features: Length of the context; this and what follows are for a name.
@@ -317,7 +326,7 @@ def experts_of(
         units: The context's units.
 
     Raises:
-        ValueError: If the name is none of these.
+        ValueError: If the name is none of these, or there are not as many modules as components.
 
     Example:
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
@@ -326,10 +335,17 @@ def experts_of(
     if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
         return experts
     if not isinstance(experts, str):
+        if num_components and len(experts) != num_components:
+            raise ValueError(
+                f"expected an expert for each of {num_components} components; got {len(experts)}"
+            )
         return StackedExperts(list(experts))
+    if num_components < 1:
+        raise ValueError(f"expected num_components of at least 1; got {num_components}")
     network = AffineMaps(in_features, num_components, y_dim, units=units)
-    if experts == "normal":
-        return NormalExperts(network, num_components, y_dim)
+    if experts in ("normal", "normal-scalar", "normal-full"):
+        covariance = experts.removeprefix("normal").removeprefix("-") or "diagonal"
+        return NormalExperts(network, num_components, y_dim, covariance=covariance)
     if experts == "student-t":
         return StudentTExperts(network, num_components, y_dim)
     if experts == "categorical":

@@ -88,12 +88,15 @@ def maximise_likelihood(
     weights: torch.Tensor,
     *,
     iterations: int = 50,
+    prior_scale: float = 5.0,
 ) -> None:
     r"""Raise the weighted likelihood of experts of any kind, by L-BFGS from where they are.
 
-    .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n)
+    .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{|W|^2}{2 s^2}
 
-    EM with such a step is generalised EM: the likelihood rises, not always to the step's maximum.
+    with W the weights of the experts' maps: where classes can be separated, these would grow
+    without end but for s. EM with such a step is generalised EM: the penalised likelihood rises,
+    not always to the step's maximum.
 
     Args:
         experts: The module.
@@ -101,16 +104,21 @@ def maximise_likelihood(
         y: Targets, shape (N,) or (N, M); rows with NaN are left out.
         weights: Responsibilities r, shape (N, K).
         iterations: L-BFGS iterations at the most.
+        prior_scale: s, in standard units.
     """
     y, context, weights = known_rows(y, context, weights)
     weights = weights.to(context)
-    parameters = [p for p in experts.parameters() if p.requires_grad]
+    named = {name: p for name, p in experts.named_parameters() if p.requires_grad}
+    maps = [p for name, p in named.items() if name.endswith("weight")]
+    parameters = list(named.values())
     optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         with torch.enable_grad():
-            value = -(weights * log_likelihoods(experts(context), y)).sum() / len(y)
+            likelihood = (weights * log_likelihoods(experts(context), y)).sum()
+            penalty = sum(p.square().sum() for p in maps) / (2 * prior_scale**2)
+            value = (penalty - likelihood) / len(y)
             value.backward()
         return value
 

@@ -27,6 +27,7 @@ from pyro_moe.models.experts import MIN_SCALE, adapt_experts, experts_of
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 N, D, K, M = 30, 2, 3, 2
+PRIOR_SCALE = 5.0  # of the weights in maximise_likelihood
 COVARIANCES = ["scalar", "diagonal", "full"]
 each_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 
@@ -201,9 +202,11 @@ def test_maximise_ends_where_the_gradient_is_zero(make, x, y, r, family):
     }.get(family, y + 1e-2 * y.std(0) * torch.randn(N, M))
     experts = make(family, target)
     event = () if family == "categorical" else (M,)
-    for _ in range(4):
+    for _ in range(8):
         experts.maximise(x, target, r)
     score = (r * experts(x).log_prob(target.reshape(N, 1, *event))).sum() / N
+    if family != "normal":
+        score = score - experts.network.weight.square().sum() / (2 * PRIOR_SCALE**2 * N)
     score.backward()
     for name, p in experts.named_parameters():
         assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=2e-4, msg=name)
@@ -214,7 +217,9 @@ def test_one_bernoulli_expert_is_logistic_regression():
     y = torch.bernoulli((x @ torch.tensor([1.0, -2.0]) + 0.5).sigmoid())
     expert = BernoulliExperts(AffineMaps(D, 1, 1))
     expert.maximise(x, y, torch.ones(200, 1))
-    expected = LogisticRegression(C=1e12, tol=1e-10, solver="newton-cg").fit(x.numpy(), y.numpy())
+    strength = PRIOR_SCALE**2 / D  # of weights of x, those of the maps over the root of D
+    regression = LogisticRegression(C=strength, tol=1e-10, solver="newton-cg")
+    expected = regression.fit(x.numpy(), y.numpy())
     weight = numbers(expert.network.weight)[0, 0] / math.sqrt(D)
     np.testing.assert_allclose(weight, expected.coef_[0], atol=1e-3)
     np.testing.assert_allclose(numbers(expert.network.bias)[0], expected.intercept_, atol=1e-3)
@@ -359,7 +364,10 @@ def test_stacked_experts_are_each_maximised_on_the_rows_of_its_own(x, y):
         experts.maximise(z, y, torch.eye(2)[labels])
     assert ((experts.experts[0].loc - 3.0).abs() < 4.5 * 0.5 / (N // 2) ** 0.5).all()
     for k, expert in enumerate(experts.experts):
-        expert(z[labels == k]).log_prob(y[labels == k]).mean().backward()
+        score = expert(z[labels == k]).log_prob(y[labels == k]).sum()
+        weights = [p for name, p in expert.named_parameters() if name.endswith("weight")]
+        score = score - sum(p.square().sum() for p in weights) / (2 * PRIOR_SCALE**2)
+        (score / (N // 2)).backward()
         for p in expert.parameters():
             assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-3)
 
@@ -389,3 +397,19 @@ def test_a_module_of_experts_is_taken_as_it_is():
 def test_a_choice_that_is_none_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_experts_and_components_are_as_many():
+    each = [NormalConditional(nn.Linear(D, 2 * M)) for _ in range(2)]
+    with pytest.raises(ValueError, match="expected an expert for each of 3 components; got 2"):
+        ME(D, M, 3, experts=each)
+    with pytest.raises(ValueError, match="expected num_components of at least 1; got 0"):
+        ME(D, M, 0)
+
+
+def test_classes_that_can_be_separated_leave_probabilities_within_one():
+    x = torch.linspace(-1.0, 1.0, 40).unsqueeze(-1)
+    expert = BernoulliExperts(AffineMaps(1, 1, 1))
+    expert.maximise(x, (x > 0).double(), torch.ones(40, 1))
+    assert 5.0 < expert.network.weight.item() < 30.0
+    assert (expert(x).mean < 1.0).all()

@@ -182,8 +182,11 @@ def test_me_with_one_expert_is_softmax_regression(classes):
     story = ME(D, classes, 1, experts="categorical")
     story.adapt(x, y)
     story.m_step(torch.ones(300, 1), x, x, y)
-    regression = LogisticRegression(C=1e12, tol=1e-10, solver="newton-cg")
-    expected = regression.fit(x.numpy(), y.numpy()).predict_log_proba(x.numpy())
+    # Weights have a normal prior of scale 5 in standard units; two classes share theirs.
+    strength = 25.0 / D * (2 if classes == 2 else 1)
+    regression = LogisticRegression(C=strength, tol=1e-10, solver="newton-cg")
+    u = story.units(x).numpy()
+    expected = regression.fit(u, y.numpy()).predict_log_proba(u)
     values = torch.arange(classes).unsqueeze(-1)
     got = story(x).log_prob(values).T.detach().numpy()
     np.testing.assert_allclose(got, expected, atol=1e-3)
@@ -276,3 +279,9 @@ def test_y_of_the_wrong_width_is_an_error(make, x, y, program):
     story = make("me", x, y)
     with pytest.raises(ValueError, match="expected y with 2 columns; got 3"):
         getattr(story, program)(x, torch.randn(N, 3))
+
+
+def test_a_tree_of_one_level_is_an_error():
+    for num_components in (4, (4,)):
+        with pytest.raises(ValueError, match="expected two levels or more; got num_components="):
+            HierarchicalME(D, M, num_components)

@@ -125,7 +125,7 @@ def score(experts, x, y, r):
 def test_maximise_likelihood_finds_what_least_squares_finds(scatter):
     x, y, r = torch.randn(40, D), torch.randn(40, M), torch.rand(40, K)
     found = scatter(NormalExperts(AffineMaps(D, K, M), K, M))
-    maximise_likelihood(found, x, y, r, iterations=200)
+    maximise_likelihood(found, x, y, r, iterations=200, prior_scale=1e6)
     best = NormalExperts(AffineMaps(D, K, M), K, M)
     best.maximise(x, y, r)
     assert_close(found.state_dict(), best.state_dict(), rtol=1e-3, atol=1e-3)
@@ -137,7 +137,7 @@ def test_maximise_likelihood_ends_where_the_gradient_is_zero_and_leaves_none():
     x, y = torch.randn(60, D), torch.bernoulli(torch.full((60, M), 0.5))
     r = torch.rand(60, K)
     before = score(experts, x, y, r).item()
-    maximise_likelihood(experts, x, y, r, iterations=200)
+    maximise_likelihood(experts, x, y, r, iterations=200, prior_scale=1e6)
     assert all(p.grad is None for p in experts.parameters())
     after = score(experts, x, y, r)
     after.backward()
