@@ -96,6 +96,7 @@ def of_story(method: str, train: Rows, test: Rows, seed: int) -> dict[str, float
         epochs=10 if large else 60,
         batch_size=256 if large else 64,
         learning_rate=1e-2 if large else 2e-2,
+        initialise="random",
         seed=seed,
         progress=False,
     )

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
 
 from .context import reproducible, running
 from .em import EM, maximise
-from .errors import SiteError
+from .errors import DataError, SiteError
 from .isolation import modules
 from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
 from .svi import SVI
@@ -152,13 +153,15 @@ def cluster(
     """Responsibilities (N, K) of a full-covariance Gaussian mixture, the best of ten EM runs.
 
     Args:
-        points: Shape (N, L).
+        points: Shape (N, L); of more than 50 columns, as of images, 50 principal components.
         num_components: K.
         embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbour embedding instead of
             the points.
         seed: Seed of the embedding and of the starts.
     """
     array = points.double().cpu().numpy()
+    if min(array.shape) > 50:
+        array = PCA(50, random_state=seed).fit_transform(array)
     if embedding is not None:
         array = neighbour_embedding(array, embedding, seed=seed)
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
@@ -177,8 +180,11 @@ def neighbour_embedding(points: np.ndarray, method: str, *, seed: int) -> np.nda
         seed: Seed of the embedding.
 
     Raises:
+        DataError: If all points are the same.
         ImportError: If umap-learn is asked for and not installed.
     """
+    if (points == points[0]).all():  # where scikit-learn's t-SNE ends the whole process
+        raise DataError("expected rows whose codes differ; got one code for all rows")
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)

@@ -30,7 +30,7 @@ class GMMMoE(nn.Module):
         x_dim: D, columns of x.
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
-        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+        experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"learned"`` or ``"uniform"``.

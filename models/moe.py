@@ -107,7 +107,7 @@ class ME(MixtureOfExperts):
         x_dim: D, columns of x.
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
-        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+        experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
 
@@ -146,7 +146,7 @@ class DeepMoE(MixtureOfExperts):
         x_dim: D, columns of x.
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
-        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+        experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
         hidden: Widths of the gate's hidden layers.
@@ -159,6 +159,8 @@ class DeepMoE(MixtureOfExperts):
         >>> DeepMoE(x_dim=2, y_dim=1, num_components=5)(torch.zeros(7, 2)).mean.shape
         torch.Size([7, 1])
     """
+
+    start = "autoencoder"
 
     def __init__(
         self,
@@ -213,7 +215,7 @@ class HierarchicalME(MixtureOfExperts):
         experts: str = "normal",
         common_scale: bool = False,
     ) -> None:
-        if len(num_components) < 2:
+        if not isinstance(num_components, Sequence) or len(num_components) < 2:
             raise ValueError(f"expected two levels or more; got num_components={num_components}")
         units = Standardise(x_dim, common=common_scale)
 

@@ -34,7 +34,7 @@ class VaDEMoE(nn.Module):
         z_dim: L, length of z.
         likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
             ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
-        experts: A family of affine experts, ``"normal"``, ``"student-t"``, ``"categorical"``,
+        experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         context: What the experts see: ``"x"``, or ``"z"``, the mean of z given x.
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
@@ -52,6 +52,8 @@ class VaDEMoE(nn.Module):
         >>> story.experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
+
+    start = "autoencoder"
 
     def __init__(
         self,

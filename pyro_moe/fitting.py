@@ -20,8 +20,8 @@ from pyro_moe.inference.isolation import isolated, modules, owner
 from pyro_moe.inference.objectives import Program, enumerated_traces, objective, row_bounds
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 
-from .checks import check, check_components, check_target
-from .rows import Data, as_tensors
+from .checks import check, check_components, check_resolution, check_target
+from .rows import Data, as_tensors, column_names
 
 STEPS = 4000
 
@@ -38,6 +38,7 @@ class Fit:
         held_out_elbo: The marginal ELBO in nats per row of the rows that were held out to
             choose among restarts; None with one start.
         stopped: Why training ended early, or None.
+        columns: Names of the columns of x, if what was fitted had names.
     """
 
     run: SVI | EM
@@ -45,6 +46,7 @@ class Fit:
     settings: dict[str, Any]
     held_out_elbo: float | None = None
     stopped: str | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def model(self) -> Program:
@@ -78,7 +80,7 @@ class Fit:
 
         Raises:
             DataError: If the data is bad or lacks targets that were fitted, or x is not as wide
-                as the x that was fitted.
+                as the x that was fitted, or has other columns by their names.
         """
         columns = self._checked(data)[: len(self.run.data)]
         if len(columns) < len(self.run.data):
@@ -92,7 +94,8 @@ class Fit:
             x, checked like `as_tensors` does, and None for each column beside it that was fitted.
 
         Raises:
-            DataError: If x is bad, or not as wide as the x that was fitted.
+            DataError: If x is bad, or not as wide as the x that was fitted, or has other columns
+                by their names.
         """
         return (self._checked(data)[0], *(None for _ in self.run.data[1:]))
 
@@ -104,6 +107,12 @@ class Fit:
             raise DataError(
                 f"expected x with {self.x_dim} columns, as fitted; got {columns[0].shape[1]}"
             )
+        names = column_names(data)
+        for i, (fitted, given) in enumerate(zip(self.columns or (), names or (), strict=False)):
+            if fitted != given:
+                raise DataError(
+                    f"expected column {i} of x to be {fitted!r}, as fitted; got {given!r}"
+                )
         return tuple(column.to(like.device) for column in columns)
 
     def resume(self, *, epochs: int | None = None, progress: bool = True) -> "Fit":
@@ -142,7 +151,7 @@ def fit(
     learning_rate: Schedule = 5e-3,
     loss: str | ELBO = "marginal",
     temperature: Schedule | None = None,
-    initialise: Any = "random",
+    initialise: Any = None,
     initial_epochs: int | None = None,
     restarts: int = 1,
     held_out: float = 0.1,
@@ -176,8 +185,9 @@ def fit(
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
             is done; from 1 down to 0.1 geometrically if None. Unused by ``"marginal"``.
-        initialise: ``"random"``: every module with ``reset_parameters`` is drawn anew from the
-            seed. ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
+        initialise: Where to start; the story's attribute ``start`` if None, or else at random.
+            ``"random"``: every module with ``reset_parameters`` is drawn anew from the seed.
+            ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
             prior at first, then a Gaussian mixture on the codes. ``"tsne"`` and ``"umap"``: the
             same on the codes' neighbour embedding. Or responsibilities (N, K) from any
             clusterer. All but the first two train with the assignments held, before they
@@ -204,7 +214,8 @@ def fit(
         ValueError: If an argument is none of its choices.
 
     Warns:
-        DataWarning: If a column of y is constant, or no row has one of its classes.
+        DataWarning: If a column of y is constant, no row has one of its classes, or a column is
+            so far from zero that its type hardly resolves how it varies.
         EmptyComponentWarning: If a component ended with less than half a row.
         NonFiniteWarning: If training stopped at a value that is not finite.
 
@@ -217,7 +228,11 @@ def fit(
         2
     """
     _check_arguments(epochs, batch_size, initial_epochs, restarts, held_out)
+    if initialise is None:
+        initialise = getattr(owner(model), "start", "random")
     columns = _columns(model, guide, data, device, missing_targets)
+    for name, column in zip("xy", columns, strict=False):
+        check_resolution(column, name)
     for y in columns[1:2]:
         check_target(y)
     copies = isolated(model, guide)
@@ -254,7 +269,8 @@ def fit(
         run = _run(model, guide, tuple(column[kept] for column in columns), loss, restart, settings)
         label = f"start {restart + 1} of {restarts}" if restarts > 1 else ""
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
-        fitted = _train(Fit(run, [], settings), runs, _bar(progress, label), callback)
+        started = Fit(run, [], settings, columns=column_names(data))
+        fitted = _train(started, runs, _bar(progress, label), callback)
         if restarts > 1:
             try:
                 score = _marginal_elbo(run, tuple(column[held] for column in columns))

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_moe
+from pyro_moe import DataError
 from pyro_moe.inference import (
     EM,
     SVI,
@@ -355,3 +356,9 @@ def test_rows_without_a_target_stay_where_the_clustering_puts_them(wrong):
 @each_experts
 def test_a_fit_from_a_clustering_of_x_alone_needs_no_targets(story, x, responsibilities):
     assert names(run_of(story, x), responsibilities)[-2:] == ["assigned", "training"]
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_codes_that_are_all_the_same_are_not_embedded(method):
+    with pytest.raises(DataError, match="expected rows whose codes differ; got one code for all"):
+        neighbour_embedding(torch.ones(N, D).numpy(), method, seed=0)

@@ -84,10 +84,9 @@ def test_gates_with_a_story_of_x_start_from_a_clustering(data):
         assert (arguments.get("loss") == "em") == (name in {"ME", "GMM-MoE"})
 
 
-def test_being_quick_takes_fewer_starts_and_epochs():
+def test_being_quick_takes_fewer_epochs():
     for name in ("DeepMoE", "DVMoE"):
         slow, quick = (table1.method(name, "spiral", 1, quick=quick)[1] for quick in (False, True))
-        assert quick["restarts"] < slow["restarts"]
         assert quick["epochs"] < slow["epochs"]
 
 
