@@ -38,7 +38,8 @@ def check(
 
     Raises:
         DataError: If x is not as wide as the story says, if there are fewer rows than
-            components, or if an observed value is outside its distribution's support.
+            components, if an observed value is outside its distribution's support, if targets
+            that are to be learned are not there, or if the story cannot be run.
 
     Warns:
         DataWarning: If y is a class, and no row has one of its classes.
@@ -52,7 +53,9 @@ def check(
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
         for first in range(0, len(x), 4096):
             batch = tuple(column[first : first + 4096] for column in columns)
-            trace = _traced(model, guide, batch)
+            trace, guide_trace = _traced(model, guide, batch, first)
+            if learns and "y" in trace.stochastic_nodes and "y" not in guide_trace.nodes:
+                raise DataError("expected data (x, y), for the model's site 'y'; got x alone")
             if "c" in trace.nodes:
                 num_components = trace.nodes["c"]["value"].shape[-1]
                 if learns and len(x) < num_components:
@@ -67,12 +70,51 @@ def check(
     return num_components
 
 
-def _traced(model: Program, guide: Program, batch: tuple[torch.Tensor, ...]) -> Any:
+def _traced(
+    model: Program, guide: Program, batch: tuple[torch.Tensor, ...], first: int
+) -> tuple[Any, Any]:
     try:
-        guide_trace = poutine.trace(guide).get_trace(*batch)
-        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+        return _traces(model, guide, batch)
     except ValueError as error:  # Pyro appends the shapes of all sites
         raise DataError(str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        _check_targets(model, guide, batch, first)
+        reason = str(error).splitlines()[0]
+        raise DataError(f"expected a story that runs on these rows; got: {reason}") from error
+
+
+def _traces(model: Program, guide: Program, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
+    guide_trace = poutine.trace(guide).get_trace(*batch)
+    replayed = poutine.replay(model, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*batch), guide_trace
+
+
+def _check_targets(
+    model: Program, guide: Program, batch: tuple[torch.Tensor, ...], first: int
+) -> None:
+    """See that targets are possible where a guide that looks at them could not be run.
+
+    Raises:
+        DataError: If a target is outside its distribution's support, or its square overflows.
+    """
+    x, *others = batch
+    try:
+        without = poutine.trace(guide).get_trace(x, *(None for _ in others))
+        trace = poutine.trace(poutine.replay(model, trace=without)).get_trace(*batch)
+    except Exception:  # it is for the story's own error to say what is wrong
+        return
+    for name in trace.observation_nodes:
+        _check_support(name, trace.nodes[name], first)
+    for y in others:
+        if y.is_floating_point():
+            limit = torch.finfo(y.dtype).max ** 0.5
+            large = (y.abs() >= limit).reshape(len(y), -1).any(-1).nonzero().flatten().tolist()
+            if large:
+                value = y[large[0]].reshape(-1)
+                raise DataError(
+                    f"expected targets below {limit:.1g}, whose squares {y.dtype} can hold; "
+                    f"got {value[value.abs() >= limit][0].item():.6g} in row {first + large[0]}"
+                )
 
 
 def _check_classes(number: int, y: torch.Tensor) -> None:
@@ -109,6 +151,28 @@ def check_components(run: SVI | EM, rows: int = 10_000) -> None:
             f"expected rows for each of {len(counts)} components; got none for "
             f"{', '.join(map(str, empty))}: try fewer components, restarts, or initialise=",
             EmptyComponentWarning,
+            stacklevel=3,
+        )
+
+
+def check_resolution(column: torch.Tensor, name: str) -> None:
+    """See that numbers of a column's type are fine enough for how it varies.
+
+    Warns:
+        DataWarning: If they are apart by more than a thousandth of its standard deviation.
+    """
+    if not column.is_floating_point():
+        return
+    values = column.reshape(len(column), -1).double()
+    mean = values.nanmean(0)
+    deviation = (values - mean).square().nanmean(0).sqrt()
+    step = torch.finfo(column.dtype).eps * mean.abs()
+    for index in ((step > 1e-3 * deviation) & (deviation > step)).nonzero().flatten().tolist():
+        warnings.warn(
+            f"expected columns that {column.dtype} resolves; got a mean of "
+            f"{mean[index].item():.4g} and a standard deviation of {deviation[index].item():.4g} "
+            f"in column {index} of {name}: subtract a constant, or use float64",
+            DataWarning,
             stacklevel=3,
         )
 

@@ -148,7 +148,11 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--restarts", type=_whole, help="starts, of which the best on held-out rows is kept")
     add("--loss", choices=(*LOSSES, "em"), help="the objective (default: marginal; gmm: em)")
     starts = [start for start in STARTS if start != "keep"]
-    add("--initialise", choices=starts, help="where training starts (default: random)")
+    add(
+        "--initialise",
+        choices=starts,
+        help="where training starts (default: the story's own choice)",
+    )
     add("--seed", type=int, help="seed of the fit; the data stay the same (default: 0)")
     add("--device", type=_device, help="where to train, such as cpu or cuda")
     add("--out", metavar="FOLDER", help="run folder; a run there is replaced (default: a new one)")
@@ -193,13 +197,20 @@ def _fit(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     train, test = _rows(options)
     arguments = _story_arguments(options, train, test)
     story: Any = runs.STORIES[options.story](**arguments)
-    folder = runs.prepare(options.out or _new_folder(options))
+    folder = Path(options.out or _new_folder(options))
+    new = not folder.exists()
+    runs.prepare(folder)
     name = f"{options.story} on {options.data}"
     print(f"{name}: {len(train):,} rows to fit, {len(test):,} to test", flush=True)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonFiniteWarning)  # it is printed below
-        fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
+        try:
+            fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
+        except Exception:
+            if new:
+                folder.rmdir()  # empty as it is
+            raise
     seconds = time.perf_counter() - started
     save = partial(
         runs.save,
@@ -267,10 +278,22 @@ def _story_arguments(options: argparse.Namespace, rows: Rows, test: Rows) -> dic
             if rows.y.dim() > 1:
                 several = " ".join(rows.targets or ["none"])
                 raise ValueError(f"expected one --target of classes; got {several}")
-            arguments["y_dim"] = int(torch.cat([rows.y, test.y]).max()) + 1
+            arguments["y_dim"] = _num_classes(torch.cat([rows.y, test.y]), rows)
         if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
             arguments["likelihood"] = "continuous-bernoulli"  # experts see grey pixels
     return {name: value for name, value in arguments.items() if name in known}
+
+
+def _num_classes(y: torch.Tensor, rows: Rows) -> int:
+    y = y.double()
+    bad = y[(y < 0) | (y != y.round()) | (y >= len(y))]
+    if len(bad):
+        (name,) = rows.targets or ("y",)
+        raise ValueError(
+            f"expected classes 0, 1, 2, … in column {name!r}, fewer than its {len(y)} rows; "
+            f"got {bad[0].item():.10g}"
+        )
+    return int(y.max()) + 1
 
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -322,26 +345,38 @@ def _predict(options: argparse.Namespace) -> None:
     story, settings = runs.load(options.run)
     if settings.get("targets") is None:
         raise ValueError(f"expected a run with a target of a table; got {options.run}")
+    out = Path(options.out)
+    if out.is_dir():
+        raise ValueError(f"expected a file to write; got the folder {out}")
     rows = datasets.table(options.data, columns=settings["columns"])
-    runs.prepare(Path(options.out).parent)
+    if out.exists() and out.samefile(options.data):
+        raise ValueError(f"expected --out to be another file than --data; got {out} for both")
+    runs.prepare(out.parent)
     fitted: Any = fit(story.model, story.guide, rows.x, initialise="keep", epochs=0, progress=False)
     prediction = evaluation.predict(fitted, rows)
     columns: dict[str, torch.Tensor] = {}
+    beside = partial(_beside, set(settings["targets"]))
     if has_classes(prediction.distributions[0]):
         (target,) = settings["targets"]
         columns[target] = prediction.mean.argmax(-1)
-        columns |= {f"{target}_is_{i}": p for i, p in enumerate(prediction.mean.T)}
+        columns |= {beside(f"{target}_is_{i}"): p for i, p in enumerate(prediction.mean.T)}
     else:
         deviation = prediction.variance.sqrt()
         low, high = prediction.quantile(0.05), prediction.quantile(0.95)
         for i, target in enumerate(settings["targets"]):
             columns[target] = prediction.mean[:, i]
-            columns[f"{target}_sd"] = deviation[:, i]
-            columns[f"{target}_q05"], columns[f"{target}_q95"] = low[:, i], high[:, i]
-    columns |= {f"gate_{k}": g for k, g in enumerate(prediction.gate.T)}
+            columns[beside(f"{target}_sd")] = deviation[:, i]
+            columns[beside(f"{target}_q05")] = low[:, i]
+            columns[beside(f"{target}_q95")] = high[:, i]
+    columns |= {beside(f"gate_{k}"): g for k, g in enumerate(prediction.gate.T)}
     table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
     table.to_csv(options.out, index=False)
     print(f"{len(table):,} rows predicted: {options.out}")
+
+
+def _beside(targets: set[str], name: str) -> str:
+    """The name of a column beside those of targets, which keep theirs: ``price_sd_`` if need be."""
+    return _beside(targets, f"{name}_") if name in targets else name
 
 
 def _reproduce(options: argparse.Namespace) -> None:

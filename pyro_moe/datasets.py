@@ -370,7 +370,7 @@ def _select(
     for name in used:
         if name not in frame:
             there = ", ".join(map(repr, frame))
-            raise DataError(f"expected a column of {path}, one of {there}; got {name!r}")
+            raise DataError(f"expected a column {name!r} in {path}; got {there}")
         if used.count(name) > 1:
             raise DataError(f"expected each column of {path} once; got {name!r} twice")
     return frame[used]

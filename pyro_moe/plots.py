@@ -313,7 +313,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         return _confusion(prediction.mean.cpu().numpy(), rows.y.cpu().numpy())
     rows = _some(rows, max_rows, seed)
     prediction = evaluation.predict(fit, rows, seed=seed)
-    target = prediction.targets(rows.y).reshape(len(rows), -1).cpu().numpy()
+    target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()
     mean, low, high = (
         part.cpu().numpy()
         for part in (prediction.mean, prediction.quantile(0.05), prediction.quantile(0.95))

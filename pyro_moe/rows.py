@@ -63,21 +63,51 @@ def as_tensors(
 
     Raises:
         DataError: If x is not two-dimensional, a value is not a finite number, or x and y have
-            different numbers of rows. Rows are counted from 0.
+            different numbers of rows, or one pandas index in two orders. Rows are counted from 0.
 
     Example:
         >>> as_tensors([[0.0, 1.0], [2.0, 3.0]])[0].shape
         torch.Size([2, 2])
     """
     columns = _columns(data)
+    _check_index(columns)
     names = ("x", "y", *(f"column {i}" for i in range(2, len(columns))))[: len(columns)]
-    named = dict(zip(names, map(_as_tensor, columns, names), strict=True))
+    named = dict(zip(names, map(as_tensor, columns, names), strict=True))
     _check_shapes(named)
     dtype = dtype or torch.get_default_dtype()
     return tuple(
         _as_type(column, name, dtype, missing=missing_targets and name == "y")
         for name, column in named.items()
     )
+
+
+def column_names(data: Data) -> tuple[str, ...] | None:
+    """Names of the columns of x, or None where they have none.
+
+    Example:
+        >>> column_names(pd.DataFrame({"dose": [1.5], "weight": [70]}))
+        ('dose', 'weight')
+    """
+    if isinstance(data, Rows):
+        return data.columns
+    x = data[0] if isinstance(data, tuple) and data else data
+    named = isinstance(x, pd.DataFrame) and all(isinstance(name, str) for name in x)
+    return tuple(x) if named else None
+
+
+def _check_index(columns: tuple[Any, ...]) -> None:
+    """See that pandas has no other order for the rows beside x; other labels are let be."""
+    x, *others = columns
+    for other in others:
+        pandas = all(isinstance(column, pd.DataFrame | pd.Series) for column in (x, other))
+        if not pandas or len(x) != len(other) or x.index.equals(other.index):
+            continue
+        if x.index.isin(other.index).all() and other.index.isin(x.index).all():
+            row = int((x.index != other.index).argmax())
+            raise DataError(
+                "expected rows of x and y in the same order; "
+                f"got index {x.index[row]} in x and {other.index[row]} in y in row {row}"
+            )
 
 
 def _columns(data: Data) -> tuple[Any, ...]:
@@ -110,7 +140,8 @@ def _is_pair(data: Any) -> bool:
     return isinstance(data, list) and len(data) > 0 and all(map(torch.is_tensor, data))
 
 
-def _as_tensor(column: Any, name: str) -> torch.Tensor:
+def as_tensor(column: Any, name: str) -> torch.Tensor:
+    """One column of data as a tensor of real numbers, without a check of their values."""
     if torch.is_tensor(column):
         if column.is_complex():
             raise DataError(f"expected real numbers in {name}; got {column.dtype}")

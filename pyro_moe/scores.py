@@ -14,6 +14,7 @@ from pyro_moe.inference.errors import DataError
 
 from .marginals import families, has_classes
 from .prediction import Prediction
+from .rows import as_tensor
 
 
 def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -32,13 +33,13 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         index).
 
     Raises:
-        DataError: If there are not as many labels as rows.
+        DataError: If there are not as many labels as rows, or a label is no number.
 
     Example:
         >>> clustering_scores([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [1, 0, 0])["accuracy"]
         1.0
     """
-    clusters, truth = torch.as_tensor(gate), torch.as_tensor(labels)
+    clusters, truth = as_tensor(gate, "gate"), as_tensor(labels, "labels")
     if clusters.dim() == 2:
         clusters = clusters.argmax(-1)
     if truth.shape != clusters.shape:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.checks import check
-from pyro_moe.models import DMVAE, GMM, ME, VAE, VaDE
+from pyro_moe.models import DMVAE, GMM, ME, VAE, DeepMoE, DVMoE, VaDE
 
 D, K = 3, 4
 
@@ -159,3 +159,53 @@ def test_a_component_that_ends_without_rows_is_named():
     expected = "rows for each of 3 components; got none for 1: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
         pyro_moe.fit(story.model, story.guide, x, initialise="keep", epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("story", [ME, DeepMoE, DVMoE])
+@pytest.mark.parametrize(
+    ("family", "value", "message"),
+    [
+        ("categorical", -1.0, "values of site 'y' in the support .* upper_bound=2.*; got -1 in"),
+        ("categorical", 3.0, "values of site 'y' in the support .* upper_bound=2.*; got 3 in"),
+        ("poisson", -2.0, "values of site 'y' in the support .*; got -2 in"),
+        (
+            "normal",
+            1e30,
+            "targets below 2e[+]19, whose squares torch.float32 can hold; got 1e[+]30 in",
+        ),
+    ],
+)
+def test_targets_that_a_guide_cannot_look_at_are_named(story, family, value, message):
+    latent = {"z_dim": 2} if story is DVMoE else {}
+    y_dim = 3 if family == "categorical" else 1
+    moe = story(D, y_dim, K, experts=family, **latent)
+    y = torch.arange(9) % 3.0
+    y[7] = value
+    with pytest.raises(DataError, match=f"^expected {message} row 7$"):
+        check(moe.model, moe.guide, (torch.randn(9, D), y))
+
+
+def test_a_story_that_cannot_be_run_is_an_error_in_one_line():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(x @ torch.ones(D + 1, D), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(DataError, match=r"^expected a story that runs on these rows; got: [^\n]*$"):
+        check(model, nothing, (torch.zeros(9, D),))
+
+
+def test_experts_without_targets_to_learn_from_are_an_error():
+    story = ME(D, 1, K)
+    with pytest.raises(DataError, match=r"^expected data \(x, y\), for the .* 'y'; got x alone$"):
+        check(story.model, story.guide, (torch.randn(9, D),))
+    assert check(story.model, story.guide, (torch.randn(9, D),), learns=False) == K
+
+
+def test_a_column_that_single_precision_hardly_resolves_is_named():
+    story, x = GMM(D, 2), torch.randn(60, D)
+    x[:, 1] = 1.7e9 + 86400 * x[:, 1]
+    expected = r"columns that torch.float32 resolves; got a mean of 1.7e\+09 .* in column 1 of x"
+    settings = {"epochs": 1, "loss": "em", "progress": False}
+    with pytest.warns(DataWarning, match=expected):
+        pyro_moe.fit(story.model, story.guide, x, **settings)
+    pyro_moe.fit(story.double().model, story.guide, x.double(), **settings)  # without a warning

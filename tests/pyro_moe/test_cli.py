@@ -5,13 +5,15 @@ import json
 import re
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, DataWarning, cli, datasets, evaluation, plots, runs, table1
+from pyro_moe import DataError, cli, datasets, evaluation, plots, runs, table1
 
 
 @pytest.fixture(autouse=True)
@@ -283,7 +285,11 @@ def test_the_command_with_targets_is_the_library_call(homes):
 def test_a_story_with_targets_is_drawn(table, tmp_path):
     table.assign(price=table["a"] + 1.0).to_csv("my.csv", index=False)
     run("fit dvmoe --data my.csv --target price --z-dim 2 --epochs 1 --out run")
-    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"history", "latent_map"}
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {
+        "history",
+        "latent_map",
+        "predictions",
+    }
 
 
 @pytest.mark.parametrize("story", ["me", "deepmoe", "gmmmoe", "vademoe", "dvmoe"])
@@ -341,6 +347,7 @@ def test_one_new_row_is_enough(homes):
     pd.testing.assert_frame_equal(predict("one.csv"), expected, check_exact=False, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("default::pyro_moe.EmptyComponentWarning")
 def test_classes_are_predicted_with_their_probabilities(homes):
     fit_targets("dvmoe", "kind", "--epochs 20 --experts categorical")
     scores = read("run/scores.json")
@@ -354,13 +361,14 @@ def test_classes_are_predicted_with_their_probabilities(homes):
     assert table[names].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_class_may_be_among_the_test_rows_alone(homes):
+@pytest.mark.filterwarnings("default:expected rows of each of 4 classes")
+def test_a_class_may_be_among_the_test_rows_alone(homes, capsys):
     _, test = datasets.load("homes.csv")
     held_out = homes["age"].astype("float32").isin(test.x[:, 2].tolist())
     assert held_out.sum() == len(test)
     homes.assign(kind=homes["kind"].mask(held_out, 3)).to_csv("homes.csv", index=False)
-    with pytest.warns(DataWarning, match="expected rows of each of 4 classes; got none of 3"):
-        fit_targets("me", "kind", "--epochs 1 --experts categorical")
+    fit_targets("me", "kind", "--epochs 1 --experts categorical")
+    assert "expected rows of each of 4 classes; got none of 3" in capsys.readouterr().err
     assert read("run/settings.json")["story_arguments"]["y_dim"] == 4
     assert read("run/scores.json")["accuracy of classes"] == 0.0
 
@@ -401,7 +409,7 @@ def test_a_folder_for_predictions_is_made(homes):
         ),
         (
             "fit dvmoe --data my.csv --target prise",
-            "expected a column of my.csv, one of 'size', 'age', 'floor', 'price'; got 'prise'",
+            "expected a column 'prise' in my.csv; got 'size', 'age', 'floor', 'price'",
         ),
         (
             "fit dvmoe --data my.csv --target price price",
@@ -446,7 +454,7 @@ def test_a_folder_for_predictions_is_made(homes):
         ),
         (
             "predict run --data few.csv --out new.csv",
-            "expected a column of few.csv, one of 'size', 'floor'; got 'age'",
+            "expected a column 'age' in few.csv; got 'size', 'floor'",
         ),
         (
             "predict run --data holes.csv --out new.csv",
@@ -458,7 +466,11 @@ def test_a_folder_for_predictions_is_made(homes):
         ),
         (
             "predict run --data features.csv --out run",
-            ".*Is a directory: 'run'",
+            "expected a file to write; got the folder run",
+        ),
+        (
+            "predict run --data features.csv --out ./features.csv",
+            "expected --out to be another file than --data; got features.csv for both",
         ),
         ("reproduce table2", r"argument table: invalid choice: 'table2' \(choose from .*"),
     ],
@@ -589,3 +601,45 @@ def test_the_version(capsys):
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"{version('pyro-moe')}\n"
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, 90, 10**9])
+def test_classes_are_small_whole_numbers(value, homes, capsys):
+    homes["kind"] = homes["kind"].astype(float)
+    homes.loc[5, "kind"] = value
+    homes[["size", "age", "kind"]].to_csv("my.csv", index=False)
+    message = fails("fit me --data my.csv --target kind --experts categorical", capsys)
+    assert message == (
+        f"expected classes 0, 1, 2, … in column 'kind', fewer than its 90 rows; got {value:.10g}"
+    )
+
+
+@pytest.mark.parametrize("story", ["me", "dvmoe"])
+def test_impossible_targets_fail_in_one_line_and_leave_no_folder(story, homes, capsys):
+    homes.assign(visits=homes["visits"] - 5)[["size", "age", "visits"]].to_csv(
+        "my.csv", index=False
+    )
+    line = f"fit {story} --data my.csv --target visits --experts poisson"
+    assert re.fullmatch("expected values of site 'y' in the support .* row .*", fails(line, capsys))
+    assert not Path("runs", f"{story}-my").exists()
+    Path("mine").mkdir()
+    fails(f"{line} --out mine", capsys)
+    assert Path("mine").is_dir()
+
+
+def test_predictions_do_not_overwrite_the_data(homes, capsys):
+    fit_targets("me", "price", "--epochs 1")
+    before = Path("features.csv").read_bytes()
+    fails("predict run --data features.csv --out features.csv", capsys)
+    assert Path("features.csv").read_bytes() == before
+
+
+def test_a_target_named_like_what_is_predicted_keeps_its_name(homes):
+    homes = homes.rename(columns={"rent": "price_sd", "visits": "gate_0"})
+    homes.to_csv("homes.csv", index=False)
+    fit_targets("me", "price price_sd gate_0", "--epochs 1")
+    table = predict()
+    story, _ = runs.load("run")
+    mean = story(torch.tensor(homes[["size", "age", "floor"]].to_numpy()).float()).mean
+    assert_close(table[["price", "price_sd", "gate_0"]].to_numpy("float32"), mean.detach().numpy())
+    assert {"price_sd_", "price_sd_sd", "gate_0_", "gate_1"} < set(table)

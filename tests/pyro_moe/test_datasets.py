@@ -566,12 +566,12 @@ BAD_TABLES = {
     "unknown column": (
         "a,b\n1,2\n",
         {"columns": ["a", "c"]},
-        "expected a column of {path}, one of 'a', 'b'; got 'c'",
+        "expected a column 'c' in {path}; got 'a', 'b'",
     ),
     "unknown target": (
         "a,b\n1,2\n",
         {"target": "c"},
-        "expected a column of {path}, one of 'a', 'b'; got 'c'",
+        "expected a column 'c' in {path}; got 'a', 'b'",
     ),
     "target among the columns": (
         "a,b\n1,2\n",

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_moe import DataError
-from pyro_moe.rows import Rows, as_tensors
+from pyro_moe.rows import Rows, as_tensors, column_names
 
 X = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
 CLASSES = torch.tensor([0, 2, 1])
@@ -225,3 +225,28 @@ def test_dataset_of_rows_of_several_lengths() -> None:
 
     with pytest.raises(DataError, match=r"^expected a Dataset whose rows can be stacked; got "):
         as_tensors(Growing())
+
+
+def test_pandas_rows_in_another_order_are_an_error():
+    y = pd.Series([1.0, 2.0, 3.0], index=[0, 2, 1])
+    message = "expected rows of x and y in the same order; got index 1 in x and 2 in y in row 1"
+    with pytest.raises(DataError, match=message):
+        as_tensors((FRAME, y))
+    assert as_tensors((FRAME, y.sort_index()))[1].tolist() == [1.0, 3.0, 2.0]
+    assert as_tensors((FRAME, y.to_numpy()))[1].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (FRAME, ("a", "b")),
+        ((FRAME, CLASSES), ("a", "b")),
+        (FRAME.set_axis([0, 1], axis=1), None),
+        (X, None),
+        ((X, CLASSES), None),
+        (Rows(X), None),
+        (Rows(X, columns=("a", "b")), ("a", "b")),
+    ],
+)
+def test_columns_have_the_names_of_their_frame(data, names):
+    assert column_names(data) == names

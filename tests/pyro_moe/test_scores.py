@@ -320,3 +320,11 @@ def test_scores_are_of_the_kind_that_was_predicted(classes, y):
         evaluation.classification_scores(normals()[0], y)
     with pytest.raises(DataError, match="a target whose values have an order; got classes"):
         evaluation.regression_scores(classes, [0, 1, 1, 2])
+
+
+def test_labels_are_numbers_in_any_container():
+    gate = torch.eye(3)[[0, 1, 2, 0]]
+    for labels in (torch.tensor([2, 0, 1, 2]), pd.Series([2, 0, 1, 2]), [2, 0, 1, 2]):
+        assert evaluation.clustering_scores(gate, labels)["accuracy"] == 1.0
+    with pytest.raises(DataError, match=r"expected numbers in labels; got 'flat' in row 0"):
+        evaluation.clustering_scores(gate, ["flat", "villa", "flat", "flat"])
