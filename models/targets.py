@@ -17,6 +17,7 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
         experts: A distribution of batch shape (..., K).
 
     Example:
+        >>> import pyro.distributions as dist
         >>> experts = dist.Normal(torch.tensor([[1.0, 2.0]]), 1.0)
         >>> choose(torch.tensor([[0.0, 1.0]]), experts).mean
         tensor([2.])
