@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, DataWarning, EmptyComponentWarning
-from pyro_moe.checks import check
+from pyro_moe.checks import check, check_components
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DeepMoE, DVMoE, VaDE
 
 D, K = 3, 4
@@ -209,3 +209,12 @@ def test_a_column_that_single_precision_hardly_resolves_is_named():
     with pytest.warns(DataWarning, match=expected):
         pyro_moe.fit(story.model, story.guide, x, **settings)
     pyro_moe.fit(story.double().model, story.guide, x.double(), **settings)  # without a warning
+
+
+def test_components_may_have_their_rows_at_the_end():
+    story = GMM(D, 2)
+    x = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
+    x[40:] += 50.0
+    settings = {"loss": "em", "epochs": 9, "progress": False}
+    run = pyro_moe.fit(story.model, story.guide, x, **settings).run
+    check_components(run, rows=10)  # without a warning
