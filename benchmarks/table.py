@@ -34,6 +34,8 @@ def main() -> None:
             print(f"{make.__name__}\n{content}\n")
             continue
         begin, end = f"<!-- begin {make.__name__} -->", f"<!-- end {make.__name__} -->"
+        if begin not in text:
+            continue
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     if "--write" in sys.argv[1:]:
