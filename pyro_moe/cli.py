@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pyro_moe.inference.errors import NonFiniteWarning, SiteError
+from pyro_moe.inference.errors import EmptyComponentWarning, NonFiniteWarning, SiteError
 from pyro_moe.inference.initialise import STARTS
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.models.conditionals import LIKELIHOODS
@@ -381,7 +381,9 @@ def _beside(targets: set[str], name: str) -> str:
 
 def _reproduce(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    table1.run(quick=options.quick, data_dir=options.data_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyComponentWarning)  # it would stand amid the rows
+        table1.run(quick=options.quick, data_dir=options.data_dir)
 
 
 def _demo(options: argparse.Namespace) -> None:
