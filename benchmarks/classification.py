@@ -57,8 +57,8 @@ def main() -> None:
             measured = score(method, train, test, seed)
             measured["seconds"] = time.perf_counter() - started
             print(options.data, seed, method, measured, flush=True)
-            name = method.lower().replace(" ", "_")
-            record.write(f"classification-{options.data}-{name}-{seed}", {"scores": measured})
+            name = f"classification-{options.data}-{record.slug(method)}-{seed}"
+            record.write(name, {"scores": measured})
 
 
 def of_baseline(method: str, train: Rows, test: Rows, seed: int) -> dict[str, float]:

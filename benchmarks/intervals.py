@@ -33,8 +33,9 @@ def main() -> None:
         covered = statistics.mean(run["coverage"] for run in runs)
         error = statistics.stdev(run["coverage"] for run in runs) / len(runs) ** 0.5
         print(f"{name:<28}{covered:.4f} ± {error:.4f}", flush=True)
-        slug = name.lower().replace(", ", "_").replace(" ", "_")
-        record.write(f"intervals-{slug}", {"level": 0.9, "seeds": options.seeds, "runs": runs})
+        record.write(
+            f"intervals-{record.slug(name)}", {"level": 0.9, "seeds": options.seeds, "runs": runs}
+        )
 
 
 def coverage(name: str, seed: int) -> dict[str, float]:

@@ -13,6 +13,15 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
+def slug(method: str) -> str:
+    """A method as file names have it.
+
+    Args:
+        method: Its name, such as ``"DeepMoE, clustered start"``.
+    """
+    return method.lower().replace(", ", "_").replace(" ", "_").replace("-", "")
+
+
 def write(name: str, measured: dict[str, Any]) -> None:
     """Write a run's measurements beside the command and the versions that made them.
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from record import RESULTS
+from record import RESULTS, slug
 
 from pyro_moe.table1 import METHODS, PAPER, Y_DIMS
 
@@ -134,11 +134,6 @@ def table1() -> str:
                 shown = (of_errors(cell) for cell in cells)
                 rows.append((data, name, seeds, *shown))
     return table(("data", "method", "seeds", *(f"M={m}" for m in Y_DIMS)), rows)
-
-
-def slug(method: str) -> str:
-    """A method as file names have it."""
-    return method.lower().replace(", ", "_").replace(" ", "_").replace("-", "")
 
 
 def variances(groups: Groups, data: str) -> Iterable[str]:

@@ -45,7 +45,7 @@ def main() -> None:
                 )
                 measured["variance"] = table1.variance(test)
                 print(options.data, seed, y_dim, method, measured, flush=True)
-                name = method.lower().replace(", ", "_").replace(" ", "_").replace("-", "")
+                name = record.slug(method)
                 if options.z_dim:
                     name += f"_z{options.z_dim}"
                 record.write(f"table1-{options.data}-{name}-{y_dim}-{seed}", measured)
