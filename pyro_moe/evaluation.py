@@ -22,12 +22,16 @@ from pyro_moe.inference.relaxation import Discretise
 
 from .fitting import Fit
 from .gating import gate
+from .imputation import Imputation, impute
+from .novelty import Novelty, novelty
 from .prediction import Prediction, predict
-from .reading import batches, feature_batches, node
+from .reading import batches, feature_batches, node, shared_latents
 from .rows import Data
 from .scores import classification_scores, clustering_scores, regression_scores
 
 __all__ = [
+    "Imputation",
+    "Novelty",
     "Prediction",
     "classification_scores",
     "clustering_scores",
@@ -35,6 +39,8 @@ __all__ = [
     "encode",
     "gate",
     "importance_weighted_bound",
+    "impute",
+    "novelty",
     "predict",
     "reconstruct",
     "regression_scores",
@@ -101,6 +107,9 @@ def sample(
 ) -> torch.Tensor:
     r"""Rows that the story generates, of all components or of one: :math:`x \sim p(x \mid c = k)`.
 
+    Latent variables of a row come from the model, those that rows share from the guide: the
+    draws are of the posterior predictive distribution of new rows.
+
     Args:
         fit: A fitted story with a site ``x``.
         num_samples: N, rows to draw.
@@ -116,8 +125,8 @@ def sample(
         ValueError: If there is no such component.
     """
     template = tuple(column[:1].expand(num_samples, *column.shape[1:]) for column in fit.run.data)
-    model = poutine.uncondition(fit.model)
     with torch.no_grad(), reproducible(seed), Discretise():
+        model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
         trace = poutine.trace(model).get_trace(*template)
         if component is not None:
             num_components = node(trace, "c", "model")["value"].shape[-1]

@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 
+from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import SiteError
+from pyro_moe.inference.relaxation import Discretise
 
 from .fitting import Fit
 from .rows import Data
@@ -24,6 +28,42 @@ def feature_batches(
     """Minibatches of x, with None for what was fitted beside it."""
     x, *others = fit.features(data)
     return ((batch, *others) for batch in x.split(rows))
+
+
+def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
+    """A draw from the guide of the latent variables that rows share, those outside the plate."""
+    trace = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.run.data))
+    sites = prune_subsample_sites(trace).nodes
+    return {
+        name: sites[name]["value"]
+        for name in trace.stochastic_nodes
+        if name in sites and is_shared(sites[name])
+    }
+
+
+class Given(Messenger):
+    """Give latent sites these values instead of samples."""
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def observed_sites(fit: Fit) -> list[str]:
+    """Names of the model's sites that data was given for."""
+    few = tuple(column[:1] for column in fit.run.data)
+    with torch.no_grad(), reproducible(0), Discretise():
+        trace = poutine.trace(fit.model).get_trace(*few)
+    return [name for name in trace.observation_nodes if not is_shared(trace.nodes[name])]
+
+
+def is_shared(site: Any) -> bool:
+    """Whether a site of a trace is outside the plate ``"data"``."""
+    return not any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def node(trace: Trace, site: str, program: str) -> Any:

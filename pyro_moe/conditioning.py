@@ -1,0 +1,89 @@
+"""One distribution of x given some of its columns."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
+
+
+@dataclass(frozen=True)
+class Conditional:
+    r"""The distribution of the missing columns of x given the observed ones.
+
+    Attributes:
+        log_prob: log p(x_observed), of the distribution's batch shape (..., N).
+        mean: E[x | x_observed], shape (..., N, D); observed columns hold what was observed.
+        variance: Of each column, shape (..., N, D); zero where observed.
+        complete: A function from draws of x, shape (..., N, D), to draws of x | x_observed.
+    """
+
+    log_prob: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    complete: Callable[[torch.Tensor], torch.Tensor]
+
+
+def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
+    """A distribution of rows x given the entries that were observed.
+
+    Args:
+        p: Columns that are independent, or a multivariate normal; batch shape (..., N).
+        x: Rows, shape (N, D), with any finite number where not observed.
+        observed: Which entries are known, shape (N, D).
+
+    Raises:
+        ValueError: If p is neither.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> p = dist.MultivariateNormal(torch.zeros(1, 2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+        >>> known = condition(p, torch.tensor([[2.0, 0.0]]), torch.tensor([[True, False]]))
+        >>> known.mean, known.variance
+        (tensor([[2., 1.]]), tensor([[0.0000, 0.7500]]))
+    """
+    if isinstance(p, MultivariateNormal | LowRankMultivariateNormal):
+        return _normal(p, x, observed)
+    if not isinstance(p, Independent) or p.base_dist.event_shape:
+        raise ValueError(
+            "expected columns of x that are independent given the latent variables, or normal; "
+            f"got {type(p).__name__}"
+        )
+
+    def complete(draws: torch.Tensor) -> torch.Tensor:
+        return torch.where(observed, x, draws)
+
+    log_prob = torch.where(observed, p.base_dist.log_prob(x), 0.0).sum(-1)
+    return Conditional(log_prob, complete(p.mean), torch.where(observed, 0.0, p.variance), complete)
+
+
+def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
+    r"""Of a normal: O is the diagonal matrix of what is observed, O Σ O + I − O = A = L L^T.
+
+    E[x | x_o] = μ + Σ O A^{-1} O (x − μ) and Var[x | x_o] = Σ − Σ O A^{-1} O Σ. The same linear
+    map of residuals takes a draw of x to one of x | x_o (Matheron's rule; Wilson et al. 2020).
+    """
+    known = observed.double()
+    covariance = p.covariance_matrix.double()
+    seen = known.unsqueeze(-1) * covariance
+    scale_tril = torch.linalg.cholesky(seen * known.unsqueeze(-2) + torch.diag_embed(1.0 - known))
+    gain = torch.linalg.solve_triangular(scale_tril, seen, upper=False)
+
+    def whitened(values: torch.Tensor) -> torch.Tensor:
+        residuals = (known * (x - values)).unsqueeze(-1)
+        return torch.linalg.solve_triangular(scale_tril, residuals, upper=False)
+
+    def complete(draws: torch.Tensor) -> torch.Tensor:
+        correction = (gain.mT @ whitened(draws)).squeeze(-1)
+        return torch.where(observed, x, draws + correction.to(x))
+
+    variance = covariance.diagonal(dim1=-2, dim2=-1) - gain.square().sum(-2)
+    log_prob = (
+        -0.5 * whitened(p.mean).square().sum((-2, -1))
+        - scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        - 0.5 * math.log(2.0 * math.pi) * known.sum(-1)
+    )
+    variance = torch.where(observed, 0.0, variance.clamp_min(0.0))
+    return Conditional(log_prob.to(x), complete(p.mean), variance.to(x), complete)
