@@ -14,33 +14,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from scipy.optimize import linear_sum_assignment
 from sklearn.manifold import TSNE
 
-from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
 
 from . import evaluation
+from .drawing import GREY, PALETTE, colour, panels_of, show_images, some
 from .fitting import Fit
 from .marginals import has_classes
 from .rows import Rows
-
-# Paul Tol's "muted" scheme, which the colour-blind can tell apart, and black.
-PALETTE = [
-    "#CC6677",
-    "#332288",
-    "#DDCC77",
-    "#117733",
-    "#88CCEE",
-    "#882255",
-    "#44AA99",
-    "#999933",
-    "#AA4499",
-    "#000000",
-]
-GREY = "#666666"
 
 
 def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
@@ -86,7 +70,7 @@ def history(fit: Fit) -> Figure:
         fit: A fit.
     """
     phases = [(name, list(group)) for name, group in groupby(fit.history, lambda r: r["phase"])]
-    figure, panels = _panels(max(1, len(phases)), width=7 if len(phases) < 2 else 3.2)
+    figure, panels = panels_of(max(1, len(phases)), width=7 if len(phases) < 2 else 3.2)
     panels[0].set_ylabel("ELBO (nats per row)")
     if not phases:
         panels[0].set_title("no epoch was completed")
@@ -125,7 +109,7 @@ def latent_map(fit: Fit, rows: Rows, *, max_rows: int = 2000, seed: int = 0) -> 
     Raises:
         SiteError: If the guide has no site ``z``.
     """
-    rows = _some(rows, max_rows, seed)
+    rows = some(rows, max_rows, seed)
     codes = evaluation.encode(fit, rows).cpu().numpy()
     components = _components(fit, rows)
     views: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
@@ -136,7 +120,7 @@ def latent_map(fit: Fit, rows: Rows, *, max_rows: int = 2000, seed: int = 0) -> 
         views.append(("Labels", labels, _match(labels, components)))
     views = views or [("Codes", None, None)]
     points, names = _plane(codes, seed)
-    figure, panels = _panels(len(views), sharex=True, sharey=True)
+    figure, panels = panels_of(len(views), sharex=True, sharey=True)
     for axes, (title, group, colours) in zip(panels, views, strict=True):
         if points.shape[1] == 1:
             _histogram(axes, points[:, 0], group, colours)
@@ -173,14 +157,14 @@ def reconstructions(fit: Fit, rows: Rows, *, num_rows: int | None = None, seed: 
         SiteError: If the guide has no site ``z``, or the model no site ``x``.
     """
     _expect_image_or_plane(fit, rows.image_shape)
-    rows = _some(rows, num_rows or (2000 if rows.image_shape is None else 40), seed)
+    rows = some(rows, num_rows or (2000 if rows.image_shape is None else 40), seed)
     both = {"Original": rows.x, "Reconstruction": evaluation.reconstruct(fit, rows)}
     if rows.image_shape is not None:
-        figure, panels = _panels(2, height=0.5 + 0.56 * math.ceil(len(rows) / 8))
+        figure, panels = panels_of(2, height=0.5 + 0.56 * math.ceil(len(rows) / 8))
         for axes, x in zip(panels, both.values(), strict=True):
-            _show_images(axes, x, rows.image_shape, num_columns=8, like=rows.x)
+            show_images(axes, x, rows.image_shape, num_columns=8, like=rows.x)
     else:
-        figure, panels = _panels(2, sharex=True, sharey=True)
+        figure, panels = panels_of(2, sharex=True, sharey=True)
         components = _components(fit, rows)
         for axes, x in zip(panels, both.values(), strict=True):
             _scatter(axes, x.cpu().numpy(), components)
@@ -214,15 +198,15 @@ def generated(
     _expect_image_or_plane(fit, image_shape)
     x, *others = fit.run.data
     fitted = Rows(x, others[0] if others else None)
-    first = _gate(fit, _some(fitted, 1, seed))
+    first = _gate(fit, some(fitted, 1, seed))
     choices: list[int | None] = [None] if first is None else list(range(first.shape[1]))
     num_samples = num_samples or (400 if image_shape is None else 10)
     draw = partial(evaluation.sample, fit, num_samples, noise=image_shape is None, seed=seed)
     samples = torch.cat([draw(component=choice) for choice in choices])
     if image_shape is not None:
         return _generated_images(samples, image_shape, len(choices), like=x)
-    shown = _some(fitted, len(samples), seed)
-    figure, panels = _panels(2, sharex=True, sharey=True)
+    shown = some(fitted, len(samples), seed)
+    figure, panels = panels_of(2, sharex=True, sharey=True)
     drawn_from = np.arange(len(choices)).repeat(num_samples)
     _scatter(panels[0], shown.x.cpu().numpy(), _components(fit, shown))
     _scatter(panels[1], samples.cpu().numpy(), None if first is None else drawn_from)
@@ -239,7 +223,7 @@ def _generated_images(
     size = (0.9 + 0.5 * num_columns, 0.5 + 0.5 * num_rows)
     figure = Figure(figsize=size, layout="compressed")
     axes = figure.add_subplot()
-    _show_images(axes, samples, image_shape, num_columns, like)
+    show_images(axes, samples, image_shape, num_columns, like)
     axes.set_title("Generated")
     if num_rows > 1:
         pitch = image_shape[1] + 2
@@ -265,7 +249,7 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
         SiteError: If neither guide nor model has a site ``c``.
     """
     _expect_image_or_plane(fit, None)
-    shown = _some(rows, 2000, seed)
+    shown = some(rows, 2000, seed)
     points = shown.x.cpu().numpy()
     margin = 0.08 * np.ptp(points, axis=0).max() or 1.0
     low, high = points.min(0) - margin, points.max(0) + margin
@@ -274,9 +258,9 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     g = evaluation.gate(fit, grid).cpu().numpy()
     chance = 1.0 / g.shape[1]
     certainty = (g.max(1) - chance) / (1.0 - chance) if chance < 1.0 else np.ones(len(g))
-    colours = np.array([to_rgb(_colour(k)) for k in range(g.shape[1])])[g.argmax(1)]
+    colours = np.array([to_rgb(colour(k)) for k in range(g.shape[1])])[g.argmax(1)]
     shades = np.concatenate((colours, 0.6 * certainty[:, None].clip(0, 1)), axis=1)
-    figure, (axes,) = _panels(1, width=5.2, height=5)
+    figure, (axes,) = panels_of(1, width=5.2, height=5)
     axes.imshow(
         shades.reshape(resolution, resolution, 4),
         extent=(low[0], high[0], low[1], high[1]),
@@ -312,7 +296,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
     if has_classes(one.distributions[0]):
         probabilities = evaluation.predict(fit, rows, seed=seed).mean
         return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy())
-    rows = _some(rows, max_rows, seed)
+    rows = some(rows, max_rows, seed)
     prediction = evaluation.predict(fit, rows, seed=seed)
     target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()
     mean, low, high = (
@@ -320,16 +304,16 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         for part in (prediction.mean, prediction.quantile(0.05), prediction.quantile(0.95))
     )
     experts = prediction.gate.argmax(-1).cpu().numpy()
-    figure, panels = _panels(target.shape[1])
+    figure, panels = panels_of(target.shape[1])
     names = rows.targets or tuple(f"y{m}" if target.shape[1] > 1 else "y" for m in range(10**3))
     for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
         for k in np.unique(experts):
             of_k = experts == k
             axes.vlines(
-                mean[of_k, m], low[of_k, m], high[of_k, m], _colour(k), linewidth=0.8, alpha=0.35
+                mean[of_k, m], low[of_k, m], high[of_k, m], colour(k), linewidth=0.8, alpha=0.35
             )
             axes.scatter(
-                mean[of_k, m], target[of_k, m], s=10, c=_colour(k), label=str(k), linewidths=0
+                mean[of_k, m], target[of_k, m], s=10, c=colour(k), label=str(k), linewidths=0
             )
         ends = [mean[:, m].min(), mean[:, m].max()]
         axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)
@@ -343,7 +327,7 @@ def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
     size = probabilities.shape[1]
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = panels_of(1)
     axes.imshow(counts, cmap="Blues", norm="linear")
     for (row, column), count in np.ndenumerate(counts):
         dark = count > counts.max() / 2
@@ -351,33 +335,6 @@ def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
     axes.set(xlabel="likeliest class", ylabel="class", title="Rows by class and prediction")
     axes.set(xticks=range(size), yticks=range(size))
     return figure
-
-
-def _panels(
-    number: int,
-    *,
-    width: float = 4.5,
-    height: float = 4.2,
-    sharex: bool = False,
-    sharey: bool = False,
-) -> tuple[Figure, np.ndarray]:
-    layout = ConstrainedLayoutEngine(compress=True, wspace=0.05)
-    figure = Figure(figsize=(width * number, height), layout=layout)
-    panels = figure.subplots(1, number, squeeze=False, sharex=sharex, sharey=sharey)[0]
-    return figure, panels
-
-
-def _colour(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def _some(rows: Rows, number: int, seed: int) -> Rows:
-    """At most so many of the rows, drawn at random."""
-    if len(rows) <= number:
-        return rows
-    with reproducible(seed):
-        chosen = torch.randperm(len(rows))[:number]
-    return rows.take(chosen)
 
 
 def _gate(fit: Fit, rows: Rows) -> np.ndarray | None:
@@ -413,7 +370,7 @@ def _scatter(
         return
     chosen = groups if colours is None else colours[groups]
     axes.scatter(
-        points[:, 0], points[:, 1], s=size, c=list(map(_colour, chosen)), linewidths=0, alpha=0.8
+        points[:, 0], points[:, 1], s=size, c=list(map(colour, chosen)), linewidths=0, alpha=0.8
     )
     _number(axes, points, groups)
 
@@ -443,40 +400,11 @@ def _histogram(
         [values[groups == group] for group in present],
         bins=60,
         stacked=True,
-        color=[_colour(group if colours is None else colours[group]) for group in present],
+        color=[colour(group if colours is None else colours[group]) for group in present],
         label=[str(group) for group in present],
     )
     if len(present) > 1:
         axes.legend()
-
-
-def _show_images(
-    axes: Axes,
-    images: torch.Tensor,
-    image_shape: tuple[int, int, int],
-    num_columns: int,
-    like: torch.Tensor,
-) -> None:
-    """Flattened images in a grid, from white to black over the range of values of others."""
-    low, high = like.min().item(), like.max().item()
-    scaled = (images.cpu() - low) / (high - low or 1.0)
-    axes.imshow(_mosaic(scaled.clamp(0, 1), image_shape, num_columns), interpolation="nearest")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set(xticks=[], yticks=[])
-
-
-def _mosaic(
-    images: torch.Tensor, image_shape: tuple[int, int, int], num_columns: int
-) -> np.ndarray:
-    """Flattened images (N, D) of values 0 to 1 in a grid, shape (height, width, 3)."""
-    tiles = images.reshape(-1, *image_shape)
-    if image_shape[0] == 1:
-        tiles = (1.0 - tiles).expand(-1, 3, -1, -1)  # ink on paper
-    tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1.0)
-    blank = tiles.new_ones(-len(tiles) % num_columns, *tiles.shape[1:])
-    tiles = torch.cat((tiles, blank)).unflatten(0, (-1, num_columns))
-    return tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
 
 
 def _label_plane(axes: Axes) -> None:

@@ -10,7 +10,8 @@ from matplotlib.colors import to_rgba
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, Rows, SiteError, datasets, evaluation, models, plots
+from pyro_moe import DataError, Rows, SiteError, datasets, drawing, evaluation, models, plots
+from pyro_moe.drawing import some
 
 
 def fitted(story, rows, **choices):
@@ -31,7 +32,7 @@ def plane():
 @pytest.fixture(scope="module")
 def images():
     """Rows of 50 digits, and a DMVAE of ten components fitted to them."""
-    rows = plots._some(datasets.digits()[1], 50, seed=0)
+    rows = some(datasets.digits()[1], 50, seed=0)
     return rows, fitted(models.DMVAE(64, 3, 10, hidden=(8,)), rows)
 
 
@@ -199,7 +200,7 @@ def test_images_beside_their_reconstructions(images):
 
 def test_images_in_colour_keep_their_channels():
     x = torch.linspace(0, 1, 2 * 12).reshape(2, 12)
-    grid = plots._mosaic(x, (3, 2, 2), num_columns=2)
+    grid = drawing._mosaic(x, (3, 2, 2), num_columns=2)
     assert grid.shape == (4, 8, 3)
     np.testing.assert_allclose(grid[1:3, 1:3], x[0].reshape(3, 2, 2).permute(1, 2, 0))
     np.testing.assert_allclose(grid[1:3, 5:7], x[1].reshape(3, 2, 2).permute(1, 2, 0))
