@@ -11,6 +11,7 @@ from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 Program = Callable[..., Any]
@@ -126,11 +127,25 @@ def _copy(thing: Any, memo: dict[int, Any]) -> Any:
     if id(thing) in memo:
         return memo[id(thing)]
     if isinstance(thing, functools.partial):
-        arguments = copy.deepcopy((thing.args, thing.keywords), memo)
-        return functools.partial(_copy(thing.func, memo), *arguments[0], **arguments[1])
+        # Pyro's handlers make a kind of partial whose own ``func`` hides that of its arguments.
+        function = functools.partial.func.__get__(thing)
+        arguments = [_copy(argument, memo) for argument in thing.args]
+        keywords = {name: _copy(argument, memo) for name, argument in thing.keywords.items()}
+        return functools.partial(_copy(function, memo), *arguments, **keywords)
     if isinstance(thing, FunctionType):
         return _rebuild(thing, memo) if any(True for _ in _parts([thing], {})) else thing
+    if isinstance(thing, AutoGuide):
+        return _copy_autoguide(thing, memo)
     return copy.deepcopy(thing, memo)
+
+
+def _copy_autoguide(guide: AutoGuide, memo: dict[int, Any]) -> AutoGuide:
+    """A copy that has its model, of which Pyro strips an automatic guide that is copied."""
+    model = guide._model
+    copied = copy.deepcopy(guide, memo)
+    guide._model = model
+    copied._model = None if model is None else (_copy(model[0], memo),)
+    return copied
 
 
 def _rebuild(function: FunctionType, memo: dict[int, Any]) -> FunctionType:

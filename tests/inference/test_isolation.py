@@ -6,7 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe.inference.isolation import isolated, learned, modules, owner
@@ -299,3 +301,37 @@ def test_a_name_in_the_callers_parameter_store_does_not_reach_a_fit():
     pyro.param("loc", torch.tensor(100.0))
     assert torch.equal(quick(model, story_guide).parameters()["loc"], apart)
     assert pyro.param("loc") == 100.0
+
+
+def normal(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def test_an_automatic_guide_is_copied_with_its_model():
+    """Also one that was never called, whose parameters do not exist yet."""
+    guide = AutoNormal(normal)
+    x = torch.ones(3, 2)
+    _, copied = isolated(normal, guide)
+    copied(x)
+    assert len(list(copied.parameters())) == 2
+    assert list(guide.parameters()) == []
+    assert guide.model is not None
+    guide(x)
+    assert len(list(guide.parameters())) == 2
+
+
+def test_functions_among_the_arguments_of_a_partial_are_copied():
+    layer = torch.nn.Linear(2, 2)
+
+    def inner(x):
+        return layer(x)
+
+    def apply(function, x):
+        return function(x)
+
+    (copied,) = isolated(functools.partial(apply, inner))
+    (own,) = modules(copied)
+    assert own is not layer
+    assert_close(copied(torch.ones(1, 2)), layer(torch.ones(1, 2)))
