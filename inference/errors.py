@@ -18,4 +18,4 @@ class DataWarning(UserWarning):
 
 
 class EmptyComponentWarning(RuntimeWarning):
-    """A component, and its expert, ended without rows."""
+    """A component, and its expert, ended without rows, or with hardly any."""

@@ -132,7 +132,8 @@ def check_components(run: SVI | EM, rows: int = 10_000) -> None:
     """See that each component of a trained run has rows, among so many from all over its data.
 
     Warns:
-        EmptyComponentWarning: If the responsibilities of a component sum to less than a half.
+        EmptyComponentWarning: If a component has no rows, see `empty`, or hardly any, see
+            `starving`.
     """
     apart = -(-len(run.data[0]) // rows)  # rows are often in the order of their regimes
     columns = [column[::apart] for column in run.data]
@@ -146,14 +147,30 @@ def check_components(run: SVI | EM, rows: int = 10_000) -> None:
             if log_q is None:
                 log_q = row_log_weights(model_trace, guide_trace)
             counts = counts + log_q.softmax(0).sum(-1).cpu()
-    empty = (counts < 0.5).nonzero().flatten().tolist()
-    if empty:
-        warnings.warn(
-            f"expected rows for each of {len(counts)} components; got none for "
-            f"{', '.join(map(str, empty))}: try fewer components, restarts, or initialise=",
-            EmptyComponentWarning,
-            stacklevel=3,
-        )
+    found = {"none": empty(counts), "hardly any": starving(counts, run.data[0].shape[1])}
+    for number, components in found.items():
+        if components:
+            warnings.warn(
+                f"expected rows for each of {len(counts)} components; got {number} for "
+                f"{', '.join(map(str, components))}: try fewer components, restarts, or "
+                "initialise=",
+                EmptyComponentWarning,
+                stacklevel=3,
+            )
+
+
+def empty(counts: torch.Tensor) -> list[int]:
+    """Components with less than half a row, of counts of shape (K,)."""
+    return (counts < 0.5).nonzero().flatten().tolist()
+
+
+def starving(counts: torch.Tensor, x_dim: int) -> list[int]:
+    """Components that have rows, but less than a tenth of an equal share and not D + 1 of them.
+
+    So many numbers has an affine map, which such a component cannot learn.
+    """
+    least = min(x_dim + 1.0, 0.1 * float(counts.mean()))
+    return [k for k in (counts < least).nonzero().flatten().tolist() if k not in empty(counts)]
 
 
 def check_resolution(column: torch.Tensor, name: str) -> None:

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, DataWarning, EmptyComponentWarning
-from pyro_moe.checks import check, check_components
+from pyro_moe.checks import check, check_components, empty, starving
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DeepMoE, DVMoE, VaDE
 
 D, K = 3, 4
@@ -159,6 +159,26 @@ def test_a_component_that_ends_without_rows_is_named():
     expected = "rows for each of 3 components; got none for 1: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
         pyro_moe.fit(story.model, story.guide, x, initialise="keep", epochs=1, progress=False)
+
+
+def test_components_with_hardly_any_rows_are_told_from_those_with_none():
+    counts = torch.tensor([0.4, 0.6, 2.9, 3.1, 60.0])  # mean 13.4
+    assert empty(counts) == [0]
+    assert starving(counts, x_dim=2) == [1]  # less than a tenth of an equal share
+    assert starving(counts * 10, x_dim=2) == []  # more than D + 1
+    assert starving(counts * 10, x_dim=9) == [0, 1]
+
+
+def test_a_component_with_hardly_any_rows_is_warned_of():
+    """Two rows far away from 98 others, as a component of their own."""
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    x[:2] += 100.0
+    r = torch.zeros(100, 2)
+    r[:2, 0], r[2:, 1] = 1.0, 1.0
+    story = GMM(4, 2)
+    expected = "rows for each of 2 components; got hardly any for 0: try fewer components"
+    with pytest.warns(EmptyComponentWarning, match=expected):
+        pyro_moe.fit(story.model, story.guide, x, loss="em", initialise=r, epochs=3, progress=False)
 
 
 @pytest.mark.parametrize("story", [ME, DeepMoE, DVMoE])
