@@ -15,9 +15,10 @@ from pyro_moe.inference.errors import (
     SiteError,
 )
 
-from . import datasets, evaluation, images, plots, runs
+from . import criticism, datasets, evaluation, images, plots, runs
 from .fitting import Fit, fit
 from .rows import Rows
+from .selection import Selection, select
 
 __all__ = [
     "DataError",
@@ -26,7 +27,9 @@ __all__ = [
     "Fit",
     "NonFiniteWarning",
     "Rows",
+    "Selection",
     "SiteError",
+    "criticism",
     "datasets",
     "evaluation",
     "fit",
@@ -34,4 +37,5 @@ __all__ = [
     "models",
     "plots",
     "runs",
+    "select",
 ]

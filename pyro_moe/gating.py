@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.objectives import enumerated_traces, row_log_weights
@@ -77,7 +78,7 @@ def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) ->
     if "c" not in guide_trace.nodes:
         return _model_gate(fit, batch, num_samples)
     probs = _assignment_probs(guide_trace)
-    if probs.dim() == 2 and guide_trace.stochastic_nodes[0] == "c":
+    if probs.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
         return probs.expand(2, *probs.shape)
     if probs.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
         with Discretise():

@@ -9,6 +9,7 @@ from torch.distributions import (
     Categorical,
     Independent,
     MultivariateNormal,
+    NegativeBinomial,
     Normal,
     Poisson,
     StudentT,
@@ -76,6 +77,10 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
     if isinstance(p, Poisson):
         below = torch.special.gammaincc(value.floor().clamp_min(0.0) + 1.0, p.rate)
         return torch.where(value < 0, torch.zeros_like(below), below)
+    if isinstance(p, NegativeBinomial):
+        known = (p.total_count, value.floor().clamp_min(0.0) + 1.0, 1.0 - p.probs)
+        below = torch.as_tensor(scipy.special.betainc(*(part.cpu().numpy() for part in known)))
+        return torch.where(value < 0, torch.zeros_like(value), below.to(value))
     if isinstance(p, Bernoulli):
         below = (1.0 - p.probs) * (value >= 0)
         return torch.where(value < 1, below, torch.ones_like(below))

@@ -130,6 +130,25 @@ class Prediction:
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return high.round() if self.distributions[0].support.is_discrete else high
 
+    def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
+        """Draws of the target of every row, shape (num_samples, N) or (num_samples, N, M).
+
+        Each holds all rows under one draw of the latent variables that they share.
+
+        Args:
+            num_samples: Draws of each row.
+            seed: Seed of the draws.
+        """
+        with reproducible(seed):
+            draws = [self._sample(i % len(self.weights)) for i in range(num_samples)]
+        return torch.stack(draws)
+
+    def _sample(self, draw: int) -> torch.Tensor:
+        each = self.distributions[draw].sample()
+        each = each.transpose(0, 1) if self.leading else each
+        chosen = torch.multinomial(self.weights[draw], 1).squeeze(-1)
+        return each[torch.arange(len(self), device=each.device), chosen]
+
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weights (N, S K, 1), means and variances (N, S K, M) of all that is mixed."""
         shares = self.weights.unsqueeze(-1) / len(self.weights)

@@ -1,0 +1,36 @@
+"""Criticism of a fitted story: checks, comparison, health, ArviZ, a report."""
+
+from .calibration import calibration, normal_scores, probability_integral_transform
+from .checking import Check, check
+from .comparison import compare
+from .figures import calibration_curve, expert_table, experts, pit_histogram, replicates
+from .health import Health, health
+from .inference_data import to_arviz
+from .posterior_calibration import (
+    SimulationBasedCalibration,
+    simulation_based_calibration,
+)
+from .report import report
+from .statistics import Sample, Statistic
+
+__all__ = [
+    "Check",
+    "Health",
+    "Sample",
+    "SimulationBasedCalibration",
+    "Statistic",
+    "calibration",
+    "calibration_curve",
+    "check",
+    "compare",
+    "expert_table",
+    "experts",
+    "health",
+    "normal_scores",
+    "pit_histogram",
+    "probability_integral_transform",
+    "replicates",
+    "report",
+    "simulation_based_calibration",
+    "to_arviz",
+]

@@ -1,0 +1,261 @@
+"""Pictures of criticism: data beside replicates, calibration, and what each expert says."""
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binom
+
+from pyro_moe import evaluation
+from pyro_moe.drawing import GREY, PALETTE, colour, panels_of, show_images, some
+from pyro_moe.fitting import Fit
+from pyro_moe.inference.errors import DataError
+from pyro_moe.marginals import has_classes
+from pyro_moe.rows import Rows
+
+from .checking import Check
+
+DATA = "black"
+MODEL = PALETTE[4]
+
+
+def calibration_curve(check: Check) -> Figure:
+    """The share of targets in central intervals against the intervals' level.
+
+    The band holds 95 % of the shares, level by level, if the story is true.
+
+    Args:
+        check: What `check` found of a story with a target that has an order.
+
+    Raises:
+        DataError: If there is none.
+    """
+    table = check.calibration
+    if check.pit is None or table is None:
+        raise DataError("expected a check of a target whose values have an order; got none")
+    level, coverage = table["level"].to_numpy(), table["coverage"].to_numpy()
+    figure, (axes,) = panels_of(1)
+    number = len(check.pit)
+    low, high = (binom.ppf(q, number, level) / number for q in (0.025, 0.975))
+    axes.fill_between(level, low, high, color=MODEL, alpha=0.5, label="if the story is true")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+    axes.plot(level, coverage, color=DATA, marker=".", label="data")
+    axes.set(
+        title="Calibration",
+        xlabel="level of the central interval",
+        ylabel="share of targets inside",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axes.legend(fontsize="small")
+    return figure
+
+
+def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
+    """Where targets lie in their predictive distributions: evenly, if the story is true.
+
+    A heap in the middle means predictions that are too wide, heaps at the ends too narrow ones
+    or outliers, a slope a bias. The band holds 95 % of the bars, bar by bar.
+
+    Args:
+        check: What `check` found of a story with a target that has an order.
+        num_bins: Bars.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if check.pit is None:
+        raise DataError("expected a check of a target whose values have an order; got none")
+    pit = check.pit.cpu().numpy()
+    figure, (axes,) = panels_of(1)
+    expected = len(pit) / num_bins
+    low, high = (binom.ppf(q, len(pit), 1 / num_bins) / expected for q in (0.025, 0.975))
+    axes.axhspan(low, high, color=MODEL, alpha=0.5, label="if the story is true")
+    for m, column in enumerate(pit.T):
+        counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
+        label = "data" if pit.shape[1] == 1 else f"data, y{m}"
+        axes.stairs(counts / expected, edges, color=colour(m) if m else DATA, label=label)
+    axes.set(
+        title="Where targets lie in their predictions",
+        xlabel="F(y | x)",
+        ylabel="rows, in units of the expected number",
+        xlim=(0, 1),
+        ylim=(0, None),
+    )
+    axes.legend(fontsize="small")
+    return figure
+
+
+def replicates(
+    fit: Fit, rows: Rows, *, num_replicates: int = 30, max_columns: int = 6, seed: int = 0
+) -> Figure:
+    """Data beside data sets that the fitted story makes: densities, shares of classes, or images.
+
+    Of a target at the rows' own x; of a story without one, the columns of x; of images, a grid
+    of them beside a grid of new ones.
+
+    Args:
+        fit: A fitted story with a site ``y`` or ``x``.
+        rows: Rows, best such that the fit has not seen.
+        num_replicates: Data sets to make.
+        max_columns: The most columns to show.
+        seed: Seed of the replicates.
+    """
+    if rows.y is not None and len(fit.run.data) > 1:
+        return _replicated_targets(fit, rows, num_replicates, max_columns, seed)
+    if rows.image_shape is not None:
+        return _replicated_images(fit, rows, seed)
+    number = min(max_columns, fit.x_dim)
+    made = [
+        evaluation.sample(fit, len(rows), seed=seed + i)[:, :number].cpu().numpy()
+        for i in range(num_replicates)
+    ]
+    names = rows.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+    return _densities(rows.x[:, :number].cpu().numpy(), np.stack(made), names)
+
+
+def _replicated_targets(
+    fit: Fit, rows: Rows, num_replicates: int, max_columns: int, seed: int
+) -> Figure:
+    prediction = evaluation.predict(fit, rows, seed=seed)
+    made = prediction.sample(num_replicates, seed=seed).cpu().numpy()
+    target = prediction.targets(np.nan_to_num(np.asarray(rows.y))).cpu().numpy()
+    known = ~np.isnan(np.asarray(rows.y, dtype=float).reshape(len(rows), -1)).any(-1)
+    made, target = made[:, known], target[known]
+    if has_classes(prediction.distributions[0]):
+        return _shares(target, made, prediction.experts.shape[-1])
+    made = made.reshape(*made.shape[:2], -1)[..., :max_columns]
+    names = rows.targets or tuple(f"y{m}" for m in range(target.reshape(len(target), -1).shape[1]))
+    return _densities(target.reshape(len(target), -1)[:, :max_columns], made, names)
+
+
+def _densities(data: np.ndarray, made: np.ndarray, names: tuple[str, ...]) -> Figure:
+    """Histograms of columns, data (N, M) beside replicates (S, N, M)."""
+    number = data.shape[1]
+    figure, panels = panels_of(min(number, 3), rows=-(-number // 3), width=3.6, height=3.0)
+    for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        if m >= number:
+            axes.set_visible(False)
+            continue
+        low, high = np.quantile(data[:, m], (0.0, 1.0))
+        margin = 0.15 * (high - low) or 1.0
+        values = np.unique(data[:, m])
+        whole = len(values) < 40 and (values == values.round()).all()
+        edges = (
+            np.arange(values.min() - 1.5, values.max() + 2)
+            if whole
+            else np.linspace(low - margin, high + margin, 41)
+        )
+        for s, replicate in enumerate(made):
+            counts, _ = np.histogram(replicate[:, m].clip(edges[0], edges[-1]), edges)
+            label = "replicates" if s == 0 else None
+            axes.stairs(counts, edges, color=MODEL, alpha=0.6, linewidth=0.8, label=label)
+        counts, _ = np.histogram(data[:, m], edges)
+        axes.stairs(counts, edges, color=DATA, linewidth=1.5, label="data")
+        axes.set(title=name, ylabel="rows" if m % 3 == 0 else "")
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+def _shares(data: np.ndarray, made: np.ndarray, classes: int) -> Figure:
+    figure, (axes,) = panels_of(1)
+    shares = np.stack([np.bincount(r.astype(int), minlength=classes) for r in made]) / len(data)
+    low, high = np.quantile(shares, (0.025, 0.975), axis=0)
+    k = np.arange(classes)
+    axes.vlines(k, low, high, color=MODEL, linewidth=8, label="95 % of replicates")
+    observed = np.bincount(data.astype(int), minlength=classes) / len(data)
+    axes.scatter(k, observed, color=DATA, zorder=3, label="data")
+    axes.set(title="Shares of classes", xlabel="class", ylabel="share of rows", xticks=k)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _replicated_images(fit: Fit, rows: Rows, seed: int) -> Figure:
+    shape = rows.image_shape
+    if shape is None:
+        raise DataError("expected rows of images; got image_shape=None")
+    shown = some(rows, 40, seed)
+    made = evaluation.sample(fit, len(shown), seed=seed)
+    figure, panels = panels_of(2, height=0.5 + 0.56 * -(-len(shown) // 8))
+    for axes, x, title in zip(panels, (shown.x, made), ("Data", "Replicates"), strict=True):
+        show_images(axes, x, shape, num_columns=8, like=rows.x)
+        axes.set_title(title)
+    return figure
+
+
+def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Figure:
+    """What each expert says of the first target as one column of x varies, where it rules.
+
+    The other columns are held at the medians of the rows for which the gate holds that expert
+    likeliest; the line runs from the 5 % to the 95 % quantile of the column among these rows.
+    Of a class, the probability that it is the last one.
+
+    Args:
+        fit: A fitted story with a site ``y``.
+        rows: Rows.
+        max_columns: The most columns to show.
+        seed: Seed of the draws of `evaluation.predict`.
+    """
+    likeliest = evaluation.predict(fit, rows.x, seed=seed).gate.argmax(-1)
+    names = rows.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+    number = min(max_columns, fit.x_dim)
+    lines = [(d, k) for d in range(number) for k in likeliest.unique().tolist()]
+    grids = [_along(rows.x[likeliest == k], d) for d, k in lines]
+    prediction = evaluation.predict(fit, torch.cat(grids), seed=seed)
+    column = -1 if has_classes(prediction.distributions[0]) else 0
+    said = prediction.experts[..., column].split(len(grids[0]))
+    figure, panels = panels_of(min(number, 3), rows=-(-number // 3), width=3.6, height=3.0)
+    for (d, k), grid, each in zip(lines, grids, said, strict=True):
+        panels[d].plot(grid[:, d].cpu(), each[:, k].cpu(), color=colour(k), label=str(k))
+    for d, axes in enumerate(panels):
+        if d >= number:
+            axes.set_visible(False)
+            continue
+        axes.set_xlabel(names[d])
+        if d % 3 == 0:
+            axes.set_ylabel((rows.targets or ("y",))[0])
+    panels[0].legend(title="expert", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def _along(own: torch.Tensor, d: int) -> torch.Tensor:
+    """Points along column d in the midst of an expert's own rows, shape (50, D)."""
+    ends = own[:, d].quantile(torch.tensor([0.05, 0.95]).to(own))
+    grid = own.median(0).values.repeat(50, 1)
+    grid[:, d] = torch.linspace(ends[0].item(), ends[1].item(), 50)
+    return grid
+
+
+def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
+    """Where each expert rules and how well it does there.
+
+    Args:
+        fit: A fitted story with a site ``y``.
+        rows: Rows with targets.
+        seed: Seed of the draws of `evaluation.predict`.
+
+    Returns:
+        For each expert its ``share`` of the gate, the ``rows`` for which it is the likeliest,
+        and there the mean log density of the targets, the mean of what it says of the first
+        target (of classes the last one's probability) and the standard deviation it gives.
+    """
+    known = ~torch.as_tensor(rows.y).double().reshape(len(rows), -1).isnan().any(-1)
+    rows = rows.take(known.nonzero().flatten())
+    prediction = evaluation.predict(fit, rows.x, seed=seed)
+    log_density = prediction.log_prob(torch.as_tensor(rows.y))
+    likeliest = prediction.gate.argmax(-1)
+    column = -1 if has_classes(prediction.distributions[0]) else 0
+    table = []
+    for k, share in enumerate(prediction.gate.mean(0).tolist()):
+        own = likeliest == k
+        table.append(
+            {
+                "expert": k,
+                "share": share,
+                "rows": int(own.sum()),
+                "log_density": float(log_density[own].mean()),
+                "mean": float(prediction.experts[own, k, column].mean()),
+                "standard_deviation": float(prediction.within[own, column].mean().sqrt()),
+            }
+        )
+    return pd.DataFrame(table)

@@ -1,0 +1,262 @@
+"""A fitted story and its data as ArviZ knows them: draws by group, with named dimensions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro import poutine
+
+from pyro_moe import evaluation
+from pyro_moe.fitting import Fit
+from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.errors import DataError, SiteError
+from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
+from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.reading import Given, feature_batches, observed_sites, shared_latents
+from pyro_moe.rows import Data
+
+if TYPE_CHECKING:
+    import xarray
+
+CHAINS = 4  # ArviZ's diagnostics compare chains; draws here are independent, in any grouping
+MOST_NUMBERS = 250_000_000
+RESOLUTION = 1e-6
+DIMENSIONS = {
+    "c": ("row",),
+    "z": ("row", "latent"),
+    "x": ("row", "feature"),
+    "y": ("row", "target"),
+}
+Names = dict[str, tuple[str, ...]]  # of the entries of a dimension
+
+
+def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: int = 0) -> Any:
+    r"""Draws of a fitted story as ArviZ's InferenceData, or its DataTree from ArviZ 1.0 on.
+
+    .. math:: \theta_s \sim q(\theta), \quad z_{ns}, c_{ns} \sim q(z, c \mid x_n, y_n), \quad
+              y^{rep}_{ns} \sim p(y \mid x_n, \theta_s), \quad x^{rep}_{ns} \sim p(x \mid \theta_s)
+
+    Groups: ``posterior`` (every latent site, ``c`` as the number of a component),
+    ``posterior_predictive``, ``prior_predictive`` (shared latent variables from their priors,
+    learned parameters at their values), ``log_likelihood``, ``observed_data`` and
+    ``constant_data`` (x, where y is what was observed). All draws are of the discrete story. The
+    dimensions are ``chain``, ``draw``, ``row``, ``feature``, ``target`` and ``latent``, with the
+    names of the columns as coordinates; a target of one column has no dimension ``target``.
+
+    The log-likelihood has one variable, y given x if there is a target, with the assignment
+    summed out, or else x, with z averaged out by importance weights:
+
+    .. math:: \log p(y_n \mid x_n, \theta_s) = \log \sum_k g_k(x_n, \theta_s)\, p_k(y_n \mid
+              x_n, \theta_s), \quad
+              \log p(x_n) \approx \log \frac{1}{R} \sum_r \frac{p(x_n, z_r)}{q(z_r \mid x_n)}
+
+    What has no posterior, a learned parameter, is a point. A log-likelihood that depends on such
+    parameters alone is the same in every draw; it is spread by a millionth of a nat,
+    without which ArviZ's fit of a tail fails. ``az.loo`` of a fit by points is then its log
+    density on these rows, an honest estimate for rows that the fit has not seen and an
+    optimistic one for those it has.
+
+    Args:
+        fit: A fitted story with a site ``y`` or ``x``.
+        data: Rows of the kind that was fitted, best such that the fit has not seen; the training
+            rows if None.
+        num_draws: Draws, a multiple of eight, which stand as four chains.
+        seed: Seed of the draws.
+
+    Raises:
+        DataError: If the draws would take more than a gigabyte.
+        ImportError: If ArviZ is not installed.
+        SiteError: If the model has no site ``y`` and no site ``x``.
+        ValueError: If ``num_draws`` is no multiple of eight.
+    """
+    arviz = import_arviz()
+    if num_draws < 8 or num_draws % 8:
+        raise ValueError(f"expected num_draws to be a multiple of 8; got {num_draws}")
+    columns = fit.run.data if data is None else fit.as_tensors(data)
+    numbers = 2 * num_draws * sum(column.numel() for column in columns)
+    if numbers > MOST_NUMBERS:
+        raise DataError(
+            f"expected rows and draws of at most {MOST_NUMBERS:,} numbers in all; "
+            f"got {numbers:,}: take fewer rows or draws"
+        )
+    with torch.no_grad():
+        groups = _groups(fit, columns, num_draws, seed)
+    names = {"feature": fit.columns, "target": getattr(data, "targets", None)}
+    return _assemble(arviz, groups, {dim: name for dim, name in names.items() if name})
+
+
+def import_arviz() -> Any:
+    """ArviZ, without what it says when it is imported.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            import arviz
+    except ImportError as error:
+        raise ImportError(
+            "expected the package arviz; got none: pip install 'pyro-moe[arviz]'"
+        ) from error
+    return arviz
+
+
+def _groups(
+    fit: Fit, columns: tuple[torch.Tensor, ...], num_draws: int, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The groups' variables, the drawn ones with a leading dimension of draws."""
+    x, *others = columns
+    for y in others:
+        known = ~y.reshape(len(y), -1).isnan().any(-1)
+        columns = tuple(column[known] for column in columns)
+        x = x[known]
+    sites = observed_sites(fit)
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": _posterior(fit, columns, num_draws, seed)
+    }
+    if "y" in sites and others:
+        name, of_site = "y", _of_targets(fit, x, columns[1], num_draws, seed)
+        observed = columns[1].reshape(of_site["posterior_predictive"].shape[1:])
+        groups["constant_data"] = {"x": x.cpu().numpy()}
+    elif "x" in sites:
+        name, observed, of_site = "x", x, _of_features(fit, x, num_draws, seed)
+    else:
+        raise SiteError(f"expected an observed site 'y' or 'x' in the model; got {sites}")
+    of_site["prior_predictive"] = _prior_predictive(fit, columns, name, num_draws, seed)
+    groups |= {group: {name: values} for group, values in of_site.items()}
+    groups["observed_data"] = {name: observed.cpu().numpy()}
+    return groups
+
+
+def _posterior(
+    fit: Fit, columns: tuple[torch.Tensor, ...], num_draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    draws = []
+    for i in range(num_draws):
+        with reproducible(stream(seed, 0, i)):
+            draws.append(_latents(*enumerated_traces(fit.model, fit.guide, *columns)))
+    return {name: torch.stack([draw[name] for draw in draws]).cpu().numpy() for name in draws[0]}
+
+
+def _latents(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
+    """One value of each latent site; of ``c`` the number of its component, shape (N,)."""
+    latents = {
+        name: guide_trace.nodes[name]["value"]
+        for name in guide_trace.stochastic_nodes
+        if name != "c"
+    }
+    if "c" in model_trace.nodes:
+        log_q = log_assignment(guide_trace)
+        log_q = row_log_weights(model_trace, guide_trace) if log_q is None else log_q
+        latents["c"] = torch.multinomial(log_q.softmax(0).T, 1).squeeze(-1)
+    return latents
+
+
+def _of_targets(
+    fit: Fit, x: torch.Tensor, y: torch.Tensor, num_draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    prediction = evaluation.predict(fit, x, num_samples=num_draws, seed=seed)
+    replicated = prediction.sample(num_draws, seed=stream(seed, 1))
+    parts = zip(prediction.weights, prediction.distributions, strict=True)
+    log_likelihood = [
+        replace(prediction, weights=weights.unsqueeze(0), distributions=(p,)).log_prob(y)
+        for weights, p in parts
+    ]
+    return {
+        "posterior_predictive": _without_single_column(replicated).cpu().numpy(),
+        "log_likelihood": _resolved(torch.stack(log_likelihood), num_draws, seed),
+    }
+
+
+def _without_single_column(y: torch.Tensor) -> torch.Tensor:
+    return y.squeeze(-1) if y.dim() == 3 and y.shape[-1] == 1 else y
+
+
+def _of_features(fit: Fit, x: torch.Tensor, num_draws: int, seed: int) -> dict[str, np.ndarray]:
+    replicated = [evaluation.sample(fit, len(x), seed=stream(seed, 1, i)) for i in range(num_draws)]
+    varies = bool(shared_latents(fit))
+    log_likelihood = [
+        _log_density(fit, x, stream(seed, 2, i), particles=16 if varies else 256)
+        for i in range(num_draws if varies else 1)
+    ]
+    return {
+        "posterior_predictive": torch.stack(replicated).cpu().numpy(),
+        "log_likelihood": _resolved(torch.stack(log_likelihood), num_draws, seed),
+    }
+
+
+def _log_density(fit: Fit, x: torch.Tensor, seed: int, particles: int) -> torch.Tensor:
+    """Log p(x) of each row by importance weights, at one draw of the shared latent variables."""
+    with reproducible(seed), Given(shared_latents(fit)):
+        log_weights = [
+            torch.cat(
+                [
+                    row_log_weights(*enumerated_traces(fit.model, fit.guide, *batch)).logsumexp(0)
+                    for batch in feature_batches(fit, x)
+                ]
+            )
+            for _ in range(particles)
+        ]
+    return torch.stack(log_weights).logsumexp(0) - math.log(particles)
+
+
+def _resolved(log_likelihood: torch.Tensor, num_draws: int, seed: int) -> np.ndarray:
+    """The log-likelihood of each draw, shape (num_draws, N), told apart where it is one number."""
+    values = log_likelihood.double().cpu().numpy()
+    if len(values) == 1:
+        steps = np.linspace(-RESOLUTION, RESOLUTION, num_draws)[:, None]
+        noise = np.random.default_rng(seed).permuted(
+            np.repeat(steps, values.shape[1], axis=1), axis=0
+        )
+        values = values + noise
+    return values
+
+
+def _prior_predictive(
+    fit: Fit, columns: tuple[torch.Tensor, ...], name: str, num_draws: int, seed: int
+) -> np.ndarray:
+    model = poutine.uncondition(fit.model)
+    draws = []
+    for i in range(num_draws):
+        with reproducible(stream(seed, 3, i)), Discretise():
+            draws.append(poutine.trace(model).get_trace(*columns).nodes[name]["value"])
+    values = torch.stack(draws)
+    return (_without_single_column(values) if name == "y" else values).cpu().numpy()
+
+
+def _assemble(arviz: Any, groups: dict[str, dict[str, np.ndarray]], names: Names) -> Any:
+    """Groups of arrays as what ArviZ of the installed version works on."""
+    import xarray  # which ArviZ brings
+
+    datasets = {group: _dataset(group, variables, names) for group, variables in groups.items()}
+    if arviz.__version__.startswith("0."):
+        return arviz.InferenceData(**datasets)
+    return xarray.DataTree.from_dict({f"/{group}": dataset for group, dataset in datasets.items()})
+
+
+def _dataset(group: str, variables: dict[str, np.ndarray], names: Names) -> xarray.Dataset:
+    """One group, its draws split into chains."""
+    import xarray
+
+    drawn = group not in ("observed_data", "constant_data")
+    arrays = {}
+    for name, values in variables.items():
+        sizes = values.shape[1:] if drawn else values.shape
+        dims = (*DIMENSIONS.get(name, ())[: len(sizes)],)
+        dims += tuple(f"{name}_dim_{i}" for i in range(len(dims), len(sizes)))
+        coords = {
+            dim: np.asarray(names.get(dim, range(size)))
+            for dim, size in zip(dims, sizes, strict=True)
+        }
+        if drawn:
+            values = values.reshape(CHAINS, -1, *sizes)
+            dims = ("chain", "draw", *dims)
+            coords |= {"chain": np.arange(CHAINS), "draw": np.arange(values.shape[1])}
+        arrays[name] = xarray.DataArray(values, coords=coords, dims=dims)
+    return xarray.Dataset(arrays, attrs={"inference_library": "pyro_moe"})

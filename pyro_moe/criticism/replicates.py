@@ -1,0 +1,161 @@
+"""Data sets that a fitted story makes in place of the one at hand: of targets, and of features."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from pyro_moe import evaluation
+from pyro_moe.fitting import Fit
+from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.errors import DataError, SiteError
+from pyro_moe.inference.objectives import enumerated_traces, row_bounds
+from pyro_moe.marginals import has_classes
+from pyro_moe.reading import feature_batches, shared_latents
+
+from .calibration import normal_scores, probability_integral_transform
+from .statistics import (
+    COMPONENT_FEATURE_STATISTICS,
+    DISTANCE,
+    FEATURE_STATISTICS,
+    OF_PAIRS,
+    TARGET_STATISTICS,
+    Sample,
+    Statistic,
+    class_statistics,
+    correlation,
+    distance_from,
+)
+
+MOST_PAIRED_COLUMNS = 20
+REFERENCE_ROWS = 4096
+ROWS_AT_ONCE = 10_000
+Replicate = tuple[Sample, torch.Tensor]
+"""A sample, and the component that the gate holds likeliest for each of its rows, shape (N,)."""
+
+
+class Targets:
+    """Targets of rows that have one, and draws in their place at the same x."""
+
+    site = "y"
+
+    def __init__(
+        self,
+        fit: Fit,
+        columns: tuple[torch.Tensor, ...],
+        *,
+        names: tuple[str, ...] | None = None,
+        seed: int = 0,
+    ) -> None:
+        x, y = columns[:2]
+        known = ~y.reshape(len(y), -1).isnan().any(-1)
+        self.x, self.y, self.seed = x[known], y[known], seed
+        _expect_rows(self.x)
+        self.prediction = evaluation.predict(fit, self.x, seed=seed)
+        self.component = self.prediction.gate.argmax(-1)
+        of_classes = has_classes(self.prediction.distributions[0])
+        size = self.prediction.experts.shape[-1]
+        self.statistics = class_statistics(size) if of_classes else TARGET_STATISTICS
+        numbers = map(str, range(size))
+        plain = ("y",) if size == 1 else tuple(f"y{m}" for m in range(size))
+        self.names = tuple(numbers) if of_classes else names or plain
+        self.x_names = fit.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+        self.pit = None if of_classes else self._transform(self.y, seed)
+
+    def statistics_of(self, component: int) -> Mapping[str, Statistic]:
+        """What rows of a component are compared by, as all rows are."""
+        return self.statistics
+
+    def observed(self) -> Replicate:
+        """The targets at hand."""
+        return self._sample(self.y, self.seed), self.component
+
+    def replicates(self, number: int) -> Iterator[Replicate]:
+        """Draws of all rows from the predictive distribution."""
+        for i, y in enumerate(self.prediction.sample(number, seed=stream(self.seed, 2))):
+            yield self._sample(y, stream(self.seed, 2, i)), self.component
+
+    def labels(self, statistic: str, length: int) -> list[str]:
+        """What the entries of a statistic of that name and length are of."""
+        pairs = [f"{name}, {x}" for name in self.names for x in self.x_names]
+        return _labels(length, pairs if statistic in OF_PAIRS else self.names)
+
+    def _sample(self, y: torch.Tensor, seed: int) -> Sample:
+        scores = None if self.pit is None else normal_scores(self._transform(y, seed))
+        return Sample(self.x, y, scores, self.prediction.log_prob(y))
+
+    def _transform(self, y: torch.Tensor, seed: int) -> torch.Tensor:
+        return probability_integral_transform(self.prediction, y, seed=stream(seed, 3))
+
+
+class Features:
+    """Features of rows, and as many new rows."""
+
+    site = "x"
+
+    def __init__(self, fit: Fit, x: torch.Tensor, *, seed: int = 0) -> None:
+        _expect_rows(x)
+        self.fit, self.x, self.seed = fit, x, seed
+        self.names = fit.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+        self.reference = evaluation.sample(fit, REFERENCE_ROWS, seed=stream(seed, 5))
+        self.reference_component = self._components(self.reference)
+        self.statistics = {**FEATURE_STATISTICS, DISTANCE: distance_from(self.reference)}
+        if 1 < fit.x_dim <= MOST_PAIRED_COLUMNS:
+            self.statistics["correlation"] = correlation
+
+    def statistics_of(self, component: int) -> Mapping[str, Statistic]:
+        """What rows of a component are compared by."""
+        own = self.reference[self.reference_component == component]
+        return {**COMPONENT_FEATURE_STATISTICS, DISTANCE: distance_from(own)}
+
+    def observed(self) -> Replicate:
+        """The features at hand."""
+        return self._sample(self.x, self.seed)
+
+    def replicates(self, number: int) -> Iterator[Replicate]:
+        """New rows, with latent variables of their own."""
+        rows = len(self.x)
+        with reproducible(self.seed):  # rows are independent but for what they share
+            together = 1 if shared_latents(self.fit) else max(1, ROWS_AT_ONCE // rows)
+        for first in range(0, number, together):
+            seed = stream(self.seed, 4, first)
+            x = evaluation.sample(self.fit, min(together, number - first) * rows, seed=seed)
+            sample, component = self._sample(x, seed)
+            for start in range(0, len(x), rows):
+                part = slice(start, start + rows)
+                yield sample.take(part), component[part]
+
+    def labels(self, statistic: str, length: int) -> list[str]:
+        """What the entries of a statistic of that name and length are of."""
+        pairs = [f"{a}, {b}" for i, a in enumerate(self.names) for b in self.names[i + 1 :]]
+        return _labels(length, pairs if statistic in OF_PAIRS else self.names)
+
+    def _sample(self, x: torch.Tensor, seed: int) -> Replicate:
+        return Sample(x, None, None, _bounds(self.fit, x, seed)), self._components(x)
+
+    def _components(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            return evaluation.gate(self.fit, x, num_samples=8, seed=self.seed).argmax(-1)
+        except SiteError:  # a story without components
+            return x.new_zeros(len(x), dtype=torch.long)
+
+
+def _expect_rows(x: torch.Tensor) -> None:
+    if len(x) < 2:
+        raise DataError(f"expected at least 2 rows to check, with targets if any; got {len(x)}")
+
+
+def _labels(length: int, names: Sequence[str]) -> list[str]:
+    if length == len(names):
+        return list(names)
+    return [""] if length == 1 else [str(i) for i in range(length)]
+
+
+def _bounds(fit: Fit, x: torch.Tensor, seed: int) -> torch.Tensor:
+    """The ELBO of features alone by one sample of z, shape (N,)."""
+    with torch.no_grad(), reproducible(seed):
+        return torch.cat(
+            [
+                row_bounds(*enumerated_traces(fit.model, fit.guide, *batch))
+                for batch in feature_batches(fit, x)
+            ]
+        )
