@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .download import download, one_line
 from .regression_data import piecewise_affine, uci
 from .rows import Rows, as_tensors
 
-__all__ = ["digits", "load", "mnist", "piecewise_affine", "spiral", "table", "uci"]
+__all__ = ["class_names", "digits", "load", "mnist", "piecewise_affine", "spiral", "table", "uci"]
 
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -281,6 +281,8 @@ def table(
     target: str | Sequence[str] | None = None,
     columns: str | Sequence[str] | None = None,
     drop_missing: bool = False,
+    missing_targets: bool = False,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Rows:
     r"""The rows of a CSV or Parquet file.
 
@@ -290,13 +292,16 @@ def table(
             (N, M). Whole numbers (classes, counts) stay whole: int64.
         columns: Names of the columns that become x; all but the target if None.
         drop_missing: Whether to leave out rows that lack a value in a column that is used.
+        missing_targets: Whether rows may lack a target, which is NaN then.
+        classes: The classes of targets that are text, by column, see `class_names`; a target
+            becomes the number of its class, from 0.
 
     Returns:
         The rows, x of shape (N, D) in the order of columns, in the units of the file.
 
     Raises:
         DataError: If the file cannot be read, lacks a column or has no rows, or if a value that
-            is used is missing or no finite number. Rows are counted from 0.
+            is used is missing, no finite number or none of the classes. Rows are counted from 0.
 
     Example:
         >>> import tempfile
@@ -315,17 +320,60 @@ def table(
     frame = _select(frame, features, targets, path)
     if drop_missing:
         frame = frame[~frame.isna().any(axis=1)]
+    for name, names in (classes or {}).items():
+        if name in targets:
+            frame = frame.assign(**{name: _class_numbers(frame[name], names, path)})
     if frame.empty:
         raise DataError(f"expected rows of data in {path}; got none")
     for name in frame:
-        _check_column(frame[name], path)
+        _check_column(frame[name], path, target=name in targets, may_lack=missing_targets)
     x = _as_array(frame[features])
     names = tuple(map(str, features))
     if not targets:
         return Rows(as_tensors(x, dtype=torch.float32)[0], columns=names)
     y = _as_array(frame[target if isinstance(target, str) else targets])
-    tensors = as_tensors((x, y), dtype=torch.float32)
+    tensors = as_tensors((x, y), dtype=torch.float32, missing_targets=missing_targets)
     return Rows(tensors[0], tensors[1], columns=names, targets=tuple(map(str, targets)))
+
+
+def class_names(path: str | Path, column: str) -> tuple[str, ...] | None:
+    r"""The classes in a column of a CSV or Parquet file.
+
+    Args:
+        path: The file.
+        column: The column's name.
+
+    Returns:
+        Its different values in the order of the alphabet, or None if they are numbers.
+
+    Raises:
+        DataError: If the file cannot be read, or lacks the column.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "my.csv")
+        ...     _ = path.write_text("dose,animal\n1.5,dog\n2.5,cat\n2.0,dog\n")
+        ...     class_names(path, "animal")
+        ('cat', 'dog')
+    """
+    path = Path(path)
+    values = _select(_read_frame(path), [column], [], path)[column].dropna()
+    numbers = pd.api.types.is_numeric_dtype(values) or not len(values)
+    return None if numbers else tuple(sorted(set(values.astype(str))))
+
+
+def _class_numbers(column: pd.Series, names: Sequence[str], path: Path) -> pd.Series:
+    """Each value's place among the names of classes; missing where it is missing."""
+    known = column.dropna().astype(str)
+    strange = known[~known.isin(names)]
+    if len(strange):
+        raise DataError(
+            f"expected one of {', '.join(names)} in column {column.name!r} of {path}; "
+            f"got {strange.iloc[0]!r} in row {strange.index[0]}"
+        )
+    number = {name: place for place, name in enumerate(names)}
+    return known.map(number).reindex(column.index).astype("Int64")
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
@@ -376,20 +424,21 @@ def _select(
     return frame[used]
 
 
-def _check_column(column: pd.Series, path: Path) -> None:
-    """See that a column has a finite number in every row."""
+def _check_column(column: pd.Series, path: Path, *, target: bool, may_lack: bool) -> None:
+    """See that a column has a finite number in every row; a target, in those that have one."""
     where = f"column {column.name!r} of {path}"
     known = column.dropna()
     if not pd.api.types.is_numeric_dtype(column) and len(known):
         readable = pd.to_numeric(known.astype(str), errors="coerce").notna()
         row = known.index[0] if readable.all() else readable.index[~readable][0]
         raise DataError(f"expected numbers in {where}; got {str(known[row])!r} in row {row}")
-    if len(known) < len(column):
+    if len(known) < len(column) and not (target and may_lack):
         missing = column.index[column.isna()]
+        keep = "; a story of x learns from them, too, with missing_targets" if target else ""
         raise DataError(
             f"expected a value in every row of {where}; got none in row {missing[0]} "
             f"({len(missing)} of {len(column)} rows lack one): leave them out with "
-            "drop_missing=True"
+            f"drop_missing=True{keep}"
         )
     infinite = known.index[np.isinf(known.to_numpy(dtype=np.float64))]
     if len(infinite):
@@ -403,6 +452,8 @@ def _as_array(columns: pd.DataFrame | pd.Series) -> np.ndarray:
     whole = all(
         pd.api.types.is_integer_dtype(kind) or pd.api.types.is_bool_dtype(kind) for kind in types
     )
+    if columns.isna().to_numpy().any():
+        return columns.to_numpy(dtype=np.float64, na_value=np.nan)
     return columns.to_numpy(dtype=np.int64 if whole else np.float64)
 
 
@@ -411,6 +462,8 @@ def load(
     *,
     target: str | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
+    missing_targets: bool = False,
+    classes: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> tuple[Rows, Rows]:
     """Training and test rows by the name of the data or the path of a table.
@@ -420,6 +473,8 @@ def load(
             of whose rows become test rows.
         target: Names of the columns of a table that become y.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
+        missing_targets: Whether rows of a table may lack a target.
+        classes: The classes of a table's targets that are text, see `table`.
         seed: Decides the noise of the spirals, and which rows of the others are test rows.
 
     Returns:
@@ -444,7 +499,8 @@ def load(
             "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
-    return _split(table(name_or_path, target=target), 0.2, seed)
+    rows = table(name_or_path, target=target, missing_targets=missing_targets, classes=classes)
+    return _split(rows, 0.2, seed)
 
 
 def _split(rows: Rows, test_share: float, seed: int) -> tuple[Rows, Rows]:

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,18 @@ class Fit:
                 )
         return tuple(column.to(like.device) for column in columns)
 
+    def report(self, path: str | Path, data: Data | None = None, **options: Any) -> Path:
+        """Write one self-contained page about this fit, see `criticism.report`.
+
+        Args:
+            path: The file to write, such as ``report.html``.
+            data: Rows to judge the fit by, best such that it has not seen.
+            **options: Those of `criticism.report`.
+        """
+        from .criticism import report  # which itself is about fits
+
+        return report(self, path, data, **options)
+
     def resume(self, *, epochs: int | None = None, progress: bool = True) -> "Fit":
         """Go on from where training ended, with the same numbers as if it had not stopped.
 
@@ -126,9 +139,12 @@ class Fit:
             Another fit; this one stays as it is.
 
         Raises:
-            ValueError: If training stopped in an initial phase, before it began in earnest.
+            ValueError: If training stopped in an initial phase, before it began in earnest, or
+                the fit was restored from a run folder, which does not hold the optimiser.
         """
         if self.history and not self.run.history:
+            if self.history[-1]["phase"] == "training":
+                raise ValueError("expected a fit with its optimiser; got one of a run folder")
             raise ValueError(
                 "expected a fit that was stopped in phase 'training'; got one stopped in phase "
                 f"{self.history[-1]['phase']!r}"
@@ -216,7 +232,8 @@ def fit(
     Warns:
         DataWarning: If a column of y is constant, no row has one of its classes, or a column is
             so far from zero that its type hardly resolves how it varies.
-        EmptyComponentWarning: If a component ended with less than half a row.
+        EmptyComponentWarning: If a component ended with less than half a row, or with less than
+            a tenth of an equal share and fewer than D + 1 rows.
         NonFiniteWarning: If training stopped at a value that is not finite.
 
     Example:

@@ -10,10 +10,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pyro import poutine
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, cli, datasets, evaluation, plots, runs, table1
+from pyro_moe import (
+    DataError,
+    cli,
+    datasets,
+    demo,
+    evaluation,
+    plots,
+    runs,
+    story_files,
+    table1,
+)
+from pyro_moe.cli import choices
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +189,7 @@ def test_an_interruption_keeps_what_was_learned(table, capsys, monkeypatch):
         if len(fit.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", functools.partial(pyro_moe.fit, callback=interrupt))
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
     run("fit dmvae --data my.csv --epochs 100 --out run")
     assert len(pd.read_csv("run/history.csv")) == 2
     assert read("run/scores.json")["stopped"] == "interrupted"
@@ -200,14 +212,14 @@ def test_training_that_goes_non_finite_is_kept_and_said(table, capsys, monkeypat
         return 1e-3 if done < 0.5 else 1e30
 
     fit = functools.partial(pyro_moe.fit, learning_rate=explode, batch_size=8)
-    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", fit)
     run("fit vae --data my.csv --epochs 10 --out run")
     assert "non-finite" in read("run/scores.json")["stopped"]
     assert "what was learned is kept" in capsys.readouterr().out
 
 
 def test_the_demo_prints_one_table(small_spiral, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "COMMANDS", ("fit gmm --data spiral --epochs 2",))
+    monkeypatch.setattr("pyro_moe.cli.demo.COMMANDS", ("fit gmm --data spiral --epochs 2",))
     run("demo --out demo")
     assert (tmp_path / "demo" / "gmm-spiral" / "gate_map.png").exists()
     table = capsys.readouterr().out.splitlines()[-4:]
@@ -224,15 +236,15 @@ def test_an_interruption_ends_the_demo(small_spiral, capsys, monkeypatch):
     def interrupt(fit):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", functools.partial(pyro_moe.fit, callback=interrupt))
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
     assert fails("demo --quiet", capsys, 130) == "interrupted"
 
 
 def test_every_line_of_the_demo_is_a_command():
-    for line in cli.COMMANDS:
-        options = cli._parser().parse_args(line.split())
+    for line in demo.COMMANDS:
+        options = cli.parser().parse_args(line.split())
         assert options.story in runs.STORIES
-        assert options.data in cli.STORY_DEFAULTS
+        assert options.data in choices.STORY_DEFAULTS
 
 
 # Targets
@@ -317,7 +329,7 @@ def test_predictions_after_predicting_are_those_of_the_fit_itself(homes, monkeyp
         fits.append(pyro_moe.fit(*args, **choices))
         return fits[-1]
 
-    monkeypatch.setattr(cli, "fit", remembered)
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", remembered)
     fit_targets("vademoe", "price", "--epochs 3 --context z")
     rows = datasets.table("features.csv")
     are(predict()["price"], evaluation.predict(fits[0], rows).mean[:, 0])
@@ -572,7 +584,7 @@ def test_an_extra_that_is_missing_is_named(table, capsys, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(table, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "fit", lambda *args, **kwargs: pytest.fail("it trained"))
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", lambda *args, **kwargs: pytest.fail("it trained"))
     message = fails("fit gmm --data my.csv --out my.csv/run", capsys)
     assert message == "expected a folder that can be written; got my.csv/run (Not a directory)"
 
@@ -593,7 +605,7 @@ def test_help_has_examples_that_parse(capsys):
     commands = re.findall(r"^  pyro-moe (.*)$", output, flags=re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
-        assert callable(cli._parser().parse_args(command.split()).command)
+        assert callable(cli.parser().parse_args(command.split()).command)
 
 
 def test_the_version(capsys):
@@ -643,3 +655,238 @@ def test_a_target_named_like_what_is_predicted_keeps_its_name(homes):
     mean = story(torch.tensor(homes[["size", "age", "floor"]].to_numpy()).float()).mean
     assert_close(table[["price", "price_sd", "gate_0"]].to_numpy("float32"), mean.detach().numpy())
     assert {"price_sd_", "price_sd_sd", "gate_0_", "gate_1"} < set(table)
+
+
+# Stories of one's own
+
+
+def new(template, old="", new="", name="mine.py"):
+    """A file that `new` wrote, with one edit."""
+    assert cli.main(["new", name, "--from", template]) == 0
+    text = Path(name).read_text()
+    assert old in text
+    Path(name).write_text(text.replace(old, new))
+    return name
+
+
+@pytest.mark.parametrize("template", story_files.TEMPLATES)
+def test_a_new_file_says_how_it_is_fitted(template, homes, capsys):
+    new(template)
+    line = re.search("pyro-moe (fit .*)", capsys.readouterr().out)[1]
+    homes[["size", "age", "floor", "price"]].to_csv("my.csv", index=False)
+    run(line.replace("TABLE.csv", "my.csv").replace("COLUMN", "price") + " --epochs 1 --out run")
+    assert read("run/settings.json")["story"] == "mine.py"
+    assert Path("run/story.py").read_bytes() == Path("mine.py").read_bytes()
+
+
+@pytest.mark.filterwarnings("default::pyro_moe.EmptyComponentWarning")
+def test_a_file_of_a_template_is_fitted_like_the_shipped_story(homes, capsys):
+    capsys.readouterr()
+    scores = []
+    for story in ("dvmoe", new("dvmoe")):
+        fit_targets(story, "price rent", "--epochs 3 --seed 2 --num-components 2 --z-dim 1")
+        scores.append(read("run/scores.json") | {"seconds": None})
+        are(predict()["rent"], by_the_library().mean[:, 1])
+    assert scores[0] == scores[1]
+    assert read("run/settings.json")["story_arguments"] == {
+        "x_dim": 3,
+        "y_dim": 2,
+        "num_components": 2,
+        "z_dim": 1,
+        "common_scale": False,
+    }
+
+
+def test_an_edited_file_is_fitted_as_edited(homes):
+    name = new("vae", "dist.Normal(loc, scale)", "dist.StudentT(3.0, loc, scale)")
+    homes[["size", "age"]].to_csv("my.csv", index=False)
+    run(f"fit {name} --data my.csv --epochs 1")
+    fit, _, test = runs.restore("runs/mine-my")
+    site = poutine.trace(fit.model).get_trace(test.x).nodes["x"]
+    assert isinstance(site["fn"].base_dist, torch.distributions.StudentT)
+
+
+def test_what_stands_in_a_file_rules_and_options_rule_it(homes):
+    name = new("gmm", "num_components: int)", "num_components: int = 4)")
+    homes[["size", "age"]].to_csv("my.csv", index=False)
+    for option, number in (("", 4), ("--num-components 2", 2)):
+        run(f"fit {name} --data my.csv --epochs 1 {option} --out run")
+        assert runs.load("run")[0].mixture.num_components == number
+
+
+def test_images_share_one_unit(undrawn):
+    run(f"fit {new('dmvae')} --data digits --epochs 1 --out run")
+    assert read("run/settings.json")["story_arguments"]["common_scale"] is True
+    assert len(runs.load("run")[0].log_scale) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new_text", "options", "message"),
+    [
+        ("", "", "--experts normal", "expected options of mine.py; got --experts"),
+        ("", "", "--likelihood normal", "expected options of mine.py; got --likelihood"),
+        (
+            "y_dim: int,",
+            "y_dim: int, depth: int,",
+            "",
+            "expected Story in mine.py to .*; got depth",
+        ),
+        ("class Story", "class Tale", "", "expected a class Story, .*, in mine.py; got none"),
+        ("import math", "import maths", "", "expected mine.py to run; got .* in line 13: .*"),
+        ("self.encoder(x)", "self.encoder(w)", "", "expected mine.py to .* NameError in line .*"),
+        ("self.gate(x)", "self.gate(x[:2])", "", "expected a story that .*, in line .* of mine.py"),
+        ("        super()", "       super()", "", "expected Python in mine.py; got .* in line .*"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(
+    old, new_text, options, message, homes, capsys
+):
+    homes[["size", "age", "price"]].to_csv("my.csv", index=False)
+    new("dvmoe", old, new_text)
+    line = f"fit mine.py --data my.csv --target price --quiet {options}"
+    capsys.readouterr()
+    assert re.fullmatch(message, fails(line, capsys))
+    assert not Path("runs", "mine-my").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("new mine.py", "the following arguments are required: --from; see pyro-moe new --help"),
+        ("new there.py --from gmm", "expected a file that is not there yet; got there.py"),
+        ("new mine --from gmm", "expected the name of a file that ends in .py; got mine"),
+        ("new mine.py --from tree", "argument --from: invalid choice: 'tree' .*"),
+        ("fit no.py --data my.csv", r"expected a story file; got no.py \(No such file.*\)"),
+        ("fit there.py --data my.csv", "expected a class Story, .*, in there.py; got none"),
+    ],
+)
+def test_bad_commands_with_files_say_what_was_expected(line, message, table, capsys):
+    Path("there.py").write_text("")
+    assert re.fullmatch(message, fails(line, capsys))
+
+
+def test_a_run_that_breaks_says_where(homes, capsys):
+    fit_targets(new("me"), "price", "--epochs 1")
+    path = Path("run/story.py")
+    path.write_text(path.read_text().replace("models.choose(c,", "models.chose(c,"))
+    message = fails("predict run --data features.csv --out new.csv", capsys)
+    assert re.fullmatch("expected run/story.py to run; got AttributeError in line .*", message)
+
+
+# Classes by name, and targets that are missing
+
+
+def test_classes_by_name_are_those_by_number(homes):
+    """In the order of the alphabet, and given back by name."""
+    scores, tables = [], []
+    for names in ([0, 1, 2], ["bird", "cat", "dog"]):
+        homes["kind"] = pd.Series(names)[torch.arange(90).numpy() % 3].to_numpy()
+        homes.to_csv("homes.csv", index=False)
+        fit_targets("dvmoe", "kind", "--epochs 5 --experts categorical")
+        scores.append(read("run/scores.json") | {"seconds": None})
+        tables.append(predict())
+    assert scores[0] == scores[1]
+    assert read("run/settings.json")["source"]["classes"] == {"kind": ["bird", "cat", "dog"]}
+    by_number, by_name = tables
+    assert list(by_name)[:4] == ["kind", "kind_is_bird", "kind_is_cat", "kind_is_dog"]
+    assert [names[k] for k in by_number["kind"]] == by_name["kind"].tolist()
+    assert (by_number.iloc[:, 1:].to_numpy() == by_name.iloc[:, 1:].to_numpy()).all()
+    fit, _, test = runs.restore("run")
+    assert evaluation.classification_scores(evaluation.predict(fit, test), test.y) == {
+        "accuracy": scores[0]["accuracy of classes"],
+        "log_loss": scores[0]["log_loss"],
+    }
+
+
+def test_yes_and_no_are_one_and_zero(homes, capsys):
+    homes["wet"] = [["dry", "wet"][n > 5] for n in homes["visits"]]
+    homes.to_csv("homes.csv", index=False)
+    fit_targets("me", "sold wet", "--epochs 5 --experts bernoulli")
+    assert "  wet: dry = 0, wet = 1\n" in capsys.readouterr().out
+    table, mean = predict(), by_the_library().mean
+    assert list(table)[:5] == ["sold", "sold_sd", "sold_q05", "sold_q95", "wet"]
+    are(table["sold"], mean[:, 0])
+    are(table["wet_is_wet"], mean[:, 1])
+    are(table["wet_is_dry"], 1 - mean[:, 1])
+    assert table["wet"].tolist() == [["dry", "wet"][p > 0.5] for p in table["wet_is_wet"]]
+
+
+def test_a_file_takes_the_number_of_classes_by_its_name(homes):
+    normal = "models.NormalExperts(maps, num_components, y_dim)"
+    name = new("gmmmoe", normal, "models.CategoricalExperts(maps)")
+    Path(name).write_text(Path(name).read_text().replace("y_dim", "num_classes"))
+    for names in ([0, 1, 2], ["bird", "cat", "dog"]):
+        homes["kind"] = pd.Series(names)[torch.arange(90).numpy() % 3].to_numpy()
+        homes.to_csv("homes.csv", index=False)
+        fit_targets(name, "kind", "--epochs 2 --loss em")
+        assert read("run/settings.json")["story_arguments"]["num_classes"] == 3
+        assert set(predict()["kind"]) == set(names)
+
+
+@pytest.mark.parametrize("family", ["normal", "categorical"])
+def test_rows_may_lack_a_target(family, homes, monkeypatch):
+    """They are fitted, and left out of the scores and pictures of targets."""
+    shown = []
+    monkeypatch.setattr(plots, "pictures", lambda fit, rows: shown.append(rows) or {})
+    target = "price" if family == "normal" else "kind"
+    homes["kind"] = pd.Series(["bird", "cat", "dog"])[homes["kind"]].to_numpy()
+    homes.assign(**{target: homes[target].mask(homes.index % 4 == 0)}).to_csv("homes.csv")
+    fit_targets("dvmoe", target, f"--epochs 3 --missing-targets --experts {family}")
+    fit, train, test = runs.restore("run")
+    assert fit.settings["missing_targets"] is True
+    assert len(train) + len(test) == 90
+    lacking = torch.cat([train.y, test.y]).isnan()
+    assert lacking.sum() == 23
+    known = test.take(~test.y.isnan())
+    assert 0 < len(known) < len(test)
+    assert torch.equal(shown[0].x, known.x)
+    scores, prediction = read("run/scores.json"), evaluation.predict(fit, known)
+    assert scores["test_elbo"] == evaluation.elbo(fit, test).mean().item()
+    if family == "normal":
+        expected = evaluation.regression_scores(prediction, known.y)
+        assert scores["rmse"] == expected["rmse"]
+    else:
+        expected = evaluation.classification_scores(prediction, known.y)
+        assert scores["log_loss"] == expected["log_loss"]
+    assert len(predict()) == 90
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dvmoe --data my.csv --target price", "expected a value in every row of column 'price'.*"),
+        (
+            "me --data my.csv --target price --missing-targets",
+            "expected a story with a site 'x', .*, for --missing-targets; got one of c, y",
+        ),
+        (
+            "dmvae --data my.csv --missing-targets",
+            "expected --target with --missing-targets; got none",
+        ),
+        (
+            "dvmoe --data my.csv --target sold --experts bernoulli",
+            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes",
+        ),
+        (
+            "dvmoe --data my.csv --target sold",
+            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0",
+        ),
+        (
+            "mine.py --data my.csv --target sold",
+            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes; for more a "
+            "Story takes num_classes, not y_dim",
+        ),
+        (
+            "me --data my.csv --target sold kind --experts categorical",
+            "expected one --target of classes; got sold kind",
+        ),
+    ],
+)
+def test_bad_targets_say_what_was_expected(line, message, homes, capsys):
+    new("me")
+    homes["price"] = homes["price"].mask(homes.index == 3)
+    homes["sold"] = ["maybe", *(["yes", "no"] * 45)[1:]]
+    targets = [word for word in line.split() if word in homes]
+    homes[["size", "age", *targets]].to_csv("my.csv", index=False)
+    capsys.readouterr()
+    assert re.fullmatch(message, fails(f"fit {line} --quiet", capsys))

@@ -467,6 +467,31 @@ def test_table_keeps_whole_targets_whole(csv: Callable[..., Path]) -> None:
         assert rows.y.dtype == dtype
 
 
+def test_table_knows_missing_targets_as_nan(csv: Callable[..., Path]) -> None:
+    path = csv("a,b,c\n1,2,5\n2,,6\n3,4,\n")
+    rows = datasets.table(path, target="b", columns="a", missing_targets=True)
+    assert torch.equal(rows.y.isnan(), torch.tensor([False, True, False]))
+    assert rows.y[~rows.y.isnan()].tolist() == [2.0, 4.0]
+    message = message_of(lambda: datasets.table(path, target="b", missing_targets=True))
+    assert message.startswith(f"expected a value in every row of column 'c' of {path}; got none")
+    whole = datasets.table(csv("a,b\n1,2\n2,3\n"), target="b", missing_targets=True)
+    assert whole.y.dtype == torch.int64
+
+
+def test_table_numbers_classes_in_the_order_given(csv: Callable[..., Path]) -> None:
+    path = csv("a,kind\n1,dog\n2,cat\n3,\n4,dog\n")
+    assert datasets.class_names(path, "kind") == ("cat", "dog")
+    assert datasets.class_names(path, "a") is None
+    choices = {"target": "kind", "classes": {"kind": ("dog", "cat"), "other": ("x",)}}
+    rows = datasets.table(path, **choices, missing_targets=True)
+    assert rows.y[[0, 1, 3]].tolist() == [0.0, 1.0, 0.0]
+    assert rows.y[2].isnan()
+    rows = datasets.table(path, **choices, drop_missing=True)
+    assert rows.y.tolist() == [0, 1, 0]
+    assert rows.y.dtype == torch.int64
+    assert message_of(lambda: datasets.class_names(path, "b")).startswith("expected a column 'b'")
+
+
 def test_table_drops_rows_that_lack_a_used_value(csv: Callable[..., Path]) -> None:
     path = csv("a,b,c\n1,2,\n,5,6\n7,8,NaN\n9,n/a,9\n")
     rows = datasets.table(path, columns=["a"], target="b", drop_missing=True)
@@ -550,7 +575,13 @@ BAD_TABLES = {
         "a,b\n1,nan\n3,2\n",
         {"target": "b"},
         "expected a value in every row of column 'b' of {path}; got none in row 0 "
-        "(1 of 2 rows lack one): leave them out with drop_missing=True",
+        "(1 of 2 rows lack one): leave them out with drop_missing=True; a story of x learns from "
+        "them, too, with missing_targets",
+    ),
+    "not a class": (
+        "a,b\n1,cat\n3,\n4,bird\n",
+        {"target": "b", "classes": {"b": ("cat", "dog")}},
+        "expected one of cat, dog in column 'b' of {path}; got 'bird' in row 2",
     ),
     "infinite": (
         "a,b\n1,2\n3,-inf\n",

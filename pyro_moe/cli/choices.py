@@ -1,0 +1,197 @@
+"""From the words of a command to a story, its arguments, and where its rows come from."""
+
+import argparse
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import nn
+
+from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.relaxation import Discretise
+
+from .. import datasets, runs, story_files
+from ..rows import Rows
+from ..sources import Source
+from ..story_files import StoryFile
+
+# What a story is made with, and how it is fitted, unless the command line says otherwise.
+STORY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "spiral": {"num_components": 5, "z_dim": 2},
+    "digits": {"num_components": 10, "z_dim": 10, "common_scale": True},
+    "mnist": {
+        "num_components": 10,
+        "z_dim": 10,
+        "likelihood": "bernoulli",
+        "hidden": (500, 500, 2000),
+    },
+}
+TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z at most as long as x
+OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
+TARGET_ARGUMENTS = ("y_dim", "num_classes")
+
+Parameters = Mapping[str, inspect.Parameter]
+
+
+def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
+    """A shipped story by its name, or that of a file by its path, and the file."""
+    if name in runs.STORIES:
+        return runs.STORIES[name], None
+    file = story_files.read(name)
+    return file.story, file
+
+
+def parameters(story: type[nn.Module]) -> Parameters:
+    """What a story's constructor can be given by name."""
+    named = inspect.signature(story).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in named.items() if p.kind not in variable}
+
+
+def has_target(known: Parameters) -> bool:
+    """Whether a story with these parameters is one of y, too."""
+    return not known.keys().isdisjoint(TARGET_ARGUMENTS)
+
+
+def source(options: argparse.Namespace, known: Parameters) -> Source:
+    """Where the rows come from.
+
+    Raises:
+        ValueError: If the story wants a target and there is none, or the other way round.
+    """
+    made = options.data in STORY_DEFAULTS
+    _check_target(options, made, has_target(known))
+    in_file = options.story not in runs.STORIES
+    likelihood = options.likelihood or STORY_DEFAULTS.get(options.data, {}).get("likelihood")
+    binary = likelihood == "bernoulli" and not (in_file and "likelihood" not in known)
+    return Source(
+        options.data,
+        target=tuple(options.target or ()),
+        data_dir=options.data_dir,
+        binary=options.data == "mnist" and binary and not has_target(known),
+        made_targets=made and has_target(known),
+        missing_targets=options.missing_targets,
+        classes=_classes(options, known),
+    )
+
+
+def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None:
+    if options.target and (made or not wanted):
+        where = f"data {options.data}" if made else f"story {options.story}"
+        raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
+    if wanted and not made and not options.target:
+        raise ValueError(f"expected --target, the column that {options.story} predicts; got none")
+    if options.missing_targets and not options.target:
+        raise ValueError("expected --target with --missing-targets; got none")
+
+
+def _classes(options: argparse.Namespace, known: Parameters) -> dict[str, tuple[str, ...]]:
+    """The classes of targets that are text, where a story can have such."""
+    in_file = options.story not in runs.STORIES
+    if not options.target or not (in_file or options.experts in ("categorical", "bernoulli")):
+        return {}
+    found = {}
+    for target in options.target:
+        names = datasets.class_names(options.data, target)
+        if names is None:
+            continue
+        if len(names) != 2 and not _wants_classes(options, known):
+            some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            hint = "; for more a Story takes num_classes, not y_dim" if in_file else ""
+            raise ValueError(
+                f"expected two classes in column {target!r} of {options.data}; "
+                f"got {len(names)}: {some}{hint}"
+            )
+        found[target] = names
+    return found
+
+
+def _wants_classes(options: argparse.Namespace, known: Parameters) -> bool:
+    return options.experts == "categorical" or "num_classes" in known
+
+
+def story_arguments(
+    options: argparse.Namespace,
+    known: Parameters,
+    *,
+    rows: Rows,
+    test: Rows,
+    classes: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """What to make the story with: defaults of the data, then what the command line says.
+
+    What a story file has defaults for, those of the data leave alone.
+
+    Raises:
+        ValueError: If the story does not know an option, or wants an argument that has no value.
+    """
+    x_dim = rows.x.shape[1]
+    table = {**TABLE_DEFAULTS, "z_dim": min(x_dim, TABLE_DEFAULTS["z_dim"])}
+    defaults: dict[str, Any] = STORY_DEFAULTS.get(options.data, table)
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    for name in given:
+        if name not in known:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"expected options of {options.story}; got {option}")
+    if options.story not in runs.STORIES:
+        common_scale = rows.image_shape is not None
+        defaults = {"common_scale": common_scale, **defaults}
+        defaults = {
+            name: value for name, value in defaults.items() if not _has_default(known, name)
+        }
+    arguments = {"x_dim": x_dim, **defaults, **given}
+    if rows.y is not None and test.y is not None:
+        arguments["y_dim"] = rows.y.shape[1:].numel()
+        if _wants_classes(options, known):
+            both = torch.cat([rows.y, test.y])
+            arguments["y_dim"] = arguments["num_classes"] = _num_classes(both, rows, classes)
+        if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
+            arguments["likelihood"] = "continuous-bernoulli"  # experts see grey pixels
+    for name in known:
+        if name not in arguments and not _has_default(known, name):
+            there = ", ".join(dict.fromkeys((*arguments, *OPTIONS)))
+            raise ValueError(
+                f"expected Story in {options.story} to take {there}, or what has a default; "
+                f"got {name}"
+            )
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def _has_default(known: Parameters, name: str) -> bool:
+    return name in known and known[name].default is not inspect.Parameter.empty
+
+
+def _num_classes(y: torch.Tensor, rows: Rows, classes: Mapping[str, Sequence[str]]) -> int:
+    if rows.y is not None and rows.y.dim() > 1:
+        several = " ".join(rows.targets or ["none"])
+        raise ValueError(f"expected one --target of classes; got {several}")
+    (name,) = rows.targets or ("y",)
+    if name in classes:
+        return len(classes[name])
+    num_rows, y = len(y), y[~y.isnan()].double()
+    bad = y[(y < 0) | (y != y.round()) | (y >= num_rows)]
+    if len(bad):
+        raise ValueError(
+            f"expected classes 0, 1, 2, … in column {name!r}, fewer than its {num_rows} rows; "
+            f"got {bad[0].item():.10g}"
+        )
+    return int(y.max()) + 1 if len(y) else 1
+
+
+def check_missing_targets(story: Any, rows: Rows) -> None:
+    """See that rows without a target can teach a story something: that it has a site ``x``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
+        trace = poutine.trace(story.model).get_trace(rows.x[:2], None)
+    trace = prune_subsample_sites(trace)
+    if "x" not in trace.nodes:
+        raise ValueError(
+            "expected a story with a site 'x', which rows without a target can teach, for "
+            f"--missing-targets; got one of {', '.join(trace.stochastic_nodes)}"
+        )

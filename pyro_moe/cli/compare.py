@@ -1,0 +1,34 @@
+"""``pyro-moe compare``: runs by their density of the same test rows."""
+
+import argparse
+from typing import Any
+
+from .. import criticism, runs
+from ..inference.errors import DataError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser("compare", help="compare runs by their density of test rows")
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUN", help="run folders that fit wrote, of the same data")
+    option("--data", help="another table of rows, or where the fitted one is now")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the runs, the best one first."""
+    restored = {folder: runs.restore(folder, options.data) for folder in options.runs}
+    (_, _, test), *others = restored.values()
+    for folder, (_, _, rows) in zip(options.runs[1:], others, strict=True):
+        if rows.x.shape != test.x.shape or not rows.x.equal(test.x):
+            raise DataError(
+                f"expected runs of the same data; got other test rows in {folder} than in "
+                f"{options.runs[0]}"
+            )
+    table = criticism.compare({name: fitted for name, (fitted, _, _) in restored.items()}, test)
+    print(f"log density of {len(test):,} rows that were not fitted, nats per row")
+    columns = ["log_density", "standard_error", "difference", "difference_standard_error"]
+    if table["loo"].notna().any():
+        columns += ["loo", "loo_standard_error"]
+    print(table[columns].to_string(float_format=lambda value: f"{value:.4f}"))

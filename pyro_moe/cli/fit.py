@@ -1,0 +1,156 @@
+"""``pyro-moe fit``: a story and data become a run folder."""
+
+import argparse
+import time
+import warnings
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_moe.inference.errors import NonFiniteWarning
+from pyro_moe.inference.initialise import STARTS
+from pyro_moe.inference.objectives import LOSSES
+from pyro_moe.models.conditionals import LIKELIHOODS
+from pyro_moe.models.experts import CONTEXTS, FAMILIES
+from pyro_moe.models.mixture import COVARIANCES
+
+from .. import plots, runs
+from ..fitting import Fit, fit
+from . import choices, scoring
+
+FIT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gmm": {"loss": "em"},
+    "gmmmoe": {"loss": "em"},
+    "me": {"loss": "em"},
+}
+WITHOUT_TREES = tuple(name for name in runs.STORIES if name != "hierarchicalme")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser("fit", help="fit a story and write a run folder")
+    add = parser.add_argument
+    stories = f"the generative story: {', '.join(WITHOUT_TREES)}; or a file, my_story.py"
+    add("story", type=_story, help=stories, metavar="STORY")
+    add("--data", required=True, help="digits, spiral, mnist, or a .csv or .parquet file")
+    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
+    add("--missing-targets", action="store_true", help="rows may lack a target")
+    add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
+    add("--context", choices=CONTEXTS, help="what the experts see: x, or the latent mean of z")
+    add("--data-dir", metavar="DIR", help="folder of MNIST's four files (else: downloaded)")
+    add("--num-components", type=_whole, metavar="K", help="number of clusters")
+    add("--z-dim", type=_whole, metavar="L", help="length of the latent representation")
+    add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
+    add("--covariance", choices=COVARIANCES, help="the covariances of the components")
+    add("--epochs", type=_whole, help="passes over the data (default: 4,000 steps' worth)")
+    add("--restarts", type=_whole, help="starts, of which the best on held-out rows is kept")
+    add("--loss", choices=(*LOSSES, "em"), help="the objective (default: marginal; gmm: em)")
+    starts = [start for start in STARTS if start != "keep"]
+    add(
+        "--initialise",
+        choices=starts,
+        help="where training starts (default: the story's own choice)",
+    )
+    add("--seed", type=int, help="seed of the fit; the data stay the same (default: 0)")
+    add("--device", type=_device, help="where to train, such as cpu or cuda")
+    add("--out", metavar="FOLDER", help="run folder; a run there is replaced (default: a new one)")
+    add("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(command=run)
+
+
+def _story(name: str) -> str:
+    if name in WITHOUT_TREES or name.endswith(".py"):
+        return name
+    there = ", ".join(map(repr, WITHOUT_TREES))
+    raise argparse.ArgumentTypeError(
+        f"invalid choice: {name!r} (choose from {there}, or a file that ends in .py)"
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a device of this machine; got {name!r}"
+        ) from error
+    return name
+
+
+def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
+    """Fit, save, score and draw, in an order that loses nothing to an interruption."""
+    story_class, file = choices.story_class(options.story)
+    known = choices.parameters(story_class)
+    source = choices.source(options, known)
+    train, test = source.rows()
+    arguments = choices.story_arguments(
+        options, known, rows=train, test=test, classes=source.classes
+    )
+    story: Any = story_class(**arguments)
+    if options.missing_targets:
+        choices.check_missing_targets(story, train)
+    folder = Path(options.out or _new_folder(options))
+    new = not folder.exists()
+    runs.prepare(folder, file)
+    name = f"{options.story} on {options.data}"
+    print(f"{name}: {len(train):,} rows to fit, {len(test):,} to test", flush=True)
+    for target, names in source.classes.items():
+        print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NonFiniteWarning)  # it is printed below
+        try:
+            fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
+        except Exception:
+            if new:
+                folder.rmdir()  # empty as it is
+            raise
+    seconds = time.perf_counter() - started
+    save = partial(
+        runs.save,
+        fitted,
+        folder,
+        story_name=options.story if file is None else None,
+        story_file=file,
+        story_arguments=arguments,
+        data_name=options.data,
+        source=source.recorded(),
+        rows=train,
+    )
+    save()
+    if fitted.stopped:
+        epochs = len(fitted.history)
+        print(f"stopped after {epochs} epochs ({fitted.stopped}); what was learned is kept")
+    scores = {**scoring.scores(fitted, test), "seconds": seconds}
+    save(scores=scores)
+    for key, value in scores.items():
+        print(f"  {scoring.NAMES.get(key, key):<36}{value:>10.4g}")
+    print(f"run folder: {folder}")
+    for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
+        path = folder / f"{picture}.png"
+        figure.savefig(path, dpi=150)
+        print(f"  {path}")
+    return fitted, scores
+
+
+def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("epochs", "restarts", "loss", "initialise", "missing_targets", "seed", "device")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    defaults = FIT_DEFAULTS.get(options.story, {})
+    return {**defaults, **given, "progress": not options.quiet}
+
+
+def _new_folder(options: argparse.Namespace) -> Path:
+    """The first of runs/STORY-DATA, runs/STORY-DATA-2, … that is not there yet."""
+    first = Path("runs", f"{Path(options.story).stem}-{Path(options.data).stem}")
+    later = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return first if not first.exists() else next(path for path in later if not path.exists())

@@ -1,0 +1,35 @@
+"""``pyro-moe new``: a story as a file to be edited."""
+
+import argparse
+from typing import Any
+
+from .. import story_files
+from . import choices
+from .fit import FIT_DEFAULTS
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser("new", help="write a story into a file, to be edited")
+    parser.add_argument("file", metavar="FILE", help="the file to write, such as my_story.py")
+    parser.add_argument(
+        "--from",
+        dest="template",
+        required=True,
+        choices=story_files.TEMPLATES,
+        metavar="STORY",
+        help="the story that is in it: %(choices)s",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the file, and say how it is fitted."""
+    path = story_files.write(options.file, options.template)
+    line = f"pyro-moe fit {path} --data TABLE.csv"
+    if choices.has_target(choices.parameters(story_files.read(path).story)):
+        line += " --target COLUMN"
+    if "loss" in FIT_DEFAULTS.get(options.template, {}):
+        line += f" --loss {FIT_DEFAULTS[options.template]['loss']}"
+    print(f"{path}: {options.template}, whole, for you to edit")
+    print(f"  {line}")

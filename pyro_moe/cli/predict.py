@@ -1,0 +1,96 @@
+"""``pyro-moe predict``: what a saved story says of the targets of new rows."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from .. import datasets, evaluation, runs
+from ..fitting import fit
+from ..marginals import has_classes
+
+UNLIKE = 0.01
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser("predict", help="predict the targets of new rows")
+    option = parser.add_argument
+    option("run", metavar="RUN", help="a run folder that fit wrote, of a story with a target")
+    option(
+        "--data", required=True, help="a .csv or .parquet file with the columns that were fitted"
+    )
+    option("--out", required=True, metavar="FILE", help="the .csv file to write")
+    option(
+        "--novelty",
+        action="store_true",
+        help="add how probable rows as unlike the fitted ones are (wants the fitted table)",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write what a saved story says of new rows: means, spread, and who says so."""
+    story: Any
+    story, settings = runs.load(options.run)
+    targets = settings.get("targets")
+    if targets is None:
+        raise ValueError(f"expected a run with a target of a table; got {options.run}")
+    out = Path(options.out)
+    if out.is_dir():
+        raise ValueError(f"expected a file to write; got the folder {out}")
+    rows = datasets.table(options.data, columns=settings["columns"])
+    if out.exists() and out.samefile(options.data):
+        raise ValueError(f"expected --out to be another file than --data; got {out} for both")
+    runs.prepare(out.parent)
+    fitted: Any = fit(story.model, story.guide, rows.x, initialise="keep", epochs=0, progress=False)
+    prediction = evaluation.predict(fitted, rows)
+    beside = partial(_beside, set(targets))
+    names = (settings.get("source") or {}).get("classes", {})
+    columns: dict[str, ArrayLike] = {}
+    if has_classes(prediction.distributions[0]):
+        columns |= _of_classes(prediction.mean.numpy(), targets[0], names.get(targets[0]), beside)
+    else:
+        mean, deviation = prediction.mean.numpy(), prediction.variance.sqrt().numpy()
+        low, high = (prediction.quantile(q).numpy() for q in (0.05, 0.95))
+        for i, target in enumerate(targets):
+            if target in names:  # yes or no
+                each = np.stack([1 - mean[:, i], mean[:, i]], 1)
+                columns |= _of_classes(each, target, names[target], beside)
+                continue
+            columns[target] = mean[:, i]
+            columns[beside(f"{target}_sd")] = deviation[:, i]
+            columns[beside(f"{target}_q05")] = low[:, i]
+            columns[beside(f"{target}_q95")] = high[:, i]
+    columns |= {beside(f"gate_{k}"): g.numpy() for k, g in enumerate(prediction.gate.T)}
+    if options.novelty:
+        _, _, test = runs.restore(options.run)
+        p_value = evaluation.novelty(fitted, rows, reference=test.x).p_value.numpy()
+        columns[beside("novelty_p_value")] = p_value
+        print(f"{(p_value < UNLIKE).sum():,} rows are unlike those fitted (p < {UNLIKE})")
+    table = pd.DataFrame(columns)
+    table.to_csv(options.out, index=False)
+    print(f"{len(table):,} rows predicted: {options.out}")
+
+
+def _of_classes(
+    probabilities: np.ndarray,
+    target: str,
+    names: Sequence[str] | None,
+    beside: Callable[[str], str],
+) -> dict[str, ArrayLike]:
+    """The likeliest class, by name if it has one, and the probabilities (N, M) of all."""
+    likeliest = probabilities.argmax(1)
+    labels = range(probabilities.shape[1]) if names is None else names
+    each = {beside(f"{target}_is_{n}"): p for n, p in zip(labels, probabilities.T, strict=True)}
+    return {target: likeliest if names is None else np.asarray(names)[likeliest], **each}
+
+
+def _beside(targets: set[str], name: str) -> str:
+    """The name of a column beside those of targets, which keep theirs: ``price_sd_`` if need be."""
+    return _beside(targets, f"{name}_") if name in targets else name

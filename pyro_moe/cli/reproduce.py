@@ -1,0 +1,29 @@
+"""``pyro-moe reproduce``: a table of the paper, made again."""
+
+import argparse
+import warnings
+from typing import Any
+
+import torch
+
+from pyro_moe.inference.errors import EmptyComponentWarning
+
+from .. import table1
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser("reproduce", help="a table of the paper, made again")
+    option = parser.add_argument
+    option("table", choices=["table1"], help="the paper's table: %(choices)s")
+    option("--quick", action="store_true", help="one seed and few epochs, under five minutes")
+    option("--data-dir", metavar="DIR", help="folder of MNIST's four files; spirals alone if none")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table row by row."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyComponentWarning)  # it would stand amid the rows
+        table1.run(quick=options.quick, data_dir=options.data_dir)

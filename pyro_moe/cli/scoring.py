@@ -1,0 +1,67 @@
+"""The scores of a fit on test rows, and what they are called on the screen."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyro_moe.inference.errors import SiteError
+
+from .. import evaluation
+from ..fitting import Fit
+from ..marginals import has_classes
+from ..rows import Rows
+
+NAMES = {
+    "test_elbo": "test ELBO, nats per row",
+    "importance_weighted_bound": "importance-weighted bound",
+    "accuracy": "clustering accuracy",
+    "nmi": "normalised mutual information",
+    "ari": "adjusted Rand index",
+    "effective_components": "effective number of components",
+    "error": "squared error, summed over targets",
+    "rmse": "root mean squared error",
+    "log_likelihood": "test log-likelihood, nats per row",
+    "crps": "continuous ranked probability",
+    "log_loss": "log loss, nats per row",
+    "seconds": "seconds of training",
+}
+
+
+def scores(fit: Fit, test: Rows) -> dict[str, float]:
+    """Every score that makes sense for a fit and its test rows, by name."""
+    bounds = {
+        "test_elbo": evaluation.elbo(fit, test),
+        "importance_weighted_bound": evaluation.importance_weighted_bound(fit, test),
+    }
+    found = {name: bound.mean().item() for name, bound in bounds.items()}
+    try:
+        g = evaluation.gate(fit, test)
+    except SiteError:  # a story without clusters
+        return found
+    if test.labels is not None:
+        found |= evaluation.clustering_scores(g, test.labels)
+    found["effective_components"] = torch.special.entr(g.mean(0)).sum().exp().item()
+    return found | _of_targets(fit, known(test))
+
+
+def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
+    if test.y is None:
+        return {}
+    prediction = evaluation.predict(fit, test)
+    found: dict[str, Any]
+    if has_classes(prediction.distributions[0]):
+        found = evaluation.classification_scores(prediction, test.y)
+        return {"accuracy of classes": found.pop("accuracy"), **found}
+    found = evaluation.regression_scores(prediction, test.y)
+    coverage = found.pop("coverage")
+    shares = {f"coverage of {level:.0%} intervals": share for level, share in coverage.items()}
+    return found | shares
+
+
+def known(rows: Rows) -> Rows:
+    """The rows whose targets are known; all of them, without y, if those of none are."""
+    if rows.y is None:
+        return rows
+    there = ~rows.y.reshape(len(rows), -1).isnan().any(-1)
+    return rows.take(there) if there.any() else replace(rows, y=None)
