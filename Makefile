@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 SOURCES := $(wildcard pyro_moe/*.py pyro_moe/*/*.py models/*.py inference/*.py)
 
-.PHONY: demo test check
+.PHONY: demo test check docs
 
 demo: $(VENV)/installed
 	$(BIN)/pyro-moe demo --out demo
@@ -17,6 +17,15 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	cd $$(mktemp -d) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p pyro_moe
+
+docs: $(VENV)/docs-installed
+	rm -rf docs/_build
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    'pyro-moe[docs]'
+	touch $@
 
 # Strict editable mode puts models/ and inference/ under the package also for type checkers; it
 # links the files that there are, so that a new file wants a new install.

@@ -26,7 +26,8 @@ class EM:
     covariances positive (a ridge, shrinkage) and gates finite (a penalty on their weights).
 
     Attributes:
-        model, guide: The Pyro programs; without latent variables besides ``c``.
+        model: A Pyro program without latent variables besides ``c``.
+        guide: Its guide.
         data: Tensors of N rows each.
         epochs: Iterations at the most.
         seed: Seed of the start; EM itself draws nothing.

@@ -57,9 +57,11 @@ class SVI:
     on the share of the epochs that is done; nothing else has to be remembered.
 
     Attributes:
-        model, guide: The Pyro programs, whose parameters are changed in place.
+        model: A Pyro program, whose parameters are changed in place.
+        guide: Its guide, likewise.
         data: Tensors of N rows each, passed to both programs, a minibatch of them at a time.
-        elbo, treatment: The objective, see `objectives.objective`.
+        elbo: The objective, see `objectives.objective`.
+        treatment: What it wants done with ``c``, see there.
         epochs: Passes over the data in the whole run.
         batch_size: Rows in a minibatch.
         learning_rate: Adam's step size at its peak, see `one_cycle`; or a function of the share
