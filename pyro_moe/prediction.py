@@ -120,15 +120,35 @@ class Prediction:
             raise ValueError(f"expected q between 0 and 1; got {q}")
         if has_classes(self.distributions[0]):
             raise DataError("expected a target whose values have an order; got classes")
-        means, deviations = self._means(), self._stack(variance_of).sqrt()
-        reach = min(q, 1 - q) ** -0.5  # Chebyshev's inequality, for each expert
-        low = (means - reach * deviations).amin((0, 2)) - 1e-6
-        high = (means + reach * deviations).amax((0, 2)) + 1e-6
+        low, high = self._bracket(q)
         for _ in range(60):
             middle = (low + high) / 2
             above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return high.round() if self.distributions[0].support.is_discrete else high
+
+    def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values below and above the quantile, shape (N, M)."""
+        means, deviations = self._means(), self._stack(variance_of).sqrt()
+        reach = min(q, 1 - q) ** -0.5  # Chebyshev's inequality, for each expert
+        low = (means - reach * deviations).amin((0, 2)) - 1e-6
+        high = (means + reach * deviations).amax((0, 2)) + 1e-6
+        if low.isfinite().all() and high.isfinite().all():
+            return low, high
+        # Heavy tails have no variance, or no mean: feel the way out from the middle.
+        middle = means.nan_to_num().mean((0, 2))
+        return self._beyond(middle, -1, q), self._beyond(middle, 1, q)
+
+    def _beyond(self, middle: torch.Tensor, side: int, q: float) -> torch.Tensor:
+        """Values on one side, far enough from the middle to have the quantile between."""
+        step = torch.ones_like(middle)
+        while True:
+            value = middle + side * step
+            below = self._cdf(value.reshape(len(self), *self.distributions[0].event_shape)) < q
+            near = below if side > 0 else ~below
+            if not near.any() or not value.isfinite().all():
+                return value
+            step = torch.where(near, 2 * step, step)
 
     def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
         """Draws of the target of every row, shape (num_samples, N) or (num_samples, N, M).

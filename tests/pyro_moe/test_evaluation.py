@@ -654,3 +654,28 @@ def test_the_fitted_programs_are_callable_as_pyro_programs(fitted, x):
     assert_close(trace.nodes["z"]["fn"].mean, fit.story.encoder(x).mean, **EXACT)
     replayed = poutine.trace(poutine.replay(fit.model, trace=trace)).get_trace(x)
     assert_close(replayed.nodes["z"]["value"], trace.nodes["z"]["value"], **EXACT)
+
+
+# Latent variables that rows share
+
+
+def test_samples_are_of_the_posterior_of_what_rows_share():
+    """Each data set has one value of it, drawn from the guide and not from the prior."""
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(-100.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, torch.tensor([0.1])).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(torch.tensor(5.0), 2.0))
+
+    fit = pyro_moe.fit(model, guide, torch.zeros(3, 1), epochs=0, initialise="keep", progress=False)
+    means = []
+    for seed in range(200):
+        made = evaluation.sample(fit, 50, seed=seed)
+        assert made.std().item() == pytest.approx(0.1, rel=5 / 10)
+        means.append(made.mean())
+    means = torch.stack(means)
+    assert abs(means.mean().item() - 5.0) < 4 * 2.0 / 200**0.5
+    assert means.std().item() == pytest.approx(2.0, rel=4 / 400**0.5)

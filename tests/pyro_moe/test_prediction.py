@@ -1,15 +1,18 @@
 """Predictions are mixtures of what experts say, by hand and whatever was fitted."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, Rows, SiteError, evaluation
+from pyro_moe.evaluation import Prediction
 from pyro_moe.models import (
     DMVAE,
     ME,
@@ -585,3 +588,90 @@ def test_a_level_that_is_no_probability_is_an_error(fitted, x, q):
 def test_rows_of_another_width_are_an_error(fitted):
     with pytest.raises(DataError, match="expected x with 3 columns, as fitted; got 2"):
         evaluation.predict(fitted("me"), torch.zeros(5, 2))
+
+
+# Draws of the target
+
+
+MANY = 1000
+
+
+def moments_agree(prediction):
+    """Whether draws have the mean and variance of each row's prediction, to five errors."""
+    draws = prediction.sample(MANY, seed=1).reshape(MANY, len(prediction), -1)
+    error = (prediction.variance / MANY).sqrt()
+    mean = ((draws.mean(0) - prediction.mean).abs() <= 5 * error + 1e-12).all()
+    squared = (draws - prediction.mean).square()
+    error = squared.std(0) / MANY**0.5
+    return bool(mean and ((squared.mean(0) - prediction.variance).abs() <= 5 * error).all())
+
+
+@each_story
+def test_draws_have_the_moments_of_the_prediction(fitted, x, name):
+    prediction = evaluation.predict(fitted(name), x)
+    assert prediction.sample(3).shape == (3, N, M)
+    assert moments_agree(prediction)
+
+
+def test_draws_with_other_weights_have_other_moments(fitted, x):
+    prediction = evaluation.predict(fitted("me"), x)
+    flipped = replace(prediction, weights=prediction.weights.flip(-1))
+    draws = flipped.sample(MANY, seed=1)
+    error = (prediction.variance / MANY).sqrt()
+    assert ((draws.mean(0) - prediction.mean).abs() > 6 * error).any()
+
+
+@pytest.mark.parametrize("leading", [False, True])
+@pytest.mark.parametrize("num_draws", [1, 2, 5])
+def test_draws_of_several_latent_draws_have_the_moments_of_all(leading, num_draws):
+    shape = (K, N) if leading else (N, K)
+    experts = tuple(
+        dist.Normal(3 * torch.randn(*shape, M), torch.rand(*shape, M) + 0.1).to_event(1)
+        for _ in range(num_draws)
+    )
+    weights = torch.randn(num_draws, N, K).softmax(-1)
+    assert moments_agree(evaluation.Prediction(weights, experts, leading))
+
+
+def test_all_rows_of_one_draw_share_their_latent_draw():
+    """Of three latent draws, whose experts are a hundred apart, each in its turn."""
+    experts = tuple(dist.Normal(torch.full((N, 1), 100.0 * s), 1.0) for s in range(3))
+    draws = evaluation.Prediction(torch.ones(3, N, 1), experts).sample(7)
+    assert draws.shape == (7, N)
+    assert (draws / 100).round().tolist() == [[float(i % 3)] * N for i in range(7)]
+
+
+def test_draws_of_classes_have_their_probabilities():
+    classes = 3
+    p = dist.Categorical(logits=torch.randn(N, K, classes))
+    prediction = evaluation.Prediction(torch.randn(1, N, K).softmax(-1), (p,))
+    draws = prediction.sample(MANY)
+    assert draws.shape == (MANY, N)
+    shares = torch.nn.functional.one_hot(draws.long(), classes).double().mean(0)
+    error = (prediction.mean * (1 - prediction.mean) / MANY).sqrt()
+    assert ((shares - prediction.mean).abs() < 5 * error).all()
+
+
+def test_an_expert_of_no_weight_is_never_drawn():
+    p = dist.Normal(torch.tensor([0.0, 100.0]).expand(N, 2), 1.0)
+    weights = torch.tensor([1.0, 0.0]).expand(1, N, 2)
+    assert evaluation.Prediction(weights, (p,)).sample(500).max() < 50
+
+
+def test_the_seed_decides_the_draws_of_the_target(fitted, x):
+    prediction = evaluation.predict(fitted("me"), x)
+    first, again, other = (prediction.sample(4, seed=seed) for seed in (0, 0, 1))
+    assert_close(first, again, **EXACT)
+    assert (first != other).all()
+
+
+@pytest.mark.parametrize("df", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("q", [0.001, 0.3, 0.95])
+def test_quantiles_of_tails_too_heavy_for_a_variance(df, q):
+    loc = torch.tensor([[-5.0, 1000.0], [0.0, 1.0]], dtype=torch.float64)
+    p = dist.StudentT(df, loc, 1.0).to_event(0)
+    prediction = Prediction(torch.tensor([[[0.3, 0.7], [1.0, 0.0]]], dtype=torch.float64), (p,))
+    value = prediction.quantile(q)
+    assert_close(prediction.cdf(value[:, 0]), torch.full_like(value, q), rtol=1e-6, atol=0)
+    alone = scipy.stats.t(df, 0.0, 1.0).ppf(q)
+    assert value[1].item() == pytest.approx(alone, rel=1e-6)
