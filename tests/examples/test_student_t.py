@@ -1,130 +1,66 @@
-"""A story edited by hand goes through fit, gate, scores and figures unchanged."""
+"""Outliers: the check sees them in normal experts, and no more in Student-t ones."""
 
-import importlib.util
-from pathlib import Path
-
-import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib.figure import Figure
-from pyro import poutine
+from scipy import stats
 from torch.testing import assert_close
 
-import pyro_moe
-from pyro_moe import Rows, datasets, evaluation, plots
-from pyro_moe.inference import MarginalELBO
-from pyro_moe.inference.context import reproducible
-
-PATH = Path(__file__).parents[2] / "examples" / "student_t.py"
-K = 5
-EXACT = {"rtol": 0, "atol": 0}
+from pyro_moe import criticism, evaluation
+from pyro_moe.inference.isolation import modules
 
 
 @pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("student_t", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(load):
+    return load("student_t")
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return datasets.spiral(train_rows=60, test_rows=20, seed=0)
+def fits(example):
+    return example.fitted(example.readings(600, seed=1), epochs=100)
 
 
 @pytest.fixture(scope="module")
-def before(example):
-    return {name: value.clone() for name, value in example.story.state_dict().items()}
+def held_out(example):
+    return example.readings(400, seed=2)
 
 
 @pytest.fixture(scope="module")
-def fit(example, rows, before):
-    guide = example.story.guide
-    return pyro_moe.fit(example.model, guide, rows[0].x, epochs=2, seed=0, progress=False)
+def checks(fits, held_out):
+    return {name: criticism.check(fit, held_out, num_replicates=100) for name, fit in fits.items()}
 
 
-def test_x_is_student_t_given_z(fit, rows):
-    site = poutine.trace(fit.model).get_trace(rows[1].x).nodes["x"]
-    assert isinstance(site["fn"].base_dist, dist.StudentT)
-    assert (site["fn"].base_dist.df == 3.0).all()
-    assert site["is_observed"]
+def test_normal_experts_do_not_have_such_tails(checks):
+    surprises = checks["normal"].surprises()["statistic"]
+    assert {"largest score", "log kurtosis of scores"} & set(surprises)
 
 
-def test_the_story_of_the_example_stays_as_it_was(example, fit, before):
-    assert_close(dict(example.story.state_dict()), before, **EXACT)
-    learned = fit.parameters()
-    assert set(learned) == set(dict(example.story.named_parameters()))
-    assert not torch.equal(learned["decoder.network.0.weight"], before["decoder.network.0.weight"])
+def test_student_t_experts_do(checks):
+    assert checks["student_t"].surprises().empty
 
 
-def test_model_and_guide_learn_one_story(fit, rows):
-    """The copied model and the copied guide refer to the same copy."""
-    x = rows[1].x
-    expected = fit.guide.__wrapped__.__self__
-    assert_close(evaluation.encode(fit, x), expected.encoder(x).mean.detach(), **EXACT)
-    means = expected.decoder(evaluation.encode(fit, x)).mean.detach()
-    assert_close(evaluation.reconstruct(fit, x), means, **EXACT)
+def test_new_rows_are_likelier_with_heavy_tails(fits, held_out):
+    table = criticism.compare(fits, held_out)
+    assert table.index.tolist() == ["student_t", "normal"]
+    assert table["difference"].iloc[1] < -2 * table["difference_standard_error"].iloc[1]
 
 
-def test_the_gate_is_amortised(fit, rows):
-    g, error = evaluation.gate(fit, rows[1].x, return_error=True)
-    assert g.shape == (len(rows[1]), K)
-    assert_close(g.sum(-1), torch.ones(len(g)))
-    assert (error == 0).all()
+def test_the_density_is_a_mixture_of_scipys(fits, held_out):
+    fit = fits["student_t"]
+    (story,) = modules(fit.run.model)
+    df = 2.0 + fit.parameters()["df"].exp()
+    with torch.no_grad():
+        gate, lines = story.gate(held_out.x).probs, story.experts(held_out.x).base_dist
+    each = stats.t(df, lines.loc[..., 0], lines.scale[..., 0]).pdf(held_out.y)
+    expected = torch.as_tensor((gate.numpy() * each).sum(-1)).log().float()
+    density = evaluation.predict(fit, held_out.x).log_prob(held_out.y)
+    assert_close(density, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_scores_are_shares(fit, rows):
-    g = evaluation.gate(fit, rows[1].x)
-    scores = evaluation.clustering_scores(g, rows[1].labels)
-    assert set(scores) == {"accuracy", "nmi", "ari"}
-    assert 1 / K <= scores["accuracy"] <= 1
-
-
-def test_the_elbo_of_rows_is_the_objective(fit, rows):
-    x = rows[1].x
-    with reproducible(7), torch.no_grad():
-        expected = -MarginalELBO().loss(fit.model, fit.guide, x) / len(x)
-    mine = evaluation.elbo(fit, x, num_samples=1, seed=7)
-    assert mine.shape == (len(x),)
-    assert mine.mean().item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_importance_weighted_bound_is_above_the_elbo(fit, rows):
-    """In each row, for the same samples, by Jensen's inequality."""
-    x = rows[1].x
-    bound = evaluation.importance_weighted_bound(fit, x, num_samples=32, seed=5)
-    assert bound.shape == (len(x),)
-    assert (bound > evaluation.elbo(fit, x, num_samples=32, seed=5)).all()
-
-
-@pytest.mark.parametrize("component", [None, 0, K - 1])
-def test_samples_are_rows(fit, component):
-    x = evaluation.sample(fit, 7, component=component)
-    assert x.shape == (7, 2)
-    assert x.isfinite().all()
-
-
-def test_samples_without_noise_are_means(fit):
-    """Heavy tails are in the noise alone: the same z and c, drawn first, give both."""
-    noisy, smooth = (evaluation.sample(fit, 4000, noise=noise, seed=3) for noise in (True, False))
-    story = fit.guide.__wrapped__.__self__
-    scale = (story.units.scale * story.decoder.log_scale.exp()).detach()
-    residual = ((noisy - smooth) / scale).flatten()
-    share = dist.StudentT(3.0).rsample((200_000,)).abs().gt(3.0).double().mean()
-    error = (share * (1 - share) / len(residual)).sqrt()
-    assert (residual.abs().gt(3.0).double().mean() - share).abs() < 4.5 * error
-
-
-def test_every_picture_is_drawn(fit, rows):
-    shown = Rows(rows[1].x, labels=rows[1].labels)
-    figures = plots.pictures(fit, shown)
-    names = {"history", "latent_map", "reconstructions", "generated", "gate_map"}
-    assert set(figures) == names
-    assert all(isinstance(figure, Figure) for figure in figures.values())
-
-
-def test_outliers_are_a_share_of_the_rows(example):
-    x = torch.zeros(20_000, 2)
-    thrown = (example.contaminated(x, 0.1) != x).all(-1).double().mean()
-    assert abs(thrown - 0.1) < 4.5 * (0.1 * 0.9 / len(x)) ** 0.5
+def test_the_empty_guide_loses_nothing(fits, held_out):
+    """The marginal ELBO is the log density, and the gate that of the module."""
+    for fit in fits.values():
+        (story,) = modules(fit.run.model)
+        density = evaluation.predict(fit, held_out.x).log_prob(held_out.y)
+        assert_close(evaluation.elbo(fit, held_out), density, rtol=1e-4, atol=1e-4)
+        gate = evaluation.gate(fit, held_out.x)
+        assert_close(gate, story.gate(held_out.x).probs.detach(), rtol=1e-4, atol=1e-5)

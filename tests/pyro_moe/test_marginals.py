@@ -41,6 +41,11 @@ def poisson():
     return dist.Poisson(rate).to_event(1), stats.poisson(rate)
 
 
+def negative_binomial():
+    size, probs = 0.5 + torch.rand(K, 1), torch.rand(N, K, M)
+    return dist.NegativeBinomial(size, probs=probs).to_event(1), stats.nbinom(size, 1.0 - probs)
+
+
 def bernoulli():
     probs = torch.rand(N, K, M)
     return dist.Bernoulli(probs).to_event(1), stats.bernoulli(probs)
@@ -51,6 +56,7 @@ FAMILIES = {
     "full-covariance normal": full_normal,
     "student-t": student_t,
     "poisson": poisson,
+    "negative binomial": negative_binomial,
     "bernoulli": bernoulli,
 }
 MIXTURES = {
