@@ -1,6 +1,5 @@
 """Predictive checks: does data from the fitted story look like the data at hand?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,12 @@ import torch
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.reading import observed_sites
-from pyro_moe.rows import Data
+from pyro_moe.rows import Data, column_names
 
 from .calibration import calibration
 from .replicates import Features, Replicate, Targets
-from .statistics import Statistic
-from .surprise import adjusted_p_values, predictive_p_values, standardised
+from .statistics import DISTANCE, Statistic
+from .surprise import adjusted_p_values, allowing_for_estimates, predictive_p_values, standardised
 
 LEAST_ROWS = 20  # of a component that is looked at by itself
 
@@ -41,7 +40,7 @@ class Check:
 
     @property
     def p_value(self) -> float:
-        """The least adjusted p-value: below α with a probability of α if the story is true."""
+        """The least adjusted p-value, below α with a probability of α if the story is true."""
         return float(self.table["adjusted_p_value"].min())
 
     @property
@@ -83,10 +82,10 @@ def check(
 
     The rows should be such as the fit has not seen: on its training rows the story looks better
     than it is. Parameters are estimates, which replicates at their values do not show: they are
-    spread by :math:`\sqrt{1 + N / N_{fit}}`, what an efficient estimate of the statistic from
-    the fitted rows would add. Many statistics are looked at; the adjusted p-values allow for
-    their number and dependence, so that a true story raises an alarm at level α with
-    probability about α in all.
+    spread by :math:`\sqrt{1 + N / N_{fit}}`, the most that efficient estimates from the fitted
+    rows add (squared distances are multiplied by :math:`1 + N / N_{fit}`). Many statistics are
+    looked at; the adjusted p-values allow for their number and dependence, so that a true story
+    raises an alarm at level α with probability about α in all.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
@@ -122,10 +121,12 @@ def check(
     if not {"x", "y"} & set(sites):
         raise SiteError(f"expected an observed site 'x' or 'y' in the model; got {sites}")
     parts: list[Targets | Features] = []
+    names = fit.columns or column_names(data) or tuple(f"x{d}" for d in range(fit.x_dim))
     if "y" in sites:
-        parts.append(Targets(fit, columns, names=getattr(data, "targets", None), seed=seed))
+        targets = getattr(data, "targets", None)
+        parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))
     if "x" in sites:
-        parts.append(Features(fit, columns[0], seed=seed))
+        parts.append(Features(fit, columns[0], names=names, seed=seed))
     given = statistics or {}
     if not set(given) <= {part.site for part in parts}:
         raise ValueError(
@@ -133,9 +134,9 @@ def check(
         )
     with torch.no_grad():
         compared = [_compare(part, given.get(part.site, {}), num_replicates) for part in parts]
-    spread = math.sqrt(1 + len(columns[0]) / len(fit.run.data[0]))
+    ratio = len(columns[0]) / len(fit.run.data[0])
     pit = next((part.pit for part in parts if isinstance(part, Targets)), None)
-    return Check(_judged(compared, spread), pit, len(columns[0]), num_replicates)
+    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates)
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,13 @@ def _compare(
     return _Compared(labels, torch.cat(observed), torch.stack(replicated))
 
 
-def _judged(compared: list[_Compared], spread: float) -> pd.DataFrame:
+def _judged(compared: list[_Compared], ratio: float) -> pd.DataFrame:
     observed = torch.cat([part.observed for part in compared])
     replicated = torch.cat([part.replicated for part in compared], 1)
-    distances = standardised(observed, replicated, spread=spread)
     labels = [label for part in compared for label in part.labels]
+    squared = torch.tensor([name == DISTANCE for _, _, name, _ in labels])
+    allowed = allowing_for_estimates(replicated, ratio, squared=squared.to(replicated.device))
+    distances = standardised(observed, allowed)
     table = pd.DataFrame(labels, columns=["site", "component", "statistic", "column"])
     numbers = {
         "observed": observed,

@@ -18,7 +18,9 @@ from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.inference.relaxation import Discretise
 from pyro_moe.reading import Given, feature_batches, observed_sites, shared_latents
-from pyro_moe.rows import Data
+from pyro_moe.rows import Data, column_names
+
+from .replicates import feature_blocks
 
 if TYPE_CHECKING:
     import xarray
@@ -86,7 +88,8 @@ def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: 
         )
     with torch.no_grad():
         groups = _groups(fit, columns, num_draws, seed)
-    names = {"feature": fit.columns, "target": getattr(data, "targets", None)}
+    features = fit.columns or column_names(data)
+    names = {"feature": features, "target": getattr(data, "targets", None)}
     return _assemble(arviz, groups, {dim: name for dim, name in names.items() if name})
 
 
@@ -137,24 +140,25 @@ def _groups(
 def _posterior(
     fit: Fit, columns: tuple[torch.Tensor, ...], num_draws: int, seed: int
 ) -> dict[str, np.ndarray]:
-    draws = []
-    for i in range(num_draws):
-        with reproducible(stream(seed, 0, i)):
-            draws.append(_latents(*enumerated_traces(fit.model, fit.guide, *columns)))
+    with reproducible(stream(seed, 0)):
+        traces = (enumerated_traces(fit.model, fit.guide, *columns) for _ in range(num_draws))
+        draws = [_latents(*pair) for pair in traces]
     return {name: torch.stack([draw[name] for draw in draws]).cpu().numpy() for name in draws[0]}
 
 
 def _latents(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
     """One value of each latent site; of ``c`` the number of its component, shape (N,)."""
-    latents = {
-        name: guide_trace.nodes[name]["value"]
-        for name in guide_trace.stochastic_nodes
-        if name != "c"
-    }
+    latents = {}
     if "c" in model_trace.nodes:
         log_q = log_assignment(guide_trace)
         log_q = row_log_weights(model_trace, guide_trace) if log_q is None else log_q
         latents["c"] = torch.multinomial(log_q.softmax(0).T, 1).squeeze(-1)
+    for name in guide_trace.stochastic_nodes:
+        site = guide_trace.nodes[name]
+        if name != "c" and len(site["fn"].batch_shape) > 1:  # it depends on c
+            latents[name] = site["value"][latents["c"], torch.arange(len(latents["c"]))]
+        elif name != "c":
+            latents[name] = site["value"]
     return latents
 
 
@@ -179,14 +183,15 @@ def _without_single_column(y: torch.Tensor) -> torch.Tensor:
 
 
 def _of_features(fit: Fit, x: torch.Tensor, num_draws: int, seed: int) -> dict[str, np.ndarray]:
-    replicated = [evaluation.sample(fit, len(x), seed=stream(seed, 1, i)) for i in range(num_draws)]
-    varies = bool(shared_latents(fit))
+    replicated = [*feature_blocks(fit, len(x), num_draws, seed=stream(seed, 1))]
+    with reproducible(stream(seed, 2)):
+        varies = bool(shared_latents(fit))
     log_likelihood = [
         _log_density(fit, x, stream(seed, 2, i), particles=16 if varies else 256)
         for i in range(num_draws if varies else 1)
     ]
     return {
-        "posterior_predictive": torch.stack(replicated).cpu().numpy(),
+        "posterior_predictive": torch.cat(replicated).cpu().numpy(),
         "log_likelihood": _resolved(torch.stack(log_likelihood), num_draws, seed),
     }
 
@@ -222,11 +227,9 @@ def _prior_predictive(
     fit: Fit, columns: tuple[torch.Tensor, ...], name: str, num_draws: int, seed: int
 ) -> np.ndarray:
     model = poutine.uncondition(fit.model)
-    draws = []
-    for i in range(num_draws):
-        with reproducible(stream(seed, 3, i)), Discretise():
-            draws.append(poutine.trace(model).get_trace(*columns).nodes[name]["value"])
-    values = torch.stack(draws)
+    with reproducible(stream(seed, 3)), Discretise():
+        traces = (poutine.trace(model).get_trace(*columns) for _ in range(num_draws))
+        values = torch.stack([trace.nodes[name]["value"] for trace in traces])
     return (_without_single_column(values) if name == "y" else values).cpu().numpy()
 
 

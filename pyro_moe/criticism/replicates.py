@@ -27,6 +27,7 @@ from .statistics import (
 )
 
 MOST_PAIRED_COLUMNS = 20
+MOST_COMPARED_COLUMNS = 100  # in distribution, the slowest of the statistics
 REFERENCE_ROWS = 4096
 ROWS_AT_ONCE = 10_000
 Replicate = tuple[Sample, torch.Tensor]
@@ -43,6 +44,7 @@ class Targets:
         fit: Fit,
         columns: tuple[torch.Tensor, ...],
         *,
+        x_names: tuple[str, ...],
         names: tuple[str, ...] | None = None,
         seed: int = 0,
     ) -> None:
@@ -58,7 +60,7 @@ class Targets:
         numbers = map(str, range(size))
         plain = ("y",) if size == 1 else tuple(f"y{m}" for m in range(size))
         self.names = tuple(numbers) if of_classes else names or plain
-        self.x_names = fit.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+        self.x_names = x_names
         self.pit = None if of_classes else self._transform(self.y, seed)
 
     def statistics_of(self, component: int) -> Mapping[str, Statistic]:
@@ -92,20 +94,24 @@ class Features:
 
     site = "x"
 
-    def __init__(self, fit: Fit, x: torch.Tensor, *, seed: int = 0) -> None:
+    def __init__(self, fit: Fit, x: torch.Tensor, *, names: tuple[str, ...], seed: int = 0) -> None:
         _expect_rows(x)
         self.fit, self.x, self.seed = fit, x, seed
-        self.names = fit.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+        self.names = names
         self.reference = evaluation.sample(fit, REFERENCE_ROWS, seed=stream(seed, 5))
         self.reference_component = self._components(self.reference)
-        self.statistics = {**FEATURE_STATISTICS, DISTANCE: distance_from(self.reference)}
+        self.statistics = {**FEATURE_STATISTICS, **self._distance_from(self.reference)}
         if 1 < fit.x_dim <= MOST_PAIRED_COLUMNS:
             self.statistics["correlation"] = correlation
 
     def statistics_of(self, component: int) -> Mapping[str, Statistic]:
         """What rows of a component are compared by."""
         own = self.reference[self.reference_component == component]
-        return {**COMPONENT_FEATURE_STATISTICS, DISTANCE: distance_from(own)}
+        return {**COMPONENT_FEATURE_STATISTICS, **self._distance_from(own)}
+
+    def _distance_from(self, reference: torch.Tensor) -> Mapping[str, Statistic]:
+        few = self.fit.x_dim <= MOST_COMPARED_COLUMNS
+        return {DISTANCE: distance_from(reference)} if few else {}
 
     def observed(self) -> Replicate:
         """The features at hand."""
@@ -113,14 +119,10 @@ class Features:
 
     def replicates(self, number: int) -> Iterator[Replicate]:
         """New rows, with latent variables of their own."""
-        rows = len(self.x)
-        with reproducible(self.seed):  # rows are independent but for what they share
-            together = 1 if shared_latents(self.fit) else max(1, ROWS_AT_ONCE // rows)
-        for first in range(0, number, together):
-            seed = stream(self.seed, 4, first)
-            x = evaluation.sample(self.fit, min(together, number - first) * rows, seed=seed)
-            sample, component = self._sample(x, seed)
-            for start in range(0, len(x), rows):
+        rows, seed = len(self.x), stream(self.seed, 4)
+        for i, block in enumerate(feature_blocks(self.fit, rows, number, seed=seed)):
+            sample, component = self._sample(block.flatten(0, 1), stream(seed, i))
+            for start in range(0, len(sample), rows):
                 part = slice(start, start + rows)
                 yield sample.take(part), component[part]
 
@@ -137,6 +139,16 @@ class Features:
             return evaluation.gate(self.fit, x, num_samples=8, seed=self.seed).argmax(-1)
         except SiteError:  # a story without components
             return x.new_zeros(len(x), dtype=torch.long)
+
+
+def feature_blocks(fit: Fit, rows: int, number: int, *, seed: int) -> Iterator[torch.Tensor]:
+    """Data sets of so many new rows, that number of them in blocks of shape (B, rows, D)."""
+    with reproducible(seed):  # rows are independent but for what they share
+        together = 1 if shared_latents(fit) else max(1, ROWS_AT_ONCE // rows)
+    for first in range(0, number, together):
+        size = min(together, number - first)
+        x = evaluation.sample(fit, size * rows, seed=stream(seed, 0, first))
+        yield x.unflatten(0, (size, rows))
 
 
 def _expect_rows(x: torch.Tensor) -> None:

@@ -86,6 +86,9 @@ TARGET_STATISTICS: dict[str, Statistic] = {
     "largest score": lambda sample: sample.scores.abs().amax(0),
     DISTANCE: lambda sample: cramer_von_mises(torch.special.ndtr(sample.scores)),
     "correlation of scores with": lambda sample: _correlations(sample.scores, sample.x),
+    "correlation of scores with the square of": lambda sample: _correlations(
+        sample.scores, (sample.x - sample.x.mean(0)).square()
+    ),
     "correlation of squared scores with": lambda sample: _correlations(
         sample.scores.square(), sample.x
     ),
@@ -106,7 +109,12 @@ COMPONENT_FEATURE_STATISTICS: dict[str, Statistic] = {
     **_SHAPES,
 }
 
-OF_PAIRS = ("correlation", "correlation of scores with", "correlation of squared scores with")
+OF_PAIRS = (
+    "correlation",
+    "correlation of scores with",
+    "correlation of scores with the square of",
+    "correlation of squared scores with",
+)
 
 
 def class_statistics(number: int) -> Mapping[str, Statistic]:

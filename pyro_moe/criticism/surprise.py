@@ -5,8 +5,33 @@ import torch
 LARGEST = 1e100  # of a statistic, whose squares and sums remain finite
 
 
+def allowing_for_estimates(
+    replicated: torch.Tensor, ratio: float, *, squared: torch.Tensor
+) -> torch.Tensor:
+    r"""Statistics as they would vary if the story's parameters had been estimated for each.
+
+    .. math:: \bar T_j + \sqrt{1 + \rho}\, (T_{sj} - \bar T_j), \quad \rho = N / N_{fit}
+
+    An efficient estimate of what a statistic is about, from other rows, has at most ρ times
+    the statistic's own variance, which adds to it. Of a squared distance between distributions
+    it adds to the mean, too: that is at most (1 + ρ) times one without it, in distribution.
+
+    Args:
+        replicated: T_1 … T_S, shape (S, J).
+        ratio: ρ, rows of a data set by rows that were fitted.
+        squared: Which statistics are squared distances, shape (J,).
+
+    Returns:
+        Statistics of shape (S, J).
+    """
+    replicated = replicated.double().clamp(-LARGEST, LARGEST)
+    centre = replicated.nanmean(0)
+    spread = centre + (1 + ratio) ** 0.5 * (replicated - centre)
+    return torch.where(squared, (1 + ratio) * replicated, spread)
+
+
 def standardised(
-    observed: torch.Tensor, replicated: torch.Tensor, *, spread: float = 1.0
+    observed: torch.Tensor, replicated: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Distances of statistics from where replicates have them, each in a unit of its own.
 
@@ -18,7 +43,6 @@ def standardised(
     Args:
         observed: T_0, shape (J,).
         replicated: T_1 … T_S, shape (S, J).
-        spread: By what to widen the replicates around their mean first.
 
     Returns:
         t_0 of shape (J,), and t_1 … t_S of shape (S, J), zero where a statistic is not defined.
@@ -26,8 +50,6 @@ def standardised(
     replicated, observed = (
         values.double().clamp(-LARGEST, LARGEST) for values in (replicated, observed)
     )
-    centre = replicated.nanmean(0)
-    replicated = centre + spread * (replicated - centre)
     both = torch.cat([observed.unsqueeze(0), replicated])
     distances = (both - both.nanmean(0)).abs()
     unit = torch.nanquantile(distances, 0.99, dim=0)
@@ -42,7 +64,7 @@ def predictive_p_values(observed: torch.Tensor, replicated: torch.Tensor) -> tor
 
     .. math:: p_j = (1 + \#\{s : t_{sj} \ge t_{0j}\}) / (S + 1)
     """
-    return (1 + (replicated >= observed).sum(0)) / (len(replicated) + 1)
+    return (1 + (replicated >= observed).sum(0)).double() / (len(replicated) + 1)
 
 
 def adjusted_p_values(observed: torch.Tensor, replicated: torch.Tensor) -> torch.Tensor:
@@ -55,4 +77,4 @@ def adjusted_p_values(observed: torch.Tensor, replicated: torch.Tensor) -> torch
     statistics there are and however they depend on each other (Westfall and Young 1993).
     """
     largest = replicated.amax(1, keepdim=True)
-    return (1 + (largest >= observed).sum(0)) / (len(replicated) + 1)
+    return (1 + (largest >= observed).sum(0)).double() / (len(replicated) + 1)

@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.criticism.surprise import adjusted_p_values, predictive_p_values, standardised
+from pyro_moe.criticism.statistics import cramer_von_mises
+from pyro_moe.criticism.surprise import (
+    adjusted_p_values,
+    allowing_for_estimates,
+    predictive_p_values,
+    standardised,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 S, J = 99, 50
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
-REPEATS = 1500
+REPEATS = 800
 
 
 def normal(generator):
@@ -95,6 +101,14 @@ def test_p_values_of_a_worked_example():
     assert adjusted_p_values(t, others).tolist() == [3 / 5, 4 / 5]  # maxima 2, 3, 1, 0
 
 
+def test_p_values_are_fractions_in_double_precision():
+    """In single precision five of a hundred are more than five percent."""
+    others = torch.arange(99.0, dtype=torch.float32).unsqueeze(-1)
+    t = torch.tensor([95.0], dtype=torch.float32)
+    torch.set_default_dtype(torch.float32)
+    assert [p(t, others).item() for p in (predictive_p_values, adjusted_p_values)] == [0.05] * 2
+
+
 def test_an_adjusted_p_value_is_never_the_smaller_one():
     values = heavy_tailed(torch.Generator().manual_seed(0))
     t = standardised(values[0], values[1:])
@@ -110,22 +124,55 @@ def test_a_shift_of_one_statistic_of_fifty_is_found_and_named():
     assert (p.argsort()[0], (p <= 0.05).sum()) == (7, 1)
 
 
-def test_wider_replicates_make_observed_data_less_surprising():
+# What estimates add
+
+
+def test_estimates_spread_statistics_around_their_mean_and_multiply_squared_distances():
+    replicated = torch.tensor([[0.0, 1.0], [2.0, 2.0], [4.0, 6.0]])
+    allowed = allowing_for_estimates(replicated, 3.0, squared=torch.tensor([False, True]))
+    assert allowed.tolist() == [[-2.0, 4.0], [2.0, 8.0], [6.0, 24.0]]
+
+
+def test_fewer_rows_that_were_fitted_make_observed_data_less_surprising():
     values = normal(torch.Generator().manual_seed(0))
+    squared = torch.zeros(J, dtype=torch.bool)
     p = [
-        predictive_p_values(*standardised(values[0], values[1:], spread=spread))
-        for spread in (1.0, 1.5, 4.0)
+        predictive_p_values(
+            *standardised(values[0], allowing_for_estimates(values[1:], ratio, squared=squared))
+        )
+        for ratio in (0.0, 1.0, 15.0)
     ]
+    assert torch.equal(p[0], predictive_p_values(*standardised(values[0], values[1:])))
     assert p[0].mean() < p[1].mean() < p[2].mean()
 
 
-def test_spread_is_around_the_mean_of_the_replicates():
-    observed, replicated = torch.tensor([8.0]), torch.tensor([[0.0], [2.0], [4.0]])
-    wider = torch.tensor([[-4.0], [2.0], [8.0]])
-    for got, expected in zip(
-        standardised(observed, replicated, spread=3.0), standardised(observed, wider), strict=True
-    ):
-        assert_close(got, expected, **CLOSE)
+@pytest.mark.parametrize("num_fitted", [50, 200])
+def test_with_what_they_add_estimates_raise_alarms_as_often_as_stated(num_fitted):
+    """A normal of unknown mean and scale: means, scales, and distances of distributions."""
+    number, repeats = 100, 1000
+    generator = torch.Generator().manual_seed(1)
+    squared = torch.tensor([False, False, True])
+
+    def statistics(rows, mean, scale):
+        distance = cramer_von_mises(torch.special.ndtr((rows - mean) / scale))
+        return torch.stack([rows.mean(0), rows.std(0), distance], -1)
+
+    alarms = {"with": 0, "without": 0}
+    for _ in range(repeats):
+        fitted = torch.randn(num_fitted, 1, generator=generator)
+        mean, scale = fitted.mean(), fitted.std()
+        made = mean + scale * torch.randn(number, S, generator=generator)
+        observed = statistics(torch.randn(number, 1, generator=generator), mean, scale)[0]
+        replicated = statistics(made, mean, scale)
+        allowed = allowing_for_estimates(replicated, number / num_fitted, squared=squared)
+        for name, others in (("with", allowed), ("without", replicated)):
+            alarms[name] += bool(adjusted_p_values(*standardised(observed, others)).min() <= 0.05)
+    error = (0.05 * 0.95 / repeats) ** 0.5
+    assert alarms["with"] / repeats <= 0.05 + 3 * error
+    assert alarms["without"] / repeats > 0.05 + 3 * error
+
+
+# What is out of the ordinary
 
 
 def test_what_no_replicate_ever_does_is_surprising():

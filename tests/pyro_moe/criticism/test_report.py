@@ -1,0 +1,208 @@
+"""The report is one page that needs nothing beside it, and what is wrong stands first."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import pyro_moe
+from pyro_moe import DataError, Rows, models
+from pyro_moe.criticism import check, report
+
+FEW = {"num_replicates": 20}
+EM = {"loss": "em", "epochs": 20, "progress": False}
+
+
+class Page(HTMLParser):
+    """Titles, pictures, links and texts of a page."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source, self.inside = source, []
+        self.headings, self.items, self.cells, self.title = [], [], [], ""
+        self.images, self.links, self.classes = [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag not in ("meta", "img", "link"):
+            self.inside.append(tag)
+        if tag == "img":
+            self.images.append(given)
+        if tag == "section":
+            self.classes.append(given.get("class"))
+        self.links += [given[name] for name in ("href", "src", "srcset") if name in given]
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop() == tag
+
+    def handle_data(self, text):
+        tag = self.inside[-1] if self.inside else None
+        kept = {"h2": self.headings, "li": self.items, "td": self.cells}
+        if tag in kept:
+            kept[tag].append(text)
+        if tag == "title":
+            self.title += text
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes the report of a fit and reads it."""
+
+    def make(fit, data=None, **options):
+        path = report(fit, tmp_path / "report.html", data, **{**FEW, **options})
+        assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+        return Page(path.read_text(encoding="utf-8"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    generator = torch.Generator().manual_seed(0)
+    c = torch.arange(600) % 2
+    x = torch.randn(600, 3, generator=generator)
+    x[:, 0] += 8.0 * c
+    return x
+
+
+def fitted(story, data):
+    return pyro_moe.fit(story.model, story.guide, data, **EM)
+
+
+SECTIONS = {
+    "vae": ["What the story generates"],
+    "vade": ["The gate", "What the story generates"],
+    "me, two targets": ["The gate", "The experts"],
+    "me, classes": ["The gate", "The experts"],
+    "me, missing targets": ["The gate", "The experts"],
+    "gmmmoe": ["The gate", "The experts", "What the story generates"],
+    "bayesian, classes": ["The gate", "The experts"],
+}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_page_needs_nothing_beside_it_and_has_what_the_story_has(fits, written, name):
+    page = written(fits(name))
+    assert not page.inside
+    assert "http://" not in page.source
+    assert "https://" not in page.source
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"@import|url\(", page.source)
+    assert all(image["alt"].strip() for image in page.images)
+    pictures = [base64.b64decode(image["src"].split(",")[1]) for image in page.images]
+    assert all(picture.startswith(b"\x89PNG\r\n\x1a\n") for picture in pictures)
+    assert len(set(pictures)) == len(pictures) >= 3
+    always = ["What was fitted", "Scores", "Does the story make data like these?"]
+    assert page.headings == ["Warnings", *always, *SECTIONS[name]]
+
+
+def test_a_good_fit_has_no_warnings(clusters, written):
+    page = written(fitted(models.GMM(3, 2), clusters[:400]), clusters[400:])
+    assert page.headings[0] == "No warnings"
+    assert page.classes[0] == "well"
+    assert page.items == []
+
+
+def test_what_is_wrong_stands_first_and_is_named(clusters, written):
+    """One Gaussian for two clusters along the first of the columns that have names."""
+    fit = fitted(models.GMM(3, 1), clusters[:400])
+    rows = Rows(clusters[400:], columns=("age", "weight", "height"))
+    page = written(fit, rows)
+    assert page.headings[0] == "Warnings"
+    assert page.classes[0] == "warnings"
+    found = check(fit, rows, **FEW)
+    first = found.surprises().iloc[0]
+    assert first["column"] == "age"
+    assert page.items == [
+        f"the story does not make data like these: {found}. Most surprising: the "
+        f"{first['statistic']} age of x, {first['observed']:.4g}, where the story has "
+        f"{first['replicated']:.4g} ± {first['standard_deviation']:.2g}"
+    ]
+
+
+def test_rows_that_were_fitted_are_called_so(clusters, written):
+    fit = fitted(models.GMM(3, 2), clusters)
+    seen = "these are the rows that were fitted: checks on them are kinder than on new ones"
+    assert written(fit).items == [seen]
+
+
+def test_a_dead_component_and_an_early_end_are_told(clusters, written):
+    story = models.GMM(3, 3)
+    with torch.no_grad():
+        story.mixture.loc[2] = 100.0
+    fit = pyro_moe.fit(
+        story.model, story.guide, clusters[:400], epochs=0, initialise="keep", progress=False
+    )
+    items = written(fit, clusters[400:]).items
+    assert any(item.startswith("no rows for component") for item in items)
+
+    def interrupt(fit):
+        raise KeyboardInterrupt
+
+    story = models.GMM(3, 2)
+    fit = pyro_moe.fit(story.model, story.guide, clusters[:400], callback=interrupt, **EM)
+    assert written(fit, clusters[400:]).items[0] == "training stopped early: interrupted"
+
+
+def test_what_was_fitted_and_its_scores_are_there(clusters, written):
+    fit = fitted(models.GMM(3, 2), clusters[:400])
+    cells = written(fit, clusters[400:]).cells
+    facts = dict(zip(cells[::2], cells[1::2], strict=False))
+    assert facts["rows fitted"] == "400"
+    assert facts["rows of this report"] == "200"
+    assert (facts["loss"], facts["seed"], facts["epochs done"]) == (
+        "em",
+        "0",
+        str(len(fit.history)),
+    )
+    elbo = pyro_moe.evaluation.elbo(fit, clusters[400:]).mean().item()
+    assert facts["ELBO, nats per row"] == f"{elbo:.4g}"
+
+
+def test_scores_are_of_rows_with_a_target(fits, written):
+    fit = fits("me, missing targets")
+    x, y = fit.run.data
+    known = ~y.isnan().flatten()
+    prediction = pyro_moe.evaluation.predict(fit, x[known])
+    rmse = pyro_moe.evaluation.regression_scores(prediction, y[known])["rmse"]
+    cells = written(fit).cells
+    assert cells[cells.index("rmse") + 1] == f"{rmse:.4g}"
+
+
+def test_the_title_is_the_storys_name_or_what_is_asked(clusters, written):
+    fit = fitted(models.GMM(3, 2), clusters[:400])
+    assert written(fit, clusters[400:], num_replicates=2).title == "GMM"
+    page = written(fit, clusters[400:], title="<b>mine</b> & yours", num_replicates=2)
+    assert page.title == "<b>mine</b> & yours"
+    assert "<b>" not in page.source
+
+
+def test_names_of_columns_are_text_and_not_html(clusters, written):
+    fit = fitted(models.GMM(3, 1), clusters[:400])
+    rows = Rows(clusters[400:], columns=("<script>alert(1)</script>", "a & b", "c"))
+    page = written(fit, rows)
+    assert "<script" not in page.source
+    assert "<script>alert(1)</script>" in page.cells
+
+
+def test_a_fit_writes_its_own_report(clusters, tmp_path):
+    fit = fitted(models.GMM(3, 2), clusters[:400])
+    paths = [
+        fit.report(tmp_path / "a.html", clusters[400:], **FEW),
+        report(fit, str(tmp_path / "b.html"), clusters[400:], **FEW),
+    ]
+    assert [path.name for path in paths] == ["a.html", "b.html"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_file_that_cannot_be_written_is_told(clusters, tmp_path):
+    fit = fitted(models.GMM(3, 2), clusters[:400])
+    path = tmp_path / "nowhere" / "report.html"
+    message = f"expected a file that can be written; got {path} (No such file or directory)"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        report(fit, path, clusters[400:], num_replicates=5)
