@@ -28,7 +28,7 @@ UCI = {
 def main() -> None:
     """Print the tables, or put them into the README."""
     text = README.read_text()
-    for make in (clusters, starts, table1, latent_lengths, classes, uci, intervals):
+    for make in MADE:
         content = make()
         if "--write" not in sys.argv[1:]:
             print(f"{make.__name__}\n{content}\n")
@@ -201,6 +201,20 @@ def intervals() -> str:
         rows.append((name.replace("_", " "), len(runs), covered, fitness))
     return table(("story", "seeds", "90 % intervals cover", "test log-likelihood"), rows)
 
+
+def checks() -> str:
+    """How often a predictive check raises an alarm at level 0.05."""
+    rows = []
+    for (_, kind, name), (result,) in grouped("checks-", 3).items():
+        runs = result["runs"]
+        alarmed = [run["most_surprising"] for run in runs if run["p_value"] <= result["level"]]
+        first = statistics.mode(alarmed) if kind == "wrong" else ""
+        rate = f"{result['alarms']:.2f} ± {result['standard_error']:.2f}"
+        rows.append((kind, name.replace("_", " "), len(runs), rate, first))
+    return table(("story", "", "simulations", "alarms", "named first most often"), rows)
+
+
+MADE = (clusters, starts, table1, latent_lengths, classes, uci, intervals, checks)
 
 if __name__ == "__main__":
     main()
