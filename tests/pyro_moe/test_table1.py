@@ -30,6 +30,7 @@ def quick_cell(name, small, seed=0):
     return table1.cell(name, "spiral", *small, seed=seed, quick=True)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")  # after one epoch
 @each_method
 def test_a_cell_is_a_fit_that_is_scored_on_test_rows(small, name, monkeypatch):
     fits = []
