@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the health of the gate, and the statistics that the story does not reproduce."""
     fitted, _, test = runs.restore(options.run, options.data)
-    print(f"{options.run}: {len(test):,} rows that were not fitted", flush=True)
+    which = f"of {options.data}" if options.data else "that were not fitted"
+    print(f"{options.run}: {len(test):,} rows {which}", flush=True)
     try:
         gate = criticism.health(fitted, test)
         print(f"effective number of components: {gate.effective_components:.2f}")

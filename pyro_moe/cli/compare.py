@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
                 f"{options.runs[0]}"
             )
     table = criticism.compare({name: fitted for name, (fitted, _, _) in restored.items()}, test)
-    print(f"log density of {len(test):,} rows that were not fitted, nats per row")
+    which = f"of {options.data}" if options.data else "that were not fitted"
+    print(f"log density of {len(test):,} rows {which}, nats per row")
     columns = ["log_density", "standard_error", "difference", "difference_standard_error"]
     if table["loo"].notna().any():
         columns += ["loo", "loo_standard_error"]

@@ -126,10 +126,11 @@ def _warnings(fit: Fit, checked: Check | None, gate: Health | None, seen: bool) 
         found += gate.warnings()
     if checked is not None and not checked.surprises().empty:
         first = checked.surprises().iloc[0]
-        where = "" if pd.isna(first["component"]) else f" of component {first['component']}"
+        where = f" ({first['column']})" if first["column"] else ""
+        where += "" if pd.isna(first["component"]) else f" in component {first['component']}"
         found.append(
             f"the story does not make data like these: {checked}. Most surprising: the "
-            f"{first['statistic']} {first['column']} of {first['site']}{where}, "
+            f"{first['statistic']} of {first['site']}{where}, "
             f"{first['observed']:.4g}, where the story has {first['replicated']:.4g} "
             f"± {first['standard_deviation']:.2g}"
         )

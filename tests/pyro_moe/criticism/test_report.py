@@ -120,7 +120,7 @@ def test_what_is_wrong_stands_first_and_is_named(clusters, written):
     assert first["column"] == "age"
     assert page.items == [
         f"the story does not make data like these: {found}. Most surprising: the "
-        f"{first['statistic']} age of x, {first['observed']:.4g}, where the story has "
+        f"{first['statistic']} of x (age), {first['observed']:.4g}, where the story has "
         f"{first['replicated']:.4g} ± {first['standard_deviation']:.2g}"
     ]
 
