@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
 
@@ -87,3 +89,50 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
     )
     variance = torch.where(observed, 0.0, variance.clamp_min(0.0))
     return Conditional(log_prob.to(x), complete(p.mean), variance.to(x), complete)
+
+
+class Marginal(TorchDistribution):
+    """A distribution of rows whose density is that of one of their columns.
+
+    Args:
+        p: What `condition` takes.
+        column: The number of the column.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> p = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+        >>> Marginal(p, 1).log_prob(torch.tensor([9.0, 0.0])).exp()
+        tensor([0.3989, 0.3989, 0.3989])
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, p: Any, column: int) -> None:
+        self.p, self.column = p, column
+        super().__init__(p.batch_shape, p.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the rows."""
+        return self.p.support
+
+    def sample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """Whole rows."""
+        return self.p.sample(sample_shape)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """The log-density of the column in rows of shape (..., N, D)."""
+        observed = torch.arange(value.shape[-1], device=value.device) == self.column
+        return condition(self.p, value, observed).log_prob
+
+
+class OnlyColumn(Messenger):
+    """Make one column of a site count, as if the others were not observed."""
+
+    def __init__(self, site: str, column: int) -> None:
+        super().__init__()
+        self.site, self.column = site, column
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site:
+            msg["fn"] = Marginal(msg["fn"], self.column)

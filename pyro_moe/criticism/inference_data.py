@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from pyro import poutine
 
 from pyro_moe import evaluation
+from pyro_moe.conditioning import Marginal, OnlyColumn
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
@@ -37,7 +39,14 @@ DIMENSIONS = {
 Names = dict[str, tuple[str, ...]]  # of the entries of a dimension
 
 
-def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: int = 0) -> Any:
+def to_arviz(
+    fit: Fit,
+    data: Data | None = None,
+    *,
+    column: int | str | None = None,
+    num_draws: int = 400,
+    seed: int = 0,
+) -> Any:
     r"""Draws of a fitted story as ArviZ's InferenceData, or its DataTree from ArviZ 1.0 on.
 
     .. math:: \theta_s \sim q(\theta), \quad z_{ns}, c_{ns} \sim q(z, c \mid x_n, y_n), \quad
@@ -67,6 +76,9 @@ def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: 
         fit: A fitted story with a site ``y`` or ``x``.
         data: Rows of the kind that was fitted, best such that the fit has not seen; the training
             rows if None.
+        column: The number or name of one column of a target, or of x, that has several: what
+            was observed and replicated of it, and its own marginal log-likelihood, are then all
+            that is given beside the posterior. ``az.plot_loo_pit`` wants one number a row.
         num_draws: Draws, a multiple of eight, which stand as four chains.
         seed: Seed of the draws.
 
@@ -74,7 +86,7 @@ def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: 
         DataError: If the draws would take more than a gigabyte.
         ImportError: If ArviZ is not installed.
         SiteError: If the model has no site ``y`` and no site ``x``.
-        ValueError: If ``num_draws`` is no multiple of eight.
+        ValueError: If ``num_draws`` is no multiple of eight, or there is no such column.
     """
     arviz = import_arviz()
     if num_draws < 8 or num_draws % 8:
@@ -86,10 +98,10 @@ def to_arviz(fit: Fit, data: Data | None = None, *, num_draws: int = 400, seed: 
             f"expected rows and draws of at most {MOST_NUMBERS:,} numbers in all; "
             f"got {numbers:,}: take fewer rows or draws"
         )
-    with torch.no_grad():
-        groups = _groups(fit, columns, num_draws, seed)
     features = fit.columns or column_names(data)
     names = {"feature": features, "target": getattr(data, "targets", None)}
+    with torch.no_grad():
+        groups = _groups(fit, columns, num_draws, seed, column=column, names=names)
     return _assemble(arviz, groups, {dim: name for dim, name in names.items() if name})
 
 
@@ -111,7 +123,13 @@ def import_arviz() -> Any:
 
 
 def _groups(
-    fit: Fit, columns: tuple[torch.Tensor, ...], num_draws: int, seed: int
+    fit: Fit,
+    columns: tuple[torch.Tensor, ...],
+    num_draws: int,
+    seed: int,
+    *,
+    column: int | str | None,
+    names: dict[str, tuple[str, ...] | None],
 ) -> dict[str, dict[str, np.ndarray]]:
     """The groups' variables, the drawn ones with a leading dimension of draws."""
     x, *others = columns
@@ -124,17 +142,36 @@ def _groups(
         "posterior": _posterior(fit, columns, num_draws, seed)
     }
     if "y" in sites and others:
-        name, of_site = "y", _of_targets(fit, x, columns[1], num_draws, seed)
-        observed = columns[1].reshape(of_site["posterior_predictive"].shape[1:])
+        name, observed = "y", columns[1]
+        chosen = _number(column, names["target"], observed[0].numel())
+        of_site = _of_targets(fit, x, observed, num_draws, seed, chosen)
         groups["constant_data"] = {"x": x.cpu().numpy()}
     elif "x" in sites:
-        name, observed, of_site = "x", x, _of_features(fit, x, num_draws, seed)
+        name, observed = "x", x
+        chosen = _number(column, names["feature"], x.shape[1])
+        of_site = _of_features(fit, x, num_draws, seed, chosen)
     else:
         raise SiteError(f"expected an observed site 'y' or 'x' in the model; got {sites}")
     of_site["prior_predictive"] = _prior_predictive(fit, columns, name, num_draws, seed)
-    groups |= {group: {name: values} for group, values in of_site.items()}
-    groups["observed_data"] = {name: observed.cpu().numpy()}
-    return groups
+    of_site["observed_data"] = _without_single_column(observed.unsqueeze(0))[0].cpu().numpy()
+    if chosen is not None:
+        of_site |= {
+            group: values[..., chosen]
+            for group, values in of_site.items()
+            if group != "log_likelihood"
+        }
+    return groups | {group: {name: values} for group, values in of_site.items()}
+
+
+def _number(column: int | str | None, names: tuple[str, ...] | None, size: int) -> int | None:
+    """The number of a column given by number or name; None if there is one column or all count."""
+    if column is None:
+        return None
+    known = [*range(size), *(names or ())]
+    if column not in known:
+        raise ValueError(f"expected a column in {known}; got {column!r}")
+    number = column if isinstance(column, int) else (names or ()).index(column)
+    return number if size > 1 else None
 
 
 def _posterior(
@@ -163,13 +200,17 @@ def _latents(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
 
 
 def _of_targets(
-    fit: Fit, x: torch.Tensor, y: torch.Tensor, num_draws: int, seed: int
+    fit: Fit, x: torch.Tensor, y: torch.Tensor, num_draws: int, seed: int, chosen: int | None
 ) -> dict[str, np.ndarray]:
     prediction = evaluation.predict(fit, x, num_samples=num_draws, seed=seed)
     replicated = prediction.sample(num_draws, seed=stream(seed, 1))
     parts = zip(prediction.weights, prediction.distributions, strict=True)
     log_likelihood = [
-        replace(prediction, weights=weights.unsqueeze(0), distributions=(p,)).log_prob(y)
+        replace(
+            prediction,
+            weights=weights.unsqueeze(0),
+            distributions=(p if chosen is None else Marginal(p, chosen),),
+        ).log_prob(y)
         for weights, p in parts
     ]
     return {
@@ -182,12 +223,14 @@ def _without_single_column(y: torch.Tensor) -> torch.Tensor:
     return y.squeeze(-1) if y.dim() == 3 and y.shape[-1] == 1 else y
 
 
-def _of_features(fit: Fit, x: torch.Tensor, num_draws: int, seed: int) -> dict[str, np.ndarray]:
+def _of_features(
+    fit: Fit, x: torch.Tensor, num_draws: int, seed: int, chosen: int | None
+) -> dict[str, np.ndarray]:
     replicated = [*feature_blocks(fit, len(x), num_draws, seed=stream(seed, 1))]
     with reproducible(stream(seed, 2)):
         varies = bool(shared_latents(fit))
     log_likelihood = [
-        _log_density(fit, x, stream(seed, 2, i), particles=16 if varies else 256)
+        _log_density(fit, x, stream(seed, 2, i), particles=16 if varies else 256, column=chosen)
         for i in range(num_draws if varies else 1)
     ]
     return {
@@ -196,13 +239,23 @@ def _of_features(fit: Fit, x: torch.Tensor, num_draws: int, seed: int) -> dict[s
     }
 
 
-def _log_density(fit: Fit, x: torch.Tensor, seed: int, particles: int) -> torch.Tensor:
-    """Log p(x) of each row by importance weights, at one draw of the shared latent variables."""
-    with reproducible(seed), Given(shared_latents(fit)):
+def _log_density(
+    fit: Fit, x: torch.Tensor, seed: int, *, particles: int, column: int | None
+) -> torch.Tensor:
+    """Log p(x) of each row by importance weights, at one draw of the shared latent variables.
+
+    Of one column alone the model is its own guide: the code of a whole row knows too much.
+    """
+    guide, only = (
+        (fit.guide, nullcontext())
+        if column is None
+        else (lambda *columns: None, OnlyColumn("x", column))
+    )
+    with reproducible(seed), Given(shared_latents(fit)), only:
         log_weights = [
             torch.cat(
                 [
-                    row_log_weights(*enumerated_traces(fit.model, fit.guide, *batch)).logsumexp(0)
+                    row_log_weights(*enumerated_traces(fit.model, guide, *batch)).logsumexp(0)
                     for batch in feature_batches(fit, x)
                 ]
             )

@@ -333,6 +333,85 @@ def test_what_rows_share_has_its_prior_and_its_posterior(as_it_is):
     assert moments_agree(prior, np.array([100.0, -100.0]), np.array([1.25, 1.25]))
 
 
+# One column
+
+
+def test_of_one_column_of_a_mixture_it_is_its_marginal(fits):
+    fit = fits("gmm")
+    (x,) = fit.run.data
+    idata = to_arviz(fit, num_draws=8, column=1)
+    mixture = fit.story.mixture
+    components = mixture.component(torch.eye(2))
+    marginal = dist.Normal(components.loc[:, 1], components.covariance_matrix[:, 1, 1].sqrt())
+    each = marginal.log_prob(x[:, 1:]) + mixture.assignment().logits.log_softmax(-1)
+    expected = each.logsumexp(-1).detach().numpy()
+    found = values(idata, "log_likelihood", "x")
+    np.testing.assert_allclose(found.mean(0), expected, atol=1e-9)
+    assert idata.observed_data["x"].dims == ("row",)
+    assert idata.posterior_predictive["x"].dims == ("chain", "draw", "row")
+    np.testing.assert_array_equal(idata.observed_data["x"], x[:, 1])
+
+
+def test_of_one_target_it_is_the_marginal_of_its_experts(fits):
+    fit = fits("me, two targets")
+    x, y = fit.run.data
+    idata = to_arviz(fit, num_draws=8, column=0)
+    story = fit.story
+    experts = story.experts(x).base_dist
+    each = dist.Normal(experts.loc[..., 0], experts.scale[..., 0]).log_prob(y[:, :1])
+    expected = (each + story.gate(x).logits.log_softmax(-1)).logsumexp(-1).detach().numpy()
+    found = values(idata, "log_likelihood", "y")
+    np.testing.assert_allclose(found.mean(0), expected, atol=1e-9)
+    np.testing.assert_array_equal(idata.observed_data["y"], y[:, 0])
+
+
+def test_of_one_column_of_a_linear_story_it_is_a_normal(as_it_is):
+    """x = W z + e, within five standard errors of the average over draws of z."""
+    weight = torch.tensor([[1.0, 0.5], [-2.0, 1.0]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T, 0.7).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight / 5, 0.1).to_event(1))
+
+    x = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.5, 2.0]])
+    found = values(
+        to_arviz(as_it_is(model, guide, x), num_draws=8, column=0), "log_likelihood", "x"
+    )
+    mean = x[:, 0]
+    expected = dist.Normal(0.0, (1.25 + 0.49) ** 0.5).log_prob(mean).exp()
+    # E p(x|z)^2 = N(x; 0, v + s^2 / 2) / (2 s sqrt(pi)), with v and s^2 the variances of W z and e
+    second = dist.Normal(0.0, (1.25 + 0.245) ** 0.5).log_prob(mean).exp() / (1.4 * math.pi**0.5)
+    error = ((second - expected**2) / 256).sqrt()
+    assert ((torch.as_tensor(found.mean(0)).exp() - expected).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("column", [2, -1, "height"])
+def test_a_column_that_is_not_there_is_named(clusters_with_names, column):
+    fit, rows = clusters_with_names
+    message = rf"expected a column in \[0, 1, 'age', 'weight'\]; got {column!r}"
+    with pytest.raises(ValueError, match=message):
+        to_arviz(fit, rows, num_draws=8, column=column)
+
+
+def test_a_column_may_be_given_by_its_name(clusters_with_names):
+    fit, rows = clusters_with_names
+    by_name, by_number = (to_arviz(fit, rows, num_draws=8, column=c) for c in ("weight", 1))
+    np.testing.assert_array_equal(
+        values(by_name, "log_likelihood", "x"), values(by_number, "log_likelihood", "x")
+    )
+
+
+@pytest.fixture
+def clusters_with_names(fits):
+    fit = fits("gmm")
+    return fit, Rows(fit.run.data[0], columns=("age", "weight"))
+
+
 # ArviZ at work
 
 
@@ -359,13 +438,15 @@ def test_arviz_works_on_every_story(fits, az, story):
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", ["me", "bayesian", "me, counts"])
-def test_arviz_has_a_loo_transform_of_a_target_of_one_column(fits, az, name):
-    """It refuses several columns, and x, by their shape."""
-    idata = to_arviz(fits(name), num_draws=40)
+def test_arviz_has_a_loo_transform_of_every_story(fits, az, story):
+    """Of one column, where there are several: for more, and of classes, ArviZ has none."""
+    fit = fits(story)
+    size = fit.run.data[-1][0].numel()
+    idata = to_arviz(fit, num_draws=40, column=None if size == 1 else 1)
     plt = sys.modules["matplotlib.pyplot"]
     plt.close("all")
-    az.plot_loo_pit(idata, **({} if is_new(az) else {"y": "y"}))
+    name = "y" if len(fit.run.data) > 1 else "x"
+    az.plot_loo_pit(idata, **({} if is_new(az) else {"y": name}))
     assert len(plt.get_fignums()) == 1
     plt.close("all")
 
