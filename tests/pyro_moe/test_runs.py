@@ -1,6 +1,7 @@
 """What is saved is what is loaded, and what cannot be says so."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -103,7 +104,7 @@ def test_the_files_of_a_run(tmp_path):
     assert settings["story"] == "dmvae"
     assert settings["story_arguments"] == ARGUMENTS["dmvae"] | {"hidden": [8]}
     assert settings["fit"]["epochs"] == 2
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["versions"]["torch"] == version("torch")
     scores = json.loads((folder / "scores.json").read_text())
     assert scores == {"stopped": None, "held_out_elbo": None, "accuracy": 0.5}
     history = pd.read_csv(folder / "history.csv").to_dict("records")
