@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.objectives import enumerated_traces, row_log_weights
+from pyro_moe.inference.objectives import Program, enumerated_traces, row_log_weights
 
 from .fitting import Fit
 from .reading import feature_batches, node
@@ -95,13 +95,19 @@ def novelty(
         return Novelty(log_density, feature_log_density(fit, reference, num_samples).sort().values)
 
 
-def feature_log_density(fit: Fit, x: Data, num_samples: int) -> torch.Tensor:
-    """The importance-weighted bound on log p(x) of each row, without its target, shape (N,)."""
+def feature_log_density(
+    fit: Fit, x: Data, num_samples: int, *, guide: Program | None = None
+) -> torch.Tensor:
+    """The importance-weighted bound on log p(x) of each row, without its target, shape (N,).
+
+    Samples come from the fitted guide, or from another.
+    """
+    guide = fit.guide if guide is None else guide
     blocks = []
     for batch in feature_batches(fit, x):
         total = torch.tensor(-math.inf)
         for _ in range(num_samples):
-            traces = enumerated_traces(fit.model, fit.guide, *batch)
+            traces = enumerated_traces(fit.model, guide, *batch)
             node(traces[0], "x", "model")
             total = torch.logaddexp(total, row_log_weights(*traces).logsumexp(0))
         blocks.append(total - math.log(num_samples))

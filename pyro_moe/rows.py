@@ -45,6 +45,21 @@ class Rows:
         y, labels = (None if part is None else part[chosen] for part in (self.y, self.labels))
         return replace(self, x=self.x[chosen], y=y, labels=labels)
 
+    def with_targets(self) -> "Rows":
+        """The rows that have a target."""
+        return self.take(has_target(self.y).nonzero().flatten())
+
+
+def has_target(y: Any) -> torch.Tensor:
+    """Which of the targets y, shape (N,) or (N, M), are known: no column of theirs is NaN.
+
+    Example:
+        >>> has_target([[1.0, 2.0], [3.0, float("nan")]])
+        tensor([ True, False])
+    """
+    y = torch.as_tensor(y)
+    return ~y.reshape(len(y), -1).isnan().any(-1)
+
 
 def as_tensors(
     data: Data, *, dtype: torch.dtype | None = None, missing_targets: bool = False

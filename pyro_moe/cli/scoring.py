@@ -10,7 +10,7 @@ from pyro_moe.inference.errors import SiteError
 from .. import evaluation
 from ..fitting import Fit
 from ..marginals import has_classes
-from ..rows import Rows
+from ..rows import Rows, has_target
 
 NAMES = {
     "test_elbo": "test ELBO, nats per row",
@@ -63,5 +63,5 @@ def known(rows: Rows) -> Rows:
     """The rows whose targets are known; all of them, without y, if those of none are."""
     if rows.y is None:
         return rows
-    there = ~rows.y.reshape(len(rows), -1).isnan().any(-1)
+    there = has_target(rows.y)
     return rows.take(there) if there.any() else replace(rows, y=None)

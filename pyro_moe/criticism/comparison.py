@@ -14,7 +14,7 @@ from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.relaxation import Discretise
 from pyro_moe.novelty import feature_log_density
 from pyro_moe.reading import observed_sites, shared_latents
-from pyro_moe.rows import Data
+from pyro_moe.rows import Data, has_target
 from pyro_moe.selection import compare_log_densities
 
 from .inference_data import import_arviz, to_arviz
@@ -101,7 +101,7 @@ def _log_density(fit: Fit, data: Data, site: str, num_samples: int, seed: int) -
             with reproducible(seed):
                 return feature_log_density(fit, x, num_samples).cpu().numpy()
         x, y = fit.as_tensors(data)[:2]
-        known = ~y.reshape(len(y), -1).isnan().any(-1)
+        known = has_target(y)
         prediction = evaluation.predict(fit, x[known], num_samples=num_samples, seed=seed)
         return prediction.log_prob(y[known]).cpu().numpy()
 

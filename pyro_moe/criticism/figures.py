@@ -239,8 +239,7 @@ def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
         and there the mean log density of the targets, the mean of what it says of the first
         target (of classes the last one's probability) and the standard deviation it gives.
     """
-    known = ~torch.as_tensor(rows.y).double().reshape(len(rows), -1).isnan().any(-1)
-    rows = rows.take(known.nonzero().flatten())
+    rows = rows.with_targets()
     prediction = evaluation.predict(fit, rows.x, seed=seed)
     log_density = prediction.log_prob(torch.as_tensor(rows.y))
     likeliest = prediction.gate.argmax(-1)

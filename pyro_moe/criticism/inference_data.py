@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,8 +18,9 @@ from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.inference.relaxation import Discretise
-from pyro_moe.reading import Given, feature_batches, observed_sites, shared_latents
-from pyro_moe.rows import Data, column_names
+from pyro_moe.novelty import feature_log_density
+from pyro_moe.reading import Given, observed_sites, shared_latents
+from pyro_moe.rows import Data, column_names, has_target
 
 from .replicates import feature_blocks
 
@@ -134,7 +134,7 @@ def _groups(
     """The groups' variables, the drawn ones with a leading dimension of draws."""
     x, *others = columns
     for y in others:
-        known = ~y.reshape(len(y), -1).isnan().any(-1)
+        known = has_target(y)
         columns = tuple(column[known] for column in columns)
         x = x[known]
     sites = observed_sites(fit)
@@ -252,16 +252,7 @@ def _log_density(
         else (lambda *columns: None, OnlyColumn("x", column))
     )
     with reproducible(seed), Given(shared_latents(fit)), only:
-        log_weights = [
-            torch.cat(
-                [
-                    row_log_weights(*enumerated_traces(fit.model, guide, *batch)).logsumexp(0)
-                    for batch in feature_batches(fit, x)
-                ]
-            )
-            for _ in range(particles)
-        ]
-    return torch.stack(log_weights).logsumexp(0) - math.log(particles)
+        return feature_log_density(fit, x, particles, guide=guide)
 
 
 def _resolved(log_likelihood: torch.Tensor, num_draws: int, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.objectives import enumerated_traces, row_bounds
 from pyro_moe.marginals import has_classes
 from pyro_moe.reading import feature_batches, shared_latents
+from pyro_moe.rows import has_target
 
 from .calibration import normal_scores, probability_integral_transform
 from .statistics import (
@@ -49,7 +50,7 @@ class Targets:
         seed: int = 0,
     ) -> None:
         x, y = columns[:2]
-        known = ~y.reshape(len(y), -1).isnan().any(-1)
+        known = has_target(y)
         self.x, self.y, self.seed = x[known], y[known], seed
         _expect_rows(self.x)
         self.prediction = evaluation.predict(fit, self.x, seed=seed)

@@ -106,11 +106,6 @@ def _rows(fit: Fit, data: Data | None) -> Rows:
     )
 
 
-def _with_targets(rows: Rows) -> Rows:
-    known = ~torch.as_tensor(rows.y).double().reshape(len(rows), -1).isnan().any(-1)
-    return rows.take(known.nonzero().flatten())
-
-
 def _or_none(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
@@ -167,7 +162,7 @@ def _what(fit: Fit, rows: Rows, seen: bool) -> str:
 def _scores(fit: Fit, rows: Rows) -> str:
     scores: dict[str, float] = {"ELBO, nats per row": evaluation.elbo(fit, rows).mean().item()}
     if rows.y is not None:
-        rows = _with_targets(rows)
+        rows = rows.with_targets()
         prediction, target = evaluation.predict(fit, rows.x), torch.as_tensor(rows.y)
         if has_classes(prediction.distributions[0]):
             scores |= evaluation.classification_scores(prediction, target)
@@ -235,7 +230,7 @@ def _gate(fit: Fit, rows: Rows, gate: Health | None, seed: int) -> str:
 def _experts(fit: Fit, rows: Rows, seed: int) -> str:
     if rows.y is None:
         return ""
-    rows = _with_targets(rows)
+    rows = rows.with_targets()
     parts = [
         _table(figures.expert_table(fit, rows, seed=seed)),
         _picture(
