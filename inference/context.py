@@ -8,6 +8,8 @@ import numpy as np
 import pyro
 import torch
 
+from .isolation import Program, modules
+
 
 @contextmanager
 def reproducible(*seeds: int) -> Iterator[None]:
@@ -51,3 +53,20 @@ def running(store: dict[str, Any]) -> Iterator[None]:
             yield
     finally:  # Pyro restores what it knows of, not what was set through torch
         torch.distributions.Distribution.set_default_validate_args(torch_validates)
+
+
+@contextmanager
+def training_mode(*programs: Program) -> Iterator[None]:
+    """Have dropout, batch normalisation and their like at work, and at rest again afterwards.
+
+    Args:
+        programs: Models and guides, whose modules are otherwise in evaluation mode.
+    """
+    parts = modules(*programs)
+    try:
+        for part in parts:
+            part.train()
+        yield
+    finally:
+        for part in parts:
+            part.eval()

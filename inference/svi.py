@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
-from .context import reproducible, running
+from .context import reproducible, running, training_mode
 from .isolation import isolated, learned
 from .objectives import Program, Treatment
 
@@ -165,7 +165,12 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
-        with reproducible(self.seed, epoch), running(self.store), warnings.catch_warnings():
+        with (
+            reproducible(self.seed, epoch),
+            running(self.store),
+            training_mode(self.model, self.guide),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
             order = torch.randperm(num_rows)
             batches = order.to(self.data[0].device).split(self.batch_size)

@@ -184,7 +184,8 @@ def fit(
 
     Any model and guide will do whose rows are in the plate ``"data"`` and whose assignment, if
     there is one, is the one-hot site ``c``. They are copied: the caller's stay as they were, and
-    no two fits share anything.
+    no two fits share anything. Modules are in training mode while they learn, and in evaluation
+    mode otherwise, so that dropout and the like are at rest in all that is computed from a fit.
 
     Args:
         model: The generative story, called with the columns of a minibatch.
@@ -448,7 +449,7 @@ def _reset(
 ) -> None:
     """Draw the parameters of a start, and let stories adapt themselves to the data's units."""
     for part in modules(model, guide):
-        part.to(data[0].device)
+        part.to(data[0].device).eval()  # but for the epochs of `SVI`
         if keep:
             continue
         with reproducible(seed):

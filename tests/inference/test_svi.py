@@ -347,3 +347,31 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(x):
     with pytest.raises(NonFiniteError, match="non-finite gradient at epoch 1, step 1"):
         list(run)
     assert_close(run.store["params"]["loc"].detach(), torch.zeros(D), **SAME)
+
+
+# Training and evaluation
+
+
+def test_modules_learn_in_training_mode_and_are_otherwise_in_evaluation_mode(x):
+    story, modes = make(), []
+    dropout = nn.Dropout(0.5)
+    story.encoder.register_module("dropout", dropout)
+    dropout.register_forward_hook(lambda module, *_: modes.append(module.training))
+    story.encoder.register_forward_pre_hook(lambda encoder, given: (encoder.dropout(given[0]),))
+    run = svi(story, x)
+    for _ in run:
+        assert not any(part.training for part in story.modules())
+    assert modes == [True] * len(modes)
+    assert len(modes) == 4 * 3  # epochs and batches
+
+
+def test_after_an_error_modules_are_in_evaluation_mode(x):
+    story = make()
+
+    def fails(module, given):
+        raise RuntimeError("as asked")
+
+    story.encoder.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="as asked"):
+        list(svi(story, x))
+    assert not any(part.training for part in story.modules())

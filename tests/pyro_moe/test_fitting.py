@@ -29,6 +29,7 @@ from pyro_moe.models import (
     VAE,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
+    DeepMoE,
     NormalConditional,
     VaDE,
 )
@@ -835,3 +836,14 @@ def test_columns_by_other_names_than_were_fitted_are_an_error():
     by_name, by_place = (evaluation.gate(fitted, rows) for rows in (x, x.to_numpy()))
     assert_close(by_name, by_place, **EXACT)
     assert fit(GMM(D, K), x.to_numpy()).columns is None
+
+
+def test_what_is_computed_from_a_fit_has_dropout_at_rest(x):
+    gate = nn.Sequential(nn.Linear(D, 8), nn.Dropout(0.5), nn.Linear(8, K))
+    story = DeepMoE(D, 1, K, gate=gate)
+    for choices in ({"initialise": "random"}, {"initialise": "keep", "epochs": 0}):
+        fitted = fit(story, (x, x[:, :1]), **choices)
+        g = evaluation.gate(fitted, x)
+        assert_close(evaluation.gate(fitted, x), g, **EXACT)
+        assert_close(evaluation.gate(fitted, x[:5]), g[:5])
+    assert gate.training  # the caller's own stays as it was
