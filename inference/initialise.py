@@ -4,6 +4,7 @@ A clustering is responsibilities r of shape (N, K). It gives every part of a sto
 the prior its moments, the gate its labels, the experts their rows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -74,15 +75,20 @@ def phases(
 
 
 def corrected(
-    run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 10
+    run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 20
 ) -> torch.Tensor:
     r"""Take the M-steps of a clustering of x, and correct it where the targets contradict it.
 
-    .. math:: p(c = k \mid x, y) \propto \Big[ \sum_j r_j A_{jk} \Big]\, p_k(y \mid x)
+    .. math:: p(c = k \mid x, y) \propto \Big[ \sum_j r_j A_{jk} \Big]\,
+              \big[ (1 - \epsilon)\, p_k(y \mid x) + \epsilon\, b(y \mid x) \big]
 
-    by EM on the experts and on A, the chance that a row of cluster j belongs to component k.
-    Clusterers are surer of themselves than they are right: a few per cent of rows in a wrong
+    by EM on the experts, on A, the chance that a row of cluster j belongs to component k, and on
+    ε. Clusterers are surer of themselves than they are right: a few per cent of rows in a wrong
     cluster make each expert's least squares so wide that no row's target would ever move it.
+
+    The background b is the average of the experts as they first come out, wide: a row that b
+    explains better than all experts teaches none of them. Without it one expert becomes the one
+    for all such rows, and stays wide, while the others come to know theirs exactly.
 
     Args:
         run: The run, whose model's parts are set.
@@ -93,28 +99,30 @@ def corrected(
     Returns:
         Responsibilities (N, K), those given for a story without `target_log_likelihoods`.
     """
-    r = current = responsibilities
+    r = current = weights = responsibilities
     num_components = r.shape[1]
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
+    background, share = None, 0.05
     for _ in range(iterations):
-        maximise(run.model, current, points, *run.data)
+        maximise(run.model, weights, points, *run.data)
         log_likelihoods = target_log_likelihoods(run)
         if log_likelihoods is None:
             break
+        if background is None:
+            background = log_likelihoods.logsumexp(-1, keepdim=True) - math.log(num_components)
         prior = r @ confusion
-        posterior = (prior.log() + log_likelihoods).softmax(-1)
+        explained = math.log1p(-share) + log_likelihoods
+        unexplained = math.log(share) + background
+        posterior = (prior.log() + torch.logaddexp(explained, unexplained)).softmax(-1)
         confusion = confusion * (r.mT @ (posterior / prior)) + 1e-9
         confusion = confusion / confusion.sum(-1, keepdim=True)
-        before, current = current, _without_crumbs(posterior)
+        weights = posterior * (explained - unexplained).sigmoid()
+        share = min(max(1.0 - weights.sum(-1).mean().item(), 1e-4), 0.5)
+        weights = torch.where(weights < 1e-3, 0.0, weights)  # each row is then read about once
+        before, current = current, posterior
         if (current - before).abs().sum(-1).mean() < 1e-3:
             break
     return current
-
-
-def _without_crumbs(responsibilities: torch.Tensor, least: float = 1e-3) -> torch.Tensor:
-    """Zero for all but what counts, so that each M-step reads each row about once."""
-    kept = torch.where(responsibilities < least, 0.0, responsibilities)
-    return kept / kept.sum(-1, keepdim=True)
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:

@@ -306,15 +306,23 @@ def test_corrections_are_em_on_the_experts_and_on_what_a_cluster_says_of_a_compo
     expected = deepcopy(story)
     got = corrected(run_of(story, x, y), responsibilities, x, iterations=iterations)
     r, confusion = responsibilities, 0.9 * torch.eye(K) + 0.1 / K
+    weights, background, share = r, None, 0.05
     for _ in range(iterations):
-        expected.m_step(r, x, x, y)
+        expected.m_step(weights, x, x, y)
         density = expected.experts(x).log_prob(y.reshape(N, 1, 1)).exp().detach()
-        # of each row the cluster j and the component k, (N, K, K)
-        joint = responsibilities.unsqueeze(-1) * confusion * density.unsqueeze(1)
-        joint = joint / joint.sum((1, 2), keepdim=True)
+        if background is None:
+            background = density.mean(-1, keepdim=True)
+        # of each row the cluster j, the component k, and whether its expert explains it
+        explained, unexplained = (
+            responsibilities.unsqueeze(-1) * confusion * part.unsqueeze(1)
+            for part in ((1 - share) * density, share * background.expand(N, K))
+        )
+        total = (explained + unexplained).sum((1, 2), keepdim=True)
+        joint = (explained + unexplained) / total
         r, confusion = joint.sum(1), joint.sum(0) / joint.sum((0, 2)).unsqueeze(-1)
-        r = torch.where(r < 1e-3, 0.0, r)
-        r = r / r.sum(-1, keepdim=True)
+        weights = (explained / total).sum(1)
+        share = 1 - weights.sum(-1).mean()
+        weights = torch.where(weights < 1e-3, 0.0, weights)
     assert_close(got, r)
     assert_close(story.state_dict(), expected.state_dict())
 
@@ -340,6 +348,22 @@ def test_rows_in_a_wrong_cluster_are_put_right_by_their_targets(story, wrong):
     assert_close(got.sum(-1), torch.ones(150))
     assert (got.argmax(-1) != labels).double().mean() < 0.03  # a few rows fit two rules
     assert (given.argmax(-1) != labels).double().mean() == 0.1
+
+
+def test_no_expert_becomes_the_one_for_rows_that_others_refuse():
+    """A tenth of the rows in a wrong cluster, and coefficients that few rows tell: 20 of them."""
+    torch.manual_seed(1)
+    labels = torch.arange(180) % K
+    x = torch.randn(180, 20) * (torch.rand(180, 20) < 0.3) + torch.randn(K, 20)[labels]
+    y = (torch.randn(K, 20)[labels] * x).sum(-1) + 3 * torch.randn(K)[labels]
+    wrong = torch.rand(180) < 0.1
+    given = 0.98 * torch.eye(K)[torch.where(wrong, (labels + 1) % K, labels)] + 0.02 / K
+    story = ME(20, 1, K)
+    with torch.no_grad():
+        story.adapt(x, y)
+    got = corrected(run_of(story, x, y), given, x)
+    assert (got.argmax(-1) == labels).all()
+    assert (story.experts.log_scale.exp() < story.experts.min_scale).all()  # there is no noise
 
 
 def test_rows_without_a_target_stay_where_the_clustering_puts_them(wrong):
