@@ -155,10 +155,7 @@ class GaussianMixture(nn.Module):
         z, r = z.double(), responsibilities.double()
         counts = r.sum(0)
         r = torch.where(counts > 0, r, torch.ones_like(r))
-        share = (r / r.sum(0)).T
-        loc = share @ z
-        centred = z - loc.unsqueeze(1)
-        covariance = centred.mT @ (share.unsqueeze(-1) * centred)
+        loc, covariance = _moments(z, r / r.sum(0))
         if self.covariance == "tied":
             covariance = torch.einsum("k,kij->ij", counts / counts.sum(), covariance).unsqueeze(0)
         if self.covariance == "diagonal":
@@ -182,3 +179,13 @@ class GaussianMixture(nn.Module):
         average = variance.mean().expand_as(variance)
         constant = variance <= 0
         return torch.where(constant | self.common_scale, average, variance).diag_embed()
+
+
+def _moments(z: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means (K, L) and covariances (K, L, L) of points z, (N, L), under shares (N, K)."""
+    loc, covariance = shares.T @ z, z.new_empty(shares.shape[1], z.shape[1], z.shape[1])
+    for k, share in enumerate(shares.T):
+        rows = share > 0  # of many columns each row belongs to hardly more than one component
+        centred = z[rows] - loc[k]
+        covariance[k] = centred.mT @ (share[rows].unsqueeze(-1) * centred)
+    return loc, covariance
