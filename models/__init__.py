@@ -8,6 +8,12 @@ from .conditionals import (
     NormalConditional,
     NormalLikelihood,
 )
+from .convolutional import (
+    ConvolutionalClassifier,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    RandomAffine,
+)
 from .distributions import Mixture, Stacked
 from .dmvae import DMVAE
 from .dvmoe import DVMoE
@@ -24,7 +30,7 @@ from .gmm import GMM
 from .gmm_moe import GMMMoE
 from .mixture import GaussianMixture
 from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
-from .networks import MLP, AffineMaps, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+from .networks import MLP, AffineMaps, Standardise
 from .targets import choose, log_likelihoods, observe_target
 from .vade import VaDE
 from .vade_moe import VaDEMoE
@@ -43,6 +49,7 @@ __all__ = [
     "CategoricalConditional",
     "CategoricalExperts",
     "ContinuousBernoulliLikelihood",
+    "ConvolutionalClassifier",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "DVMoE",
@@ -56,6 +63,7 @@ __all__ = [
     "NormalExperts",
     "NormalLikelihood",
     "PoissonExperts",
+    "RandomAffine",
     "SoftmaxGate",
     "Stacked",
     "StackedExperts",

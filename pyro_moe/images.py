@@ -8,7 +8,7 @@ from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialise import cluster, expect_umap
 from pyro_moe.inference.objectives import Reconstruction
-from pyro_moe.models import VAE
+from pyro_moe.models import VAE, RandomAffine
 
 from .evaluation import encode
 from .fitting import fit
@@ -60,8 +60,11 @@ def cluster_images(
         raise ValueError(f"expected embedding 'tsne' or 'umap'; got {embedding!r}")
     if embedding == "umap":
         expect_umap()  # before the minutes of an autoencoder
+    if rows.image_shape is None:
+        raise DataError("expected rows of images; got image_shape=None")
+    moved = RandomAffine(rows.image_shape, degrees=10.0, translate=1 / 14)
     with reproducible(seed, 0, 5):
-        turned = torch.cat([turned_and_shifted(rows) for _ in range(copies)])
+        turned = torch.cat([moved(rows.x) for _ in range(copies)])
         story = VAE(rows.x.shape[1], z_dim, common_scale=True, hidden=(500, 500, 2000))
     fitted = fit(
         story.model,
@@ -74,33 +77,3 @@ def cluster_images(
         progress=progress,
     )
     return cluster(encode(fitted, rows.x), num_components, embedding=embedding, seed=seed)
-
-
-def turned_and_shifted(rows: Rows, *, degrees: float = 10.0, share: float = 1 / 14) -> torch.Tensor:
-    """Each image turned and shifted at random, shape (N, D).
-
-    Args:
-        rows: Images.
-        degrees: Turned by at most as much, either way.
-        share: Shifted by at most that share of height and width.
-
-    Raises:
-        DataError: If the rows are not images.
-    """
-    if rows.image_shape is None:
-        raise DataError("expected rows of images; got image_shape=None")
-    angle = (2 * torch.rand(len(rows)) - 1) * math.radians(degrees)
-    shift = (2 * torch.rand(len(rows), 2) - 1) * 2 * share  # an image is two units wide
-    cos, sin = angle.cos(), angle.sin()
-    shape = (len(rows), *rows.image_shape)
-    ratio = shape[-2] / shape[-1]  # of the units of height to those of width
-    map_back = torch.stack(
-        [
-            torch.stack([cos, -sin * ratio, shift[:, 0]], 1),
-            torch.stack([sin / ratio, cos, shift[:, 1]], 1),
-        ],
-        1,
-    )
-    grid = torch.nn.functional.affine_grid(map_back.to(rows.x), list(shape), align_corners=False)
-    turned = torch.nn.functional.grid_sample(rows.x.reshape(shape), grid, align_corners=False)
-    return turned.reshape(len(rows), -1)

@@ -5,16 +5,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.models import MLP, AffineMaps, ConvolutionalDecoder, ConvolutionalEncoder, Standardise
+from pyro_moe.models import MLP, AffineMaps, Standardise
 
 pytestmark = pytest.mark.usefixtures("double")
 
-each_shape = pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 8, 12), (1, 28, 28)])
 each_batch = pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-
-
-def size(image_shape):
-    return image_shape[0] * image_shape[1] * image_shape[2]
 
 
 def test_mlp_is_the_formula():
@@ -34,43 +29,6 @@ def test_mlp_without_hidden_layers_is_affine():
 @each_batch
 def test_mlp_takes_any_batch(batch):
     assert MLP(2, (4,), 3)(torch.zeros(*batch, 2)).shape == (*batch, 3)
-
-
-@each_shape
-@each_batch
-def test_convolutional_networks_map_any_batch_of_flattened_images(image_shape, batch):
-    encoder = ConvolutionalEncoder(image_shape, 3, channels=2)
-    decoder = ConvolutionalDecoder(3, image_shape, channels=2)
-    code = encoder(torch.zeros(*batch, size(image_shape)))
-    assert code.shape == (*batch, 3)
-    assert decoder(code).shape == (*batch, size(image_shape))
-
-
-@pytest.mark.parametrize(
-    ("network", "length"),
-    [(ConvolutionalEncoder((1, 8, 8), 3, channels=2), 64), (ConvolutionalDecoder(3, (1, 8, 8)), 3)],
-)
-def test_convolutional_networks_treat_rows_independently(network, length):
-    network, x = network.double(), torch.randn(2, 3, length)
-    rows = torch.stack([network(row) for row in x.reshape(6, length)])
-    assert_close(network(x).reshape(6, -1), rows)
-
-
-def test_convolutional_encoder_reads_pixels_row_by_row():
-    encoder = ConvolutionalEncoder((2, 8, 12), 3, channels=2)
-    image = torch.randn(2, 8, 12)
-    assert_close(encoder(image.flatten()), encoder.layers(image[None])[0])
-
-
-@pytest.mark.parametrize(
-    "build",
-    [lambda shape: ConvolutionalEncoder(shape, 3), lambda shape: ConvolutionalDecoder(3, shape)],
-)
-@pytest.mark.parametrize("image_shape", [(1, 10, 8), (1, 8, 6)])
-def test_an_image_size_not_divisible_by_four_is_an_error(build, image_shape):
-    message = r"height and width divisible by 4; got image_shape=\(1, \d+, \d\)"
-    with pytest.raises(ValueError, match=message):
-        build(image_shape)
 
 
 # Units

@@ -1,0 +1,186 @@
+"""Convolutional networks for flattened images, and what moves images about in training."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Two strided convolutions and an affine layer, from a flattened image to a vector.
+
+    Args:
+        image_shape: ``(channels, height, width)``; height and width divisible by four.
+        out_features: Length of the output vector.
+        channels: Filters of the first convolution; the second has twice as many.
+
+    Raises:
+        ValueError: If height or width is not divisible by four.
+
+    Example:
+        >>> ConvolutionalEncoder((1, 8, 8), 3)(torch.zeros(5, 64)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], out_features: int, channels: int = 32
+    ) -> None:
+        super().__init__()
+        self.image_shape = _divisible_by_four(image_shape)
+        depth, height, width = image_shape
+        self.layers = nn.Sequential(
+            nn.Conv2d(depth, channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * channels * (height // 4) * (width // 4), out_features),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(..., channels * height * width)`` to vectors ``(..., out_features)``."""
+        features = self.layers(x.reshape(-1, *self.image_shape))
+        return features.reshape(*x.shape[:-1], -1)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """An affine layer and two transposed convolutions, from a vector to a flattened image.
+
+    Args:
+        in_features: Length of the input vector.
+        image_shape: ``(channels, height, width)``; height and width divisible by four.
+        channels: Filters of the last hidden layer; the one before has twice as many.
+
+    Raises:
+        ValueError: If height or width is not divisible by four.
+
+    Example:
+        >>> ConvolutionalDecoder(3, (1, 8, 8))(torch.zeros(5, 3)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self, in_features: int, image_shape: tuple[int, int, int], channels: int = 32
+    ) -> None:
+        super().__init__()
+        depth, height, width = _divisible_by_four(image_shape)
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, 2 * channels * (height // 4) * (width // 4)),
+            nn.ReLU(),
+            nn.Unflatten(-1, (2 * channels, height // 4, width // 4)),
+            nn.ConvTranspose2d(2 * channels, channels, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, depth, kernel_size=4, stride=2, padding=1),
+            nn.Flatten(),
+        )
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Map vectors ``(..., in_features)`` to images ``(..., channels * height * width)``."""
+        image = self.layers(z.reshape(-1, z.shape[-1]))
+        return image.reshape(*z.shape[:-1], -1)
+
+
+class ConvolutionalClassifier(nn.Module):
+    """A gate for images: three convolutions with pooling, batch normalisation and dropout.
+
+    While it learns, images are turned and shifted a little, see `RandomAffine`: which regime an
+    image belongs to does not hang on where in the frame it stands.
+
+    Args:
+        image_shape: ``(channels, height, width)``; height and width of at least eight.
+        num_classes: K, length of the output vector, logits.
+        channels: Filters of the three convolutions.
+        dropout: Share of the last hidden units that is dropped in training.
+
+    Raises:
+        ValueError: If height or width is below eight.
+
+    Example:
+        >>> ConvolutionalClassifier((1, 8, 8), 3).eval()(torch.zeros(5, 64)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        channels: tuple[int, int, int] = (16, 32, 64),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        depth, height, width = image_shape
+        if min(height, width) < 8:
+            raise ValueError(
+                f"expected an image height and width of at least 8; got image_shape={image_shape}"
+            )
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip((depth, *channels), channels, strict=False):
+            # pooled first: normalising a quarter of the numbers takes a quarter of the time
+            layers += [nn.Conv2d(fan_in, fan_out, kernel_size=3, padding=1), nn.MaxPool2d(2)]
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * (height // 8) * (width // 8), 128)]
+        layers += [nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, num_classes)]
+        self.move, self.layers = RandomAffine(image_shape), nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(..., channels * height * width)`` to logits ``(..., num_classes)``."""
+        images = self.move(x.reshape(-1, x.shape[-1])).reshape(-1, *self.image_shape)
+        return self.layers(images).reshape(*x.shape[:-1], -1)
+
+
+class RandomAffine(nn.Module):
+    r"""Flattened images, each turned and shifted at random in training; as they are otherwise.
+
+    .. math:: x'(u) = x(R_\alpha u + t), \quad \alpha \sim U(-a, a), \quad t \sim U(-b, b)^2
+
+    with bilinear interpolation, and zeros from beyond the border.
+
+    Args:
+        image_shape: ``(channels, height, width)``.
+        degrees: a, in degrees.
+        translate: b, a share of height and width.
+
+    Example:
+        >>> RandomAffine((1, 8, 8)).eval()(torch.ones(2, 64)).sum()
+        tensor(128.)
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        degrees: float = 7.0,
+        translate: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.degrees, self.translate = image_shape, degrees, translate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images, shape (N, D), to images."""
+        if not self.training:
+            return x
+        angle = (2 * torch.rand(len(x)) - 1) * math.radians(self.degrees)
+        shift = (2 * torch.rand(len(x), 2) - 1) * 2 * self.translate  # an image is two units wide
+        cos, sin = angle.cos(), angle.sin()
+        shape = (len(x), *self.image_shape)
+        ratio = shape[-2] / shape[-1]  # of the units of height to those of width
+        map_back = torch.stack(
+            [
+                torch.stack([cos, -sin * ratio, shift[:, 0]], 1),
+                torch.stack([sin / ratio, cos, shift[:, 1]], 1),
+            ],
+            1,
+        )
+        grid = nn.functional.affine_grid(map_back.to(x), list(shape), align_corners=False)
+        moved = nn.functional.grid_sample(x.reshape(shape), grid, align_corners=False)
+        return moved.reshape(len(x), -1)
+
+
+def _divisible_by_four(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    if image_shape[1] % 4 or image_shape[2] % 4:
+        raise ValueError(
+            f"expected an image height and width divisible by 4; got image_shape={image_shape}"
+        )
+    return image_shape
