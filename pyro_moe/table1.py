@@ -75,7 +75,7 @@ def method(
     gate_options: dict[str, Any] = {}
     if images:
         x_options |= {"likelihood": "continuous-bernoulli", "hidden": (500, 500)}
-        gate_options = {"gate": models.ConvolutionalEncoder(IMAGE_SHAPE, num_components)}
+        gate_options = {"gate": models.ConvolutionalClassifier(IMAGE_SHAPE, num_components)}
     sizes: Any = {"x_dim": x_dim, "y_dim": y_dim, "num_components": num_components}
     story: nn.Module
     if name == "ME":
