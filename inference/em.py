@@ -76,10 +76,14 @@ class EM:
                     f"expected parts with a method 'maximise' for EM; got none for {name!r}"
                 )
 
-    def log_joint(self) -> torch.Tensor:
+    def log_joint(self, rows_at_once: int = 4096) -> torch.Tensor:
         """Log p(x, c=k) of each row, shape (K, N)."""
+        batches = zip(*(column.split(rows_at_once) for column in self.data), strict=True)
         with torch.no_grad(), running(self.store), reproducible(self.seed):
-            traces = enumerated_traces(self.model, self.guide, *self.data)
+            return torch.cat([self._log_joint(*batch) for batch in batches], -1)
+
+    def _log_joint(self, *batch: torch.Tensor) -> torch.Tensor:
+        traces = enumerated_traces(self.model, self.guide, *batch)
         latent = [name for name in traces[0].stochastic_nodes if name != "c"]
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
