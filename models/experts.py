@@ -134,6 +134,8 @@ class StudentTExperts(nn.Module):
               \Big( \frac{y_m - m_m}{s_m} \,\Big|\, f_k(x)_m, \sigma_{km} \Big) \frac{1}{s_m},
               \quad \nu_k > 2
 
+    with the target's units m, s by its median and quartiles, which wild values do not spoil.
+
     Args:
         network: Maps a context to ``(..., K, M)``.
         num_components: K.
@@ -147,7 +149,7 @@ class StudentTExperts(nn.Module):
 
     def __init__(self, network: nn.Module, num_components: int, y_dim: int) -> None:
         super().__init__()
-        self.network, self.units = network, Standardise(y_dim)
+        self.network, self.units = network, Standardise(y_dim, robust=True)
         self.log_scale = nn.Parameter(torch.empty(num_components, y_dim))
         self.log_df = nn.Parameter(torch.empty(num_components, 1))
         self.reset_parameters()

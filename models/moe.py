@@ -30,7 +30,8 @@ class MixtureOfExperts(nn.Module):
     Args:
         gate: Maps x (N, D) to a one-hot distribution over K components.
         experts: Maps x to a distribution of batch shape (N, K); or K modules, of any kinds, each
-            from x to a distribution of batch shape (N,).
+            from x to a distribution of batch shape (N,). Modules of yours see x in the data's
+            units, unless they begin with ``units``.
         units: Units of x that gate and experts share, to be taken from the data.
 
     Example:

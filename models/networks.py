@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,6 +43,8 @@ class Standardise(nn.Module):
         dim: Columns of x.
         common: Whether all columns are in one unit, as pixels are: s is then one number, the
             root mean square of the columns' deviations.
+        robust: Whether m is the median and s the range of the middle half in that of a standard
+            normal, 1.349, which wild values do not spoil.
 
     Example:
         >>> units = Standardise(1)
@@ -53,8 +56,9 @@ class Standardise(nn.Module):
     loc: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, dim: int, *, common: bool = False) -> None:
+    def __init__(self, dim: int, *, common: bool = False, robust: bool = False) -> None:
         super().__init__()
+        self.robust = robust
         self.register_buffer("loc", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(1 if common else dim))
 
@@ -66,6 +70,11 @@ class Standardise(nn.Module):
         if len(self.scale) == 1:
             variance = variance.mean(0, keepdim=True)
         self.scale.copy_(torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt())
+        if self.robust:
+            low, median, high = np.quantile(x.double().cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
+            middle = torch.from_numpy((high - low) / 1.349).to(self.scale)
+            self.loc.copy_(torch.from_numpy(median))
+            self.scale.copy_(torch.where(middle > 0, middle, self.scale))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From the data's units to standard ones."""

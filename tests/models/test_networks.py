@@ -39,6 +39,28 @@ def test_units_start_as_the_identity():
     assert_close(Standardise(3)(x), x)
 
 
+def test_robust_units_are_those_of_the_middle_whatever_wild_values_are():
+    units, x = Standardise(2, robust=True), 3.0 * torch.randn(401, 2) + 7.0
+    units.adapt(x)
+    median, low, high = (torch.quantile(x, q, dim=0) for q in (0.5, 0.25, 0.75))
+    assert_close(units.loc, median)
+    assert_close(units.scale, (high - low) / 1.349)
+    wild = x.clone()
+    wild[x > high] = 1e6
+    fitted = units.scale.clone()
+    units.adapt(wild)
+    assert_close(units.loc, median)
+    assert_close(units.scale, fitted)
+
+
+def test_robust_units_of_a_column_whose_middle_half_is_one_value_are_those_of_all():
+    x = torch.zeros(20, 1)
+    x[:2] = 5.0
+    units = Standardise(1, robust=True)
+    units.adapt(x)
+    assert_close(units.scale, x.std(0, correction=0))
+
+
 def test_adapted_units_have_zero_mean_and_unit_scale():
     units, x = Standardise(3), torch.randn(50, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
     units.adapt(x)
