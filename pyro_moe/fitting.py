@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,8 @@ def _check_arguments(
         "restarts": restarts,
     }
     for name, value in given.items():
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"expected {name} to be an integer; got {value!r}")
         if value is not None and value < least[name]:
             raise ValueError(f"expected {name} of at least {least[name]}; got {value}")
     if not 0 < held_out < 1:

@@ -292,6 +292,7 @@ def test_restarts_leave_enough_rows_for_the_components():
         ({"loss": "elbow"}, r"expected loss in \('marginal', .*\) .*; got 'elbow'"),
         ({"initialise": "kmeans"}, r"expected initialise in \('random', .*; got 'kmeans'"),
         ({"restarts": 0}, "expected restarts of at least 1; got 0"),
+        ({"epochs": 2.5}, "expected epochs to be an integer; got 2.5"),
         ({"epochs": -1}, "expected epochs of at least 0; got -1"),
         ({"batch_size": 0}, "expected batch_size of at least 1; got 0"),
         ({"held_out": 0.0, "restarts": 2}, "expected held_out between 0 and 1; got 0.0"),
