@@ -26,9 +26,10 @@ def main() -> None:
     """Fit each story to rows that one of its kind has made, and count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--stories", choices=STORIES, nargs="+", default=list(STORIES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in STORIES:
+    for name in options.stories:
         runs = [coverage(name, seed) for seed in options.seeds]
         covered = statistics.mean(run["coverage"] for run in runs)
         error = statistics.stdev(run["coverage"] for run in runs) / len(runs) ** 0.5

@@ -15,6 +15,7 @@ from record import RESULTS, slug
 from pyro_moe.table1 import METHODS, PAPER, Y_DIMS
 
 README = Path(__file__).parents[1] / "README.md"
+LENGTHS = (1, 2, 5, 10)
 Groups = dict[tuple[str, ...], list[dict]]
 
 # Of others, as their papers and the benchmarks of their authors report them: RMSE, log-likelihood.
@@ -156,16 +157,19 @@ def of_errors(cell: list[dict]) -> str:
 
 def latent_lengths() -> str:
     """Errors at M = 1 by the length of z."""
-    groups = grouped("table1-spiral-", 4)
     rows = []
-    for name in ("VaDE-MoE", "DVMoE"):
-        cells = []
-        for length in (1, 2, 5):
-            suffix = "" if length == 2 else f"_z{length}"
-            cell = groups.get(("table1", "spiral", slug(name) + suffix, "1"), [])
-            cells.append(of_errors(cell[:3]))  # the seeds that every length has
-        rows.append((name, *cells))
-    return table(("spiral, M=1, 3 seeds", "L=1", "L=2", "L=5"), rows)
+    for data, name, default, seeds in (
+        ("spiral", "VaDE-MoE", 2, 3),
+        ("spiral", "DVMoE", 2, 3),
+        ("mnist", "DVMoE", 10, 1),
+    ):
+        groups, cells = grouped(f"table1-{data}-", 4), []
+        for length in LENGTHS:
+            suffix = "" if length == default else f"_z{length}"
+            cell = groups.get(("table1", data, slug(name) + suffix, "1"), [])
+            cells.append(of_errors(cell[:seeds]))  # the seeds that every length has
+        rows.append((data, name, seeds, *cells))
+    return table(("data, M=1", "method", "seeds", *(f"L={length}" for length in LENGTHS)), rows)
 
 
 def classes() -> str:
@@ -191,6 +195,16 @@ def uci() -> str:
     return table(("data", "method", "splits", "test RMSE", "test log-likelihood"), rows)
 
 
+def uci_choice() -> str:
+    """What methods were chosen by: scores of held-out training rows."""
+    rows = []
+    for (_, data, method), (result,) in grouped("inner-", 3).items():
+        runs = result["runs"]
+        scores = [spread([r[key] for r in runs], 3) for key in ("log_likelihood", "rmse")]
+        rows.append((data, method, len(runs), *scores))
+    return table(("data", "method", "splits", "held-out log-likelihood", "held-out RMSE"), rows)
+
+
 def intervals() -> str:
     """Coverage of 90 % intervals on data of the fitted family."""
     rows = []
@@ -214,7 +228,7 @@ def checks() -> str:
     return table(("story", "", "simulations", "alarms", "named first most often"), rows)
 
 
-MADE = (clusters, starts, table1, latent_lengths, classes, uci, intervals, checks)
+MADE = (clusters, starts, table1, latent_lengths, classes, uci, uci_choice, intervals, checks)
 
 if __name__ == "__main__":
     main()

@@ -72,6 +72,8 @@ def main() -> None:
         results.append(measured)
         if not options.inner:
             record.write(f"uci-{options.data}-{name}-{split}", measured)
+    if options.inner:
+        record.write(f"inner-{options.data}-{name}", {"splits": options.splits, "runs": results})
     for key in ("rmse", "log_likelihood"):
         values = [measured[key] for measured in results]
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
