@@ -185,7 +185,7 @@ def importance_weighted_bound(
         return row_log_weights(model_trace, guide_trace).logsumexp(0)
 
     log_weights = _over_samples(fit, data, log_weight, num_samples, seed)
-    return log_weights.logsumexp(0) - math.log(num_samples)
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def _over_samples(
@@ -195,10 +195,15 @@ def _over_samples(
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
-    """What is read off traces, shape (num_samples, N)."""
+    """What is read off traces, shape (num_samples, N); (1, N) if nothing but c is latent."""
     results = []
     with torch.no_grad(), reproducible(seed):
         for batch in batches(fit, data):
-            traces = (enumerated_traces(fit.model, fit.guide, *batch) for _ in range(num_samples))
-            results.append(torch.stack([read(*pair) for pair in traces]))
+            samples = []
+            for _ in range(num_samples):
+                model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
+                samples.append(read(model_trace, guide_trace))
+                if not set(guide_trace.stochastic_nodes) - {"c"}:
+                    break  # every sample would be the same
+            results.append(torch.stack(samples))
     return torch.cat(results, dim=-1)

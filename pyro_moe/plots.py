@@ -24,7 +24,7 @@ from . import evaluation
 from .drawing import GREY, PALETTE, colour, panels_of, show_images, some
 from .fitting import Fit
 from .marginals import has_classes
-from .rows import Rows
+from .rows import Rows, numbered
 
 
 def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
@@ -305,7 +305,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
     )
     experts = prediction.gate.argmax(-1).cpu().numpy()
     figure, panels = panels_of(target.shape[1])
-    names = rows.targets or tuple(f"y{m}" if target.shape[1] > 1 else "y" for m in range(10**3))
+    names = rows.targets or numbered("y", target.shape[1])
     for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
         for k in np.unique(experts):
             of_k = experts == k

@@ -110,6 +110,16 @@ def column_names(data: Data) -> tuple[str, ...] | None:
     return tuple(x) if named else None
 
 
+def numbered(name: str, size: int) -> tuple[str, ...]:
+    """Names of the columns of x or y that have none.
+
+    Example:
+        >>> numbered("y", 1), numbered("x", 2)
+        (('y',), ('x0', 'x1'))
+    """
+    return (name,) if size == 1 else tuple(f"{name}{i}" for i in range(size))
+
+
 def _check_index(columns: tuple[Any, ...]) -> None:
     """See that pandas has no other order for the rows beside x; other labels are let be."""
     x, *others = columns

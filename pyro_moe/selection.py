@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
 from pyro_moe.inference.context import reproducible
@@ -160,7 +158,10 @@ def select(
                 fits = [fitted(number, _without(columns, held)) for held in parts]
             held_rows = [tuple(column[held] for column in columns) for held in parts]
             pairs = zip(fits, held_rows, strict=True)
-            each = [_log_densities(*pair, num_samples=num_samples, seed=seed) for pair in pairs]
+            each = [
+                importance_weighted_bound(*pair, num_samples=num_samples, seed=seed)
+                for pair in pairs
+            ]
             return torch.cat(each).double().cpu()
 
         densities = {number: scores(number).numpy() for number in numbers}
@@ -258,13 +259,3 @@ def _fit(story: Any, data: Data, seed: int, fit_options: dict[str, Any]) -> Fit:
     if fitted.stopped == "interrupted" and "callback" not in fit_options:
         raise KeyboardInterrupt
     return fitted
-
-
-def _log_densities(fit: Fit, rows: Data, *, num_samples: int, seed: int) -> torch.Tensor:
-    """Log densities of rows, shape (N,), by one sample if there is nothing to sample."""
-    with reproducible(seed):
-        guide = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.run.data))
-    sampled = set(prune_subsample_sites(guide).stochastic_nodes) - {"c"}
-    return importance_weighted_bound(
-        fit, rows, num_samples=num_samples if sampled else 1, seed=seed
-    )

@@ -9,7 +9,7 @@ import torch
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.reading import observed_sites
-from pyro_moe.rows import Data, column_names
+from pyro_moe.rows import Data, column_names, numbered
 
 from .calibration import calibration
 from .replicates import Features, Replicate, Targets
@@ -121,7 +121,7 @@ def check(
     if not {"x", "y"} & set(sites):
         raise SiteError(f"expected an observed site 'x' or 'y' in the model; got {sites}")
     parts: list[Targets | Features] = []
-    names = fit.columns or column_names(data) or tuple(f"x{d}" for d in range(fit.x_dim))
+    names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
         targets = getattr(data, "targets", None)
         parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))

@@ -11,7 +11,7 @@ from pyro_moe.drawing import GREY, PALETTE, colour, panels_of, show_images, some
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.errors import DataError
 from pyro_moe.marginals import has_classes
-from pyro_moe.rows import Rows
+from pyro_moe.rows import Rows, numbered
 
 from .checking import Check
 
@@ -110,7 +110,7 @@ def replicates(
         evaluation.sample(fit, len(rows), seed=seed + i)[:, :number].cpu().numpy()
         for i in range(num_replicates)
     ]
-    names = rows.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+    names = rows.columns or numbered("x", fit.x_dim)
     return _densities(rows.x[:, :number].cpu().numpy(), np.stack(made), names)
 
 
@@ -125,8 +125,9 @@ def _replicated_targets(
     if has_classes(prediction.distributions[0]):
         return _shares(target, made, prediction.experts.shape[-1])
     made = made.reshape(*made.shape[:2], -1)[..., :max_columns]
-    names = rows.targets or tuple(f"y{m}" for m in range(target.reshape(len(target), -1).shape[1]))
-    return _densities(target.reshape(len(target), -1)[:, :max_columns], made, names)
+    target = target.reshape(len(target), -1)
+    names = rows.targets or numbered("y", target.shape[1])
+    return _densities(target[:, :max_columns], made, names)
 
 
 def _densities(data: np.ndarray, made: np.ndarray, names: tuple[str, ...]) -> Figure:
@@ -197,7 +198,7 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
         seed: Seed of the draws of `evaluation.predict`.
     """
     likeliest = evaluation.predict(fit, rows.x, seed=seed).gate.argmax(-1)
-    names = rows.columns or tuple(f"x{d}" for d in range(fit.x_dim))
+    names = rows.columns or numbered("x", fit.x_dim)
     number = min(max_columns, fit.x_dim)
     lines = [(d, k) for d in range(number) for k in likeliest.unique().tolist()]
     grids = [_along(rows.x[likeliest == k], d) for d, k in lines]

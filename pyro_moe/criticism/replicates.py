@@ -11,7 +11,7 @@ from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.objectives import enumerated_traces, row_bounds
 from pyro_moe.marginals import has_classes
 from pyro_moe.reading import feature_batches, shared_latents
-from pyro_moe.rows import has_target
+from pyro_moe.rows import has_target, numbered
 
 from .calibration import normal_scores, probability_integral_transform
 from .statistics import (
@@ -59,8 +59,7 @@ class Targets:
         size = self.prediction.experts.shape[-1]
         self.statistics = class_statistics(size) if of_classes else TARGET_STATISTICS
         numbers = map(str, range(size))
-        plain = ("y",) if size == 1 else tuple(f"y{m}" for m in range(size))
-        self.names = tuple(numbers) if of_classes else names or plain
+        self.names = tuple(numbers) if of_classes else names or numbered("y", size)
         self.x_names = x_names
         self.pit = None if of_classes else self._transform(self.y, seed)
 
