@@ -25,17 +25,16 @@ HIDDEN = (500, 500, 2000)
 
 
 def responsibilities(cache: Path, data_dir: str | None, seed: int) -> np.ndarray:
-    """Responsibilities (60000, 10) of the training rows, made or read again, and their scores."""
+    """Responsibilities (60000, 10) of the training rows, made and scored, or read again."""
     path = cache / f"mnist-responsibilities-{seed}.npy"
     train, _ = datasets.mnist(data_dir)
     if not path.exists():
         r = images.cluster_images(train, 10, seed=seed, progress=False)
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, r.numpy())
-    r = np.load(path)
-    scores = evaluation.clustering_scores(r, train.labels)
-    record.write(f"mnist-responsibilities-{seed}", {"training_rows": scores})
-    return r
+        scores = evaluation.clustering_scores(r.numpy(), train.labels)
+        record.write(f"mnist-responsibilities-{seed}", {"training_rows": scores})
+    return np.load(path)
 
 
 def main() -> None:
