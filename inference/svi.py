@@ -173,7 +173,9 @@ class SVI:
         ):
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
             order = torch.randperm(num_rows)
-            batches = order.to(self.data[0].device).split(self.batch_size)
+            batches = list(order.to(self.data[0].device).split(self.batch_size))
+            if len(self.data[0]) > self.batch_size > len(batches[-1]) == 1:  # no batch to normalise
+                batches[-2:] = [torch.cat(batches[-2:])]
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[rows] for column in self.data)

@@ -352,6 +352,13 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(x):
 # Training and evaluation
 
 
+def test_a_lone_last_row_joins_the_minibatch_before_it(x):
+    story, sizes = make(), []
+    story.encoder.register_forward_pre_hook(lambda encoder, given: sizes.append(len(given[0])))
+    list(svi(story, x[:21], epochs=1))
+    assert sizes == [10, 11]
+
+
 def test_modules_learn_in_training_mode_and_are_otherwise_in_evaluation_mode(x):
     story, modes = make(), []
     dropout = nn.Dropout(0.5)
