@@ -5,6 +5,8 @@ import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import nn
 
+from .distributions import Mixture
+
 COVARIANCES = ("full", "diagonal", "tied")
 WEIGHTS = ("uniform", "learned")
 
@@ -105,6 +107,9 @@ class GaussianMixture(nn.Module):
             return dist.Normal(loc, c @ self.log_scale.exp()).to_event(1)
         if self.covariance == "tied":
             return dist.MultivariateNormal(loc, scale_tril=self.scale_tril[0])
+        if self.num_components < min(self.dim, c.shape[:-1].numel()) and _is_one_hot(c):
+            # a Cholesky factor for every row is 10 GB for 4,096 images of 784 pixels
+            return Mixture(c.log(), dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril))
         scale_tril = torch.einsum("...k,kij->...ij", c, self.scale_tril)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
@@ -189,3 +194,7 @@ def _moments(z: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch
         centred = z[rows] - loc[k]
         covariance[k] = centred.mT @ (share[rows].unsqueeze(-1) * centred)
     return loc, covariance
+
+
+def _is_one_hot(c: torch.Tensor) -> bool:
+    return bool(((c == 0) | (c == 1)).all())

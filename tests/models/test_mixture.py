@@ -42,6 +42,38 @@ def moments(mixture):
 # Densities
 
 
+def test_with_more_columns_than_components_each_row_has_its_component_all_the_same(make):
+    """Rows share the K factors there, instead of having one each."""
+    mixture, z = make(dim=6), torch.randn(N, 6)
+    k = torch.arange(N) % K
+    chosen = mixture.component(torch.eye(K)[k])
+    one_by_one = torch.stack(
+        [mixture.component(torch.eye(K)[i]).log_prob(z[j]) for j, i in enumerate(k)]
+    )
+    assert chosen.batch_shape == (N,)
+    assert_close(chosen.log_prob(z), one_by_one, **EXACT)
+    assert_close(chosen.mean, mixture.loc[k])
+    gradients = [
+        torch.autograd.grad(log_prob.sum(), list(mixture.parameters()), allow_unused=True)[1:]
+        for log_prob in (chosen.log_prob(z), one_by_one)
+    ]
+    assert_close(*gradients)
+
+
+def test_draws_of_rows_that_share_factors_are_of_their_component(make):
+    mixture, num_draws = make(dim=6), 4000
+    k = torch.arange(num_draws) % K
+    draws = mixture.component(torch.eye(K)[k]).sample()
+    for i in range(K):
+        normal = mixture.component(torch.eye(K)[i])
+        u = torch.linalg.solve_triangular(
+            normal.scale_tril.detach(), (draws[k == i] - normal.loc.detach()).T, upper=False
+        )
+        error = (K / num_draws) ** 0.5
+        assert (u.mean(1).abs() < 4.5 * error).all()
+        assert ((u @ u.T) * K / num_draws - torch.eye(6)).abs().max() < 5 * 2**0.5 * error
+
+
 @each_covariance
 def test_component_at_one_hot_c_is_the_normal_of_that_component(make, covariance):
     mixture, z = make(covariance), torch.randn(N, L)
