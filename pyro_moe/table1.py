@@ -92,10 +92,14 @@ def method(
 
 
 def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str, Any]:
+    arguments: dict[str, Any]
     restarts = 1 if images else 2
     if name in ("ME", "GMM-MoE"):
-        return {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
-    arguments: dict[str, Any] = {
+        arguments = {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
+        if images and name == "GMM-MoE":
+            arguments |= {"initialise": start, "epochs": 10}
+        return arguments
+    arguments = {
         "restarts": restarts,
         "initialise": "random",
         "epochs": 5 if quick else 6 if images else 10,
