@@ -120,21 +120,26 @@ def epochs_to(curve: list[float], share: float) -> int:
 
 def table1() -> str:
     """Errors of Table 1 by data, method and M, beside the paper's."""
-    groups = grouped("table1-", 4)
-    rows = []
+    groups, baselines = grouped("table1-", 4), grouped("baselines-", 4)
+    rows: list[tuple[str, ...]] = []
     for data in ("spiral", "mnist"):
         rows.append((data, "variance of the target", "", *variances(groups, data)))
         for (of, name), errors in PAPER.items():
             if of == data:
                 rows.append((data, f"paper, {name}", "", *(f"{error:.4g}" for error in errors)))
-        for name in METHODS:
-            cells = [groups.get(("table1", data, slug(name), str(m)), []) for m in Y_DIMS]
-            if any(cells):
-                seeds = "/".join(str(len(cell)) for cell in cells)
-                seeds = seeds.split("/")[0] if len(set(seeds.split("/"))) == 1 else seeds
-                shown = (of_errors(cell) for cell in cells)
-                rows.append((data, name, seeds, *shown))
+        rows += [errors_of(groups, "table1", data, name) for name in METHODS]
+        others = {key[2].replace("_", " ") for key in baselines if key[1] == data}
+        rows += [errors_of(baselines, "baselines", data, name) for name in sorted(others)]
+    rows = [row for row in rows if any(row[3:])]
     return table(("data", "method", "seeds", *(f"M={m}" for m in Y_DIMS)), rows)
+
+
+def errors_of(groups: Groups, kind: str, data: str, name: str) -> tuple[str, ...]:
+    """A row of the table: seeds, one number where all cells have as many, and errors by M."""
+    cells = [groups.get((kind, data, slug(name), str(m)), []) for m in Y_DIMS]
+    seeds = dict.fromkeys(str(len(cell)) for cell in cells)
+    seeds = seeds if len(seeds) == 1 else [str(len(cell)) for cell in cells]
+    return data, name, "/".join(seeds), *(of_errors(cell) for cell in cells)
 
 
 def variances(groups: Groups, data: str) -> Iterable[str]:
