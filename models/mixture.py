@@ -107,7 +107,8 @@ class GaussianMixture(nn.Module):
             return dist.Normal(loc, c @ self.log_scale.exp()).to_event(1)
         if self.covariance == "tied":
             return dist.MultivariateNormal(loc, scale_tril=self.scale_tril[0])
-        if self.num_components < min(self.dim, c.shape[:-1].numel()) and _is_one_hot(c):
+        shared = self.num_components < min(self.dim, c.shape[:-1].numel())
+        if shared and not c.requires_grad and _is_one_hot(c):
             # a Cholesky factor for every row is 10 GB for 4,096 images of 784 pixels
             return Mixture(c.log(), dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril))
         scale_tril = torch.einsum("...k,kij->...ij", c, self.scale_tril)
@@ -158,6 +159,7 @@ class GaussianMixture(nn.Module):
             responsibilities: Weights r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
+        rounding = torch.finfo(torch.float32).eps
         counts = r.sum(0)
         r = torch.where(counts > 0, r, torch.ones_like(r))
         loc, covariance = _moments(z, r / r.sum(0))
@@ -166,8 +168,8 @@ class GaussianMixture(nn.Module):
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         covariance = (1.0 - self.shrinkage) * covariance + self.shrinkage * self._target(z)
-        rounding = torch.finfo(torch.float32).eps ** 2 * (1.0 + z.mean(0) ** 2)
-        ridge = 1e-6 * z.var(0, correction=0) + rounding
+        ridge = 1e-6 * z.var(0, correction=0) + (rounding * z.mean(0)) ** 2
+        ridge = torch.where(ridge > 0, ridge, rounding**2)  # where all is zero
         scale_tril = torch.linalg.cholesky(covariance + ridge.diag_embed())
         scale = scale_tril.diagonal(dim1=-2, dim2=-1)
         with torch.no_grad():
