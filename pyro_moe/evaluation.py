@@ -137,8 +137,8 @@ def sample(
             c = torch.zeros_like(trace.nodes["c"]["value"])
             c[..., component] = 1.0
             trace = poutine.trace(poutine.condition(model, {"c": c})).get_trace(*template)
-    site = node(trace, "x", "model")
-    return site["value"] if noise else site["fn"].mean
+        site = node(trace, "x", "model")
+        return site["value"] if noise else site["fn"].mean
 
 
 def elbo(fit: Fit, data: Data, *, num_samples: int = 8, seed: int = 0) -> torch.Tensor:
@@ -203,7 +203,8 @@ def _over_samples(
             for _ in range(num_samples):
                 model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
                 samples.append(read(model_trace, guide_trace))
-                if not set(guide_trace.stochastic_nodes) - {"c"}:
+                drawn = {*guide_trace.stochastic_nodes, *model_trace.stochastic_nodes}
+                if not drawn - {"c"}:
                     break  # every sample would be the same
             results.append(torch.stack(samples))
     return torch.cat(results, dim=-1)

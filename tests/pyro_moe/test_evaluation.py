@@ -297,6 +297,23 @@ def test_at_the_posterior_both_bounds_are_the_log_evidence(x, bound, num_samples
     assert_close(bound(fit, x, num_samples=num_samples), evidence(x), **CLOSE)
 
 
+def test_what_only_the_model_draws_is_averaged_over():
+    """The prior for a guide: with x = 0, z and x - z standard normal, log E N(0 | z, 1)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(1)), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = torch.zeros(8000, 1)
+    fit = as_it_is(model, lambda x: None, x[:5])
+    evidence = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
+    weights = {s: evaluation.importance_weighted_bound(fit, x, num_samples=s).exp() for s in (1, 9)}
+    for each in weights.values():
+        assert abs(each.mean() - evidence.exp()) < 4.5 * each.std() / len(x) ** 0.5
+    assert weights[9].var() / weights[1].var() == pytest.approx(1 / 9, rel=0.15)
+
+
 @pytest.fixture
 def suboptimal():
     """A guide off the posterior, and one row 16,000 times, for as many independent estimates."""
@@ -382,6 +399,12 @@ def test_samples_of_a_mixture_without_noise_are_its_means(fitted):
     fit = fitted("gmm")
     samples = evaluation.sample(fit, 5, component=2, noise=False)
     assert_close(samples, fit.story.mixture.loc[2].detach().expand(5, D), **CLOSE)
+
+
+def test_samples_are_numbers_also_where_rows_share_the_factors_of_few_components():
+    story = GMM(6, 2)
+    fit = as_it_is(story.model, story.guide, torch.randn(5, 6))
+    assert not evaluation.sample(fit, 5, noise=False).requires_grad
 
 
 def test_samples_of_a_component_are_decoded_from_its_codes(scatter, x):
