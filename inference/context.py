@@ -8,7 +8,7 @@ import numpy as np
 import pyro
 import torch
 
-from .isolation import Program, modules
+from .isolation import Program, changing, modules
 
 
 @contextmanager
@@ -53,6 +53,20 @@ def running(store: dict[str, Any]) -> Iterator[None]:
             yield
     finally:  # Pyro restores what it knows of, not what was set through torch
         torch.distributions.Distribution.set_default_validate_args(torch_validates)
+
+
+@contextmanager
+def all_or_nothing(store: dict[str, Any], *programs: Program) -> Iterator[None]:
+    """Undo what has happened to the tensors of programs if the block does not come to its end."""
+    tensors = changing(store, *programs)
+    before = {name: value.detach().clone() for name, value in tensors.items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, value in tensors.items():
+                value.copy_(before[name])
+        raise
 
 
 @contextmanager

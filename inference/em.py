@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .context import reproducible, running
+from .context import all_or_nothing, reproducible, running
 from .errors import SiteError
 from .isolation import isolated, learned, modules
 from .objectives import Program, enumerated_traces, row_log_weights
@@ -49,6 +49,8 @@ class EM:
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Iterate until convergence or the last epoch, yielding each iteration's record.
 
+        An interruption goes back to the end of the last iteration.
+
         Raises:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
@@ -57,7 +59,8 @@ class EM:
             started = time.perf_counter()
             log_joint = self.log_joint()
             self._check_steps()
-            maximise(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
+            with all_or_nothing(self.store, self.model):
+                maximise(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": log_joint.logsumexp(0).mean().item(),

@@ -72,6 +72,14 @@ def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor
     return named
 
 
+def changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """What training changes: `learned`, and buffers such as those of batch normalisation."""
+    tensors = learned(store, *programs)
+    for index, part in enumerate(modules(*programs)):
+        tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))
+    return tensors
+
+
 def owner(program: Program) -> Any:
     """The object that a method belongs to, or the module itself; None for a plain function."""
     return program if isinstance(program, nn.Module) else getattr(program, "__self__", None)

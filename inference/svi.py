@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
 from .context import reproducible, running, training_mode
-from .isolation import isolated, learned, modules
+from .isolation import changing, isolated, learned
 from .objectives import Program, Treatment
 
 Data = tuple[torch.Tensor, ...]
@@ -135,12 +135,13 @@ class SVI:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of the parameters and of the modules' buffers by name."""
-        return {name: value.detach().clone() for name, value in self._tensors().items()}
+        tensors = changing(self.store, self.model, self.guide)
+        return {name: value.detach().clone() for name, value in tensors.items()}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Set the tensors to a state; what has appeared since it was taken is left."""
         with torch.no_grad():
-            for name, value in self._tensors().items():
+            for name, value in changing(self.store, self.model, self.guide).items():
                 if name in state:
                     value.copy_(state[name])
 
@@ -162,13 +163,6 @@ class SVI:
     def parameters(self) -> dict[str, torch.Tensor]:
         """The tensors that are learned, by name."""
         return learned(self.store, self.model, self.guide)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """What an epoch changes: parameters, and buffers such as those of batch normalisation."""
-        tensors = self.parameters()
-        for index, part in enumerate(modules(self.model, self.guide)):
-            tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))
-        return tensors
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])

@@ -161,8 +161,10 @@ class _Drawn(nn.Module):
             value = getattr(part, name)
             delattr(part, name)
             part.register_parameter(name, nn.Parameter(value))
-        self.inner.maximise(context, y, weights)
-        self._freeze()
+        try:
+            self.inner.maximise(context, y, weights)
+        finally:
+            self._freeze()
 
     def _freeze(self) -> None:
         for part, name in self._owners():

@@ -144,6 +144,30 @@ def test_a_copy_goes_on_and_leaves_the_run_alone(make, x):
     assert len(first.history) == 2
 
 
+def test_an_interruption_amid_the_m_step_goes_back_to_the_last_iteration(regressions, monkeypatch):
+    """Mixture and experts are maximised one after the other, and Ctrl-C may come between."""
+    _, x, y = regressions
+    story = GMMMoE(1, 1, 2)
+    choices = {"loss": "em", "progress": False}
+    experts, calls = type(story.experts), []
+    maximise_experts = experts.maximise
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        maximise_experts(*args)
+
+    monkeypatch.setattr(experts, "maximise", interrupted)
+    stopped = pyro_moe.fit(story.model, story.guide, (x, y), epochs=4, **choices)
+    assert stopped.stopped == "interrupted"
+    first = pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, **choices)
+    assert_close(stopped.parameters(), first.parameters(), rtol=0, atol=0)
+    through = pyro_moe.fit(story.model, story.guide, (x, y), epochs=4, **choices)
+    resumed = stopped.resume(progress=False)
+    assert [r["elbo"] for r in resumed.history] == [r["elbo"] for r in through.history]
+
+
 def test_maximise_reaches_parts_at_any_depth(x):
     part = GaussianMixture(D, 1)
     outer = nn.Sequential(nn.Sequential(nn.Linear(1, 1), part))
