@@ -256,7 +256,7 @@ def fit(
         check_target(y)
     copies = isolated(model, guide)
     for part in modules(*copies):
-        part.to(columns[0].device)
+        part.to(columns[0].device).eval()
     learns = not (epochs == 0 and isinstance(initialise, str) and initialise == "keep")
     num_components = check(copies[0], copies[1], columns, learns=learns)
     start = _start(initialise, len(columns[0]), num_components)

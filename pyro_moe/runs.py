@@ -172,7 +172,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         tensors = load_file(folder / "parameters.safetensors")
         story = _story_class(settings["story"], folder)(**settings["story_arguments"])
         dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-        story.to(dtype).load_state_dict(tensors)
+        story.to(dtype).eval().load_state_dict(tensors)
     except OSError as error:
         raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
     except (LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:

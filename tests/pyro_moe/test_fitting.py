@@ -610,6 +610,16 @@ def test_an_interruption_amid_an_epoch_resumes_with_the_same_numbers(x, epochs_d
         assert_close(resumed.story.state_dict(), through.story.state_dict(), **EXACT)
 
 
+def test_data_are_checked_in_evaluation_mode():
+    """The last batch may have one row, which batch normalisation could not learn from."""
+    gate = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
+    story = DMVAE(1, 1, 2, hidden=(4,), gate=gate)
+    fitted = pyro_moe.fit(
+        story.model, story.guide, torch.randn(4097, 1), epochs=1, batch_size=4097, progress=False
+    )
+    assert fitted.stopped is None
+
+
 def test_other_errors_of_a_callback_are_the_callers(x):
     def callback(fitted):
         raise LookupError("mine")

@@ -51,6 +51,7 @@ def test_a_loaded_story_is_the_saved_one(name, dtype, tmp_path):
     story, settings = runs.load(folder)
     expected = fit.story.state_dict()
     assert type(story) is type(fit.story)
+    assert not story.training
     assert story.state_dict().keys() == expected.keys()
     for key, value in story.state_dict().items():
         assert value.dtype == expected[key].dtype
