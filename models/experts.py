@@ -167,7 +167,8 @@ class StudentTExperts(nn.Module):
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = self.units.inverse(self.network(context))
         scale = self.units.scale * (MIN_SCALE + self.log_scale.exp())
-        return dist.StudentT(2.0 + self.log_df.exp(), loc, scale).to_event(1)
+        df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # where it hardly matters, not to infinity
+        return dist.StudentT(df, loc, scale).to_event(1)
 
     def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
         """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""

@@ -97,7 +97,7 @@ def maximise_likelihood(
 
     with W the weights of the experts' maps: where classes can be separated, these would grow
     without end but for s. EM with such a step is generalised EM: the penalised likelihood rises,
-    not always to the step's maximum.
+    not always to the step's maximum. A step that ends where a parameter is not finite is undone.
 
     Args:
         experts: The module.
@@ -123,5 +123,9 @@ def maximise_likelihood(
             value.backward()
         return value
 
+    before = [p.detach().clone() for p in parameters]
     optimiser.step(loss)
     optimiser.zero_grad()
+    if not all(p.isfinite().all() for p in parameters):
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, before)

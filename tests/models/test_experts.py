@@ -156,6 +156,16 @@ def test_far_from_the_data_densities_and_gradients_are_finite(make, x, family, d
     assert all(p.grad.isfinite().all() for p in experts.parameters())
 
 
+@pytest.mark.parametrize("log_df", [-1e3, 1e3])
+def test_degrees_of_freedom_at_their_ends_are_finite(x, y, make, log_df):
+    experts = make("student-t", y)
+    with torch.no_grad():
+        experts.log_df.fill_(log_df)
+    log_prob = experts(x).log_prob(y.unsqueeze(1)).sum()
+    gradients = torch.autograd.grad(log_prob, list(experts.parameters()))
+    assert log_prob.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+
+
 # The M-step
 
 

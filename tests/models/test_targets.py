@@ -146,6 +146,21 @@ def test_maximise_likelihood_ends_where_the_gradient_is_zero_and_leaves_none():
         assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-5)
 
 
+def test_maximise_likelihood_undoes_a_step_to_a_parameter_that_is_not_finite():
+    class Cliff(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, context):
+            loc = (self.loc - self.loc.detach()) * torch.inf + self.loc
+            return dist.Normal(loc.expand(len(context), 1), 1.0, validate_args=False)
+
+    experts = Cliff()
+    maximise_likelihood(experts, torch.zeros(4, 1), torch.zeros(4), torch.ones(4, 1))
+    assert experts.loc == 3.0
+
+
 def test_maximise_likelihood_leaves_out_rows_without_a_target(scatter):
     x, y, r = torch.randn(20, D), torch.randn(20, M), torch.rand(20, K)
     y[::4, 1] = torch.nan
