@@ -44,7 +44,8 @@ class Standardise(nn.Module):
         common: Whether all columns are in one unit, as pixels are: s is then one number, the
             root mean square of the columns' deviations.
         robust: Whether m is the median and s the range of the middle half in that of a standard
-            normal, 1.349, which wild values do not spoil.
+            normal, 1.349, which wild values do not spoil. Where half of the values are equal, and
+            that range is zero, s stays the standard deviation.
 
     Example:
         >>> units = Standardise(1)
@@ -73,6 +74,8 @@ class Standardise(nn.Module):
         if self.robust:
             low, median, high = np.quantile(x.double().cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
             middle = torch.from_numpy((high - low) / 1.349).to(self.scale)
+            if len(self.scale) == 1:
+                middle = middle.square().mean(0, keepdim=True).sqrt()
             self.loc.copy_(torch.from_numpy(median))
             self.scale.copy_(torch.where(middle > 0, middle, self.scale))
 

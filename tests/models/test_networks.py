@@ -53,6 +53,14 @@ def test_robust_units_are_those_of_the_middle_whatever_wild_values_are():
     assert_close(units.scale, fitted)
 
 
+def test_robust_units_that_columns_share_are_the_root_mean_square_of_their_own():
+    own, common = Standardise(3, robust=True), Standardise(3, robust=True, common=True)
+    x = torch.randn(50, 3) * torch.tensor([1.0, 2.0, 5.0])
+    own.adapt(x)
+    common.adapt(x)
+    assert_close(common.scale, own.scale.square().mean().sqrt().reshape(1))
+
+
 def test_robust_units_of_a_column_whose_middle_half_is_one_value_are_those_of_all():
     x = torch.zeros(20, 1)
     x[:2] = 5.0
