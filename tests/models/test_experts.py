@@ -163,7 +163,8 @@ def test_degrees_of_freedom_at_their_ends_are_finite(x, y, make, log_df):
         experts.log_df.fill_(log_df)
     log_prob = experts(x).log_prob(y.unsqueeze(1)).sum()
     gradients = torch.autograd.grad(log_prob, list(experts.parameters()))
-    assert log_prob.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+    assert log_prob.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 # The M-step
