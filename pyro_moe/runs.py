@@ -15,20 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyro_moe import models
+from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.objectives import enumerated_traces
 
 from . import story_files
 from .fitting import Fit, fit
-from .rows import Rows
+from .rows import Data, Rows
 from .sources import Source
 from .story_files import StoryFile
 
 _STORY_COPY = "story.py"
+_PARAM = "pyro.param."
 STORIES: dict[str, type[nn.Module]] = {
     "gmm": models.GMM,
     "vae": models.VAE,
@@ -75,7 +80,7 @@ def _check_copy(folder: Path, story_file: StoryFile) -> None:
     copy = folder / _STORY_COPY
     if not copy.exists() or copy.read_bytes() == story_file.content:
         return
-    if not (folder / "settings.json").exists() or not _of_file(_settings(folder)["story"]):
+    if not (folder / "settings.json").exists() or not _of_file(settings_of(folder)["story"]):
         raise DataError(f"expected a folder without a {_STORY_COPY} of its own; got {folder}")
 
 
@@ -126,7 +131,8 @@ def save(
     if not isinstance(fit.story, _shipped(name) if story_file is None else story_file.story):
         raise ValueError(f"expected a fit of a {name}; got {type(fit.story).__name__}")
     folder = prepare(folder, story_file)
-    tensors = {key: t.detach().cpu().clone() for key, t in fit.story.state_dict().items()}
+    named = fit.story.state_dict() | {_PARAM + name: p for name, p in _params(fit).items()}
+    tensors = {key: tensor.detach().cpu().clone() for key, tensor in named.items()}
     settings = {
         "story": name,
         "story_arguments": dict(story_arguments),
@@ -155,7 +161,8 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     contains. A run of a story file is a program: loading it executes the ``story.py`` in the
     folder, which can do whatever you can. Open such a run only if you trust where it came from.
 
-    A fit to evaluate wants rows, too, whose kind says what the story is about, see `restore`.
+    A fit to evaluate wants rows, too, whose kind says what the story is about, see `fit_of` and
+    `restore`; they also know the `pyro.param` statements of a story, which belong to no module.
 
     Args:
         folder: What `save` wrote.
@@ -166,22 +173,96 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         DataError: If a file is missing or damaged, or if the two do not belong together.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), settings_of(folder)
     try:
-        settings = _settings(folder)
         tensors = load_file(folder / "parameters.safetensors")
         story = _story_class(settings["story"], folder)(**settings["story_arguments"])
-        dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-        story.to(dtype).eval().load_state_dict(tensors)
+        dtypes = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        own = {key: t for key, t in tensors.items() if not key.startswith(_PARAM)}
+        story.to(next(dtypes, torch.get_default_dtype())).eval().load_state_dict(own)
     except OSError as error:
         raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
     except (LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"expected a run folder with its files whole; got {folder} "
-            f"({type(error).__name__}: {reason})"
-        ) from error
+        raise _damaged(folder, error) from error
     return story, settings
+
+
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """What a run was asked and made with: the content of its ``settings.json``.
+
+    Args:
+        folder: What `save` wrote.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    try:
+        return json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: str | Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"expected a run folder with its files whole; got {folder} "
+        f"({type(error).__name__}: {reason})"
+    )
+
+
+def fit_of(folder: str | Path, data: Data) -> Fit:
+    """The fit of a run folder, on rows to evaluate it on.
+
+    As `load` does, it executes the story's file where the story is not a shipped one.
+
+    Args:
+        folder: What `save` wrote.
+        data: Rows with all columns that were fitted, or x alone.
+
+    Returns:
+        The fit, on the CPU, without its history. It can be evaluated but not resumed.
+
+    Raises:
+        DataError: If the run is damaged, or rows are not of the kind that was fitted.
+    """
+    story: Any
+    story, settings = load(folder)
+    asked = settings["fit"]
+    kept = fit(
+        story.model,
+        story.guide,
+        data,
+        initialise="keep",
+        epochs=0,
+        loss="em" if asked["loss"] == "em" else "marginal",
+        missing_targets=asked.get("missing_targets", False),
+        seed=asked["seed"],
+        progress=False,
+    )
+    tensors = load_file(Path(folder, "parameters.safetensors"))
+    params = {key.removeprefix(_PARAM): t for key, t in tensors.items() if key.startswith(_PARAM)}
+    if params:
+        _give_back(kept, params)
+    return kept
+
+
+def _params(fit: Fit) -> dict[str, torch.Tensor]:
+    """The `pyro.param`s of a fit that are no module's, unconstrained."""
+    parts = modules(fit.run.model, fit.run.guide)
+    own = {id(parameter) for part in parts for parameter in part.parameters()}
+    store = fit.run.store["params"]
+    return {name: value for name, value in store.items() if id(value) not in own}
+
+
+def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
+    """Have `pyro.param` statements find their unconstrained values again."""
+    batch = tuple(column[:1] for column in fit.run.data)
+    with torch.no_grad(), running(fit.run.store), reproducible(0):  # they say their constraints
+        enumerated_traces(fit.run.model, fit.run.guide, *batch)
+    for name, value in params.items():
+        fit.run.store["params"][name] = value.requires_grad_()
 
 
 def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[Fit, Rows, Rows]:
@@ -213,27 +294,14 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
         >>> len(restored.history), len(test)
         (4, 9)
     """
-    story: Any
-    story, settings = load(folder)
+    settings = settings_of(folder)
     columns = settings["columns"]
     train, test = (data, data) if isinstance(data, Rows) else _rows_again(folder, settings, data)
-    asked = settings["fit"]
-    kept = fit(
-        story.model,
-        story.guide,
-        train,
-        initialise="keep",
-        epochs=0,
-        loss="em" if asked["loss"] == "em" else "marginal",
-        missing_targets=asked.get("missing_targets", False),
-        seed=asked["seed"],
-        progress=False,
-    )
     history, results = _results(folder)
     restored = replace(
-        kept,
+        fit_of(folder, train),
         history=history,
-        settings=asked,
+        settings=settings["fit"],
         held_out_elbo=results["held_out_elbo"],
         stopped=results["stopped"],
         columns=None if columns is None else tuple(columns),
@@ -252,10 +320,6 @@ def _rows_again(
     return Source(**source).rows_again(data, columns=settings["columns"])
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-
-
 def _results(folder: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The history and the scores of a run."""
     try:
@@ -263,10 +327,7 @@ def _results(folder: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         with Path(folder, "history.csv").open(encoding="utf-8", newline="") as file:
             table = list(csv.DictReader(file))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"expected a run folder with its files whole; got {folder} ({reason})"
-        ) from error
+        raise _damaged(folder, error) from error
     return [{key: _value(text) for key, text in row.items() if text} for row in table], scores
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import datasets, evaluation, runs
-from ..fitting import fit
 from ..marginals import has_classes
 
 UNLIKE = 0.01
@@ -36,8 +35,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write what a saved story says of new rows: means, spread, and who says so."""
-    story: Any
-    story, settings = runs.load(options.run)
+    settings = runs.settings_of(options.run)
     targets = settings.get("targets")
     if targets is None:
         raise ValueError(f"expected a run with a target of a table; got {options.run}")
@@ -48,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if out.exists() and out.samefile(options.data):
         raise ValueError(f"expected --out to be another file than --data; got {out} for both")
     runs.prepare(out.parent)
-    fitted: Any = fit(story.model, story.guide, rows.x, initialise="keep", epochs=0, progress=False)
+    fitted = runs.fit_of(options.run, rows.x)
     prediction = evaluation.predict(fitted, rows)
     beside = partial(_beside, set(targets))
     names = (settings.get("source") or {}).get("classes", {})

@@ -1,12 +1,14 @@
 """What is saved is what is loaded, and what cannot be says so."""
 
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, Rows, evaluation, runs, story_files
@@ -414,6 +416,23 @@ def test_a_restored_story_of_a_file(table, tmp_path):
     fit, _, folder = saved_file(tmp_path, source=source.recorded(), rows=train)
     restored, _, test = runs.restore(folder)
     assert torch.equal(evaluation.elbo(restored, test), evaluation.elbo(fit, test))
+
+
+def test_statements_of_pyro_param_are_given_back_with_their_constraints(table, tmp_path):
+    """They belong to no module of the story."""
+    constrained = 'pyro.param("scale", torch.tensor(9.0), constraint=constraints.positive)'
+    text = STORY.replace("self.scale)", f"{constrained})").replace(
+        "from torch import nn", "from torch import nn\nfrom torch.distributions import constraints"
+    )
+    train, _ = Source(str(table), target=("price", "rent")).rows()
+    fit, _, folder = saved_file(tmp_path, text, rows=train)
+    restored, alone = runs.restore(folder, train)[0], runs.fit_of(folder, train.x)
+    assert fit.parameters()["scale"] != math.log(9.0)
+    for each in (restored, alone):
+        assert_close(each.parameters(), fit.parameters(), rtol=0, atol=0)
+        first, second = (evaluation.predict(which, X) for which in (each, fit))
+        assert torch.equal(first.variance, second.variance)
+    assert torch.equal(evaluation.elbo(restored, train), evaluation.elbo(fit, train))
 
 
 def test_a_table_that_moved_is_named(table, tmp_path):
