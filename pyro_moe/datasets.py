@@ -291,7 +291,8 @@ def table(
         target: Name of the column that becomes y, of shape (N,); or several names, of shape
             (N, M). Whole numbers (classes, counts) stay whole: int64.
         columns: Names of the columns that become x; all but the target if None.
-        drop_missing: Whether to leave out rows that lack a value in a column that is used.
+        drop_missing: Whether to leave out rows that lack a value in a column that is used; but
+            those that lack a target are kept if ``missing_targets``.
         missing_targets: Whether rows may lack a target, which is NaN then.
         classes: The classes of targets that are text, by column, see `class_names`; a target
             becomes the number of its class, from 0.
@@ -319,7 +320,8 @@ def table(
     features = others if columns is None else _names(columns)
     frame = _select(frame, features, targets, path)
     if drop_missing:
-        frame = frame[~frame.isna().any(axis=1)]
+        wanted = features if missing_targets else list(frame)
+        frame = frame[~frame[wanted].isna().any(axis=1)]
     for name, names in (classes or {}).items():
         if name in targets:
             frame = frame.assign(**{name: _class_numbers(frame[name], names, path)})
@@ -431,14 +433,25 @@ def _check_column(column: pd.Series, path: Path, *, target: bool, may_lack: bool
     if not pd.api.types.is_numeric_dtype(column) and len(known):
         readable = pd.to_numeric(known.astype(str), errors="coerce").notna()
         row = known.index[0] if readable.all() else readable.index[~readable][0]
-        raise DataError(f"expected numbers in {where}; got {str(known[row])!r} in row {row}")
+        hint = (
+            "targets that are text want classes=… (on the command line, --experts categorical)"
+            if target
+            else "choose other columns with columns=… (on the command line, --columns)"
+        )
+        raise DataError(
+            f"expected numbers in {where}; got {str(known[row])!r} in row {row}: {hint}"
+        )
     if len(known) < len(column) and not (target and may_lack):
         missing = column.index[column.isna()]
-        keep = "; a story of x learns from them, too, with missing_targets" if target else ""
+        keep = (
+            "; a story of x learns from them, too, with missing_targets (--missing-targets)"
+            if target
+            else ""
+        )
         raise DataError(
             f"expected a value in every row of {where}; got none in row {missing[0]} "
             f"({len(missing)} of {len(column)} rows lack one): leave them out with "
-            f"drop_missing=True{keep}"
+            f"drop_missing=True (on the command line of fit, --drop-missing){keep}"
         )
     infinite = known.index[np.isinf(known.to_numpy(dtype=np.float64))]
     if len(infinite):
@@ -461,7 +474,9 @@ def load(
     name_or_path: str | Path,
     *,
     target: str | Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
+    drop_missing: bool = False,
     missing_targets: bool = False,
     classes: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
@@ -471,10 +486,13 @@ def load(
     Args:
         name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or a CSV or Parquet file, a fifth
             of whose rows become test rows.
-        target: Names of the columns of a table that become y.
+        target: Names of the columns of a table that become y; this and what follows, but for
+            ``data_dir`` and ``seed``, are for a `table`.
+        columns: Names of those that become x; all but the target if None.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
-        missing_targets: Whether rows of a table may lack a target.
-        classes: The classes of a table's targets that are text, see `table`.
+        drop_missing: Whether to leave out rows that lack a value.
+        missing_targets: Whether rows may lack a target.
+        classes: The classes of targets that are text.
         seed: Decides the noise of the spirals, and which rows of the others are test rows.
 
     Returns:
@@ -499,7 +517,14 @@ def load(
             "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
-    rows = table(name_or_path, target=target, missing_targets=missing_targets, classes=classes)
+    rows = table(
+        name_or_path,
+        target=target,
+        columns=columns,
+        drop_missing=drop_missing,
+        missing_targets=missing_targets,
+        classes=classes,
+    )
     return _split(rows, 0.2, seed)
 
 

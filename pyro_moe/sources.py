@@ -19,9 +19,11 @@ class Source:
     Attributes:
         name: ``"spiral"``, ``"digits"``, ``"mnist"`` or the path of a table.
         target: Columns of the table that became y.
+        columns: Those that became x; all others if None.
         data_dir: The folder of MNIST's files; downloaded if None.
         binary: Whether MNIST's pixels became 0 or 1.
         made_targets: Whether y was made up, affine in x in each class.
+        drop_missing: Whether rows of the table that lack a value were left out.
         missing_targets: Whether rows of the table may lack a target.
         classes: The classes, in order, of targets that are text.
         sha256: Of the table's content.
@@ -29,9 +31,11 @@ class Source:
 
     name: str
     target: Sequence[str] = ()
+    columns: Sequence[str] | None = None
     data_dir: str | None = None
     binary: bool = False
     made_targets: bool = False
+    drop_missing: bool = False
     missing_targets: bool = False
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sha256: str | None = None
@@ -56,7 +60,7 @@ class Source:
         if self.name == "mnist":
             train, test = datasets.mnist(self.data_dir, binary=self.binary)
         else:
-            train, test = datasets.load(self.name, **self._choices())
+            train, test = datasets.load(self.name, **(self._choices() if self.is_table else {}))
         return datasets.piecewise_affine(train, test) if self.made_targets else (train, test)
 
     def rows_again(
@@ -87,7 +91,7 @@ class Source:
                 f"expected {path} as it was when it was fitted; got other content: to take all "
                 "its rows as new ones, name it as data=… (on the command line, --data)"
             )
-        rows = datasets.table(path, columns=columns, **self._choices())
+        rows = datasets.table(path, **self._choices() | {"columns": columns})
         return rows, rows
 
     def _elsewhere(self, data: str | Path) -> "Source":
@@ -98,14 +102,15 @@ class Source:
         return replace(self, data_dir=str(data))
 
     def _choices(self) -> dict[str, Any]:
-        """What `datasets.load` and `datasets.table` are asked, beside the name."""
+        """What `datasets.load` and `datasets.table` are asked of a table."""
         one = self.target[0] if len(self.target) == 1 else list(self.target) or None
-        choices: dict[str, Any] = {"target": one}
-        if self.missing_targets:
-            choices["missing_targets"] = True
-        if self.classes:
-            choices["classes"] = self.classes
-        return choices
+        return {
+            "target": one,
+            "columns": self.columns,
+            "drop_missing": self.drop_missing,
+            "missing_targets": self.missing_targets,
+            "classes": self.classes,
+        }
 
 
 def _sha256(path: str | Path) -> str:

@@ -70,9 +70,11 @@ def source(options: argparse.Namespace, known: Parameters) -> Source:
     return Source(
         options.data,
         target=tuple(options.target or ()),
+        columns=options.columns,
         data_dir=options.data_dir,
         binary=options.data == "mnist" and binary and not has_target(known),
         made_targets=made and has_target(known),
+        drop_missing=options.drop_missing,
         missing_targets=options.missing_targets,
         classes=_classes(options, known),
     )
@@ -82,6 +84,10 @@ def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None
     if options.target and (made or not wanted):
         where = f"data {options.data}" if made else f"story {options.story}"
         raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
+    for name in ("columns", "drop_missing"):
+        if made and getattr(options, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"expected --{option} with a table; got it with data {options.data}")
     if wanted and not made and not options.target:
         raise ValueError(f"expected --target, the column that {options.story} predicts; got none")
     if options.missing_targets and not options.target:

@@ -37,6 +37,8 @@ def add(commands: Any) -> None:
     add("story", type=_story, help=stories, metavar="STORY")
     add("--data", required=True, help="digits, spiral, mnist, or a .csv or .parquet file")
     add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
+    add("--columns", nargs="+", metavar="COLUMN", help="those that become x (default: all others)")
+    add("--drop-missing", action="store_true", help="leave out rows that lack a value")
     add("--missing-targets", action="store_true", help="rows may lack a target")
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
     add("--context", choices=CONTEXTS, help="what the experts see: x, or the latent mean of z")
@@ -47,7 +49,11 @@ def add(commands: Any) -> None:
     add("--covariance", choices=COVARIANCES, help="the covariances of the components")
     add("--epochs", type=_whole, help="passes over the data (default: 4,000 steps' worth)")
     add("--restarts", type=_whole, help="starts, of which the best on held-out rows is kept")
-    add("--loss", choices=(*LOSSES, "em"), help="the objective (default: marginal; gmm: em)")
+    add(
+        "--loss",
+        choices=(*LOSSES, "em"),
+        help="the objective (default: marginal; gmm, gmmmoe, me: em)",
+    )
     starts = [start for start in STARTS if start != "keep"]
     add(
         "--initialise",

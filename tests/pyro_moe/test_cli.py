@@ -823,6 +823,25 @@ def test_a_file_takes_the_number_of_classes_by_its_name(homes):
         assert set(predict()["kind"]) == set(names)
 
 
+def test_columns_are_chosen_and_rows_that_lack_a_value_left_out(homes):
+    homes["name"] = "a house"
+    homes["size"] = homes["size"].mask(homes.index % 10 == 0)
+    homes.to_csv("homes.csv", index=False)
+    fit_targets("me", "price", "--columns size age --drop-missing --epochs 2")
+    fit, train, test = runs.restore("run")
+    assert fit.columns == ("size", "age")
+    assert len(train) + len(test) == 81
+    homes.dropna().to_csv("new.csv", index=False)
+    run("predict run --data new.csv --out out.csv")
+    assert len(pd.read_csv("out.csv")) == 81
+
+
+@pytest.mark.parametrize("option", ["--columns size", "--drop-missing"])
+def test_options_of_tables_are_refused_with_data_that_are_made(option, capsys):
+    message = fails(f"fit me --data spiral {option} --quiet", capsys)
+    assert message == f"expected {option.split()[0]} with a table; got it with data spiral"
+
+
 @pytest.mark.parametrize("family", ["normal", "categorical"])
 def test_rows_may_lack_a_target(family, homes, monkeypatch):
     """They are fitted, and left out of the scores and pictures of targets."""
@@ -869,7 +888,8 @@ def test_rows_may_lack_a_target(family, homes, monkeypatch):
         ),
         (
             "dvmoe --data my.csv --target sold",
-            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0",
+            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0: targets that are "
+            "text want .*--experts categorical.*",
         ),
         (
             "mine.py --data my.csv --target sold",

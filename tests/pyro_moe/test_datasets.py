@@ -497,6 +497,11 @@ def test_table_drops_rows_that_lack_a_used_value(csv: Callable[..., Path]) -> No
     rows = datasets.table(path, columns=["a"], target="b", drop_missing=True)
     assert rows.x.tolist() == [[1], [7]]
     assert rows.y.tolist() == [2, 8]
+    choices = {"columns": ["a"], "target": "b", "missing_targets": True}
+    rows = datasets.table(path, **choices, drop_missing=True)
+    assert rows.x.tolist() == [[1], [7], [9]]
+    assert rows.y.tolist()[:2] == [2, 8]
+    assert rows.y[2].isnan()
 
 
 def test_table_reads_parquet(tmp_path: Path) -> None:
@@ -512,17 +517,17 @@ def test_table_parquet_of_other_types(tmp_path: Path) -> None:
     path = tmp_path / "my.parquet"
     save_parquet(path, a=[1.0, 2.0], day=[date(2020, 1, 2), date(2020, 1, 3)])
     assert message_of(lambda: datasets.table(path)) == (
-        f"expected numbers in column 'day' of {path}; got '2020-01-02' in row 0"
+        f"expected numbers in column 'day' of {path}; got '2020-01-02' in row 0" + OTHERS
     )
     save_parquet(path, a=["1", "2"])
     assert message_of(lambda: datasets.table(path)) == (
-        f"expected numbers in column 'a' of {path}; got '1' in row 0"
+        f"expected numbers in column 'a' of {path}; got '1' in row 0" + OTHERS
     )
     save_parquet(path, a=[1.0, np.nan], b=[1, None])
     for name in "ab":
         assert message_of(lambda name=name: datasets.table(path, columns=name)) == (
             f"expected a value in every row of column {name!r} of {path}; got none in row 1 "
-            "(1 of 2 rows lack one): leave them out with drop_missing=True"
+            f"(1 of 2 rows lack one): {DROP}"
         )
 
 
@@ -544,39 +549,42 @@ def test_table_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
+OTHERS = ": choose other columns with columns=… (on the command line, --columns)"
+CLASSES = ": targets that are text want classes=… (on the command line, --experts categorical)"
+DROP = "leave them out with drop_missing=True (on the command line of fit, --drop-missing)"
 BAD_TABLES = {
     "text": (
         CSV,
         {},
-        "expected numbers in column 'name' of {path}; got 'u' in row 0",
+        "expected numbers in column 'name' of {path}; got 'u' in row 0" + OTHERS,
     ),
     "text among numbers": (
         "a,b\n1,2\n3,?\n",
         {},
-        "expected numbers in column 'b' of {path}; got '?' in row 1",
+        "expected numbers in column 'b' of {path}; got '?' in row 1" + OTHERS,
     ),
     "text target": (
         CSV,
         {"columns": ["a"], "target": "name"},
-        "expected numbers in column 'name' of {path}; got 'u' in row 0",
+        "expected numbers in column 'name' of {path}; got 'u' in row 0" + CLASSES,
     ),
     "text after a dropped row": (
         "a,b\n1,\n2,x\n",
         {"drop_missing": True},
-        "expected numbers in column 'b' of {path}; got 'x' in row 1",
+        "expected numbers in column 'b' of {path}; got 'x' in row 1" + OTHERS,
     ),
     "missing": (
         "a,b\n1,2\n3,\n4,\n",
         {},
         "expected a value in every row of column 'b' of {path}; got none in row 1 "
-        "(2 of 3 rows lack one): leave them out with drop_missing=True",
+        f"(2 of 3 rows lack one): {DROP}",
     ),
     "missing target": (
         "a,b\n1,nan\n3,2\n",
         {"target": "b"},
         "expected a value in every row of column 'b' of {path}; got none in row 0 "
-        "(1 of 2 rows lack one): leave them out with drop_missing=True; a story of x learns from "
-        "them, too, with missing_targets",
+        f"(1 of 2 rows lack one): {DROP}; a story of x learns from them, too, with "
+        "missing_targets (--missing-targets)",
     ),
     "not a class": (
         "a,b\n1,cat\n3,\n4,bird\n",
