@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,16 @@ def fit(
         >>> len(fitted.history)
         2
     """
-    _check_arguments(epochs, batch_size, initial_epochs, restarts, held_out)
+    _check_numbers(
+        epochs=(epochs, 0),
+        batch_size=(batch_size, 1),
+        initial_epochs=(initial_epochs, 0),
+        restarts=(restarts, 1),
+        seed=(seed, 0),
+    )
+    _check_positive(learning_rate=learning_rate, temperature=temperature)
+    if not 0 < held_out < 1:
+        raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
     if initialise is None:
         initialise = getattr(owner(model), "start", "random")
     columns = _columns(model, guide, data, device, missing_targets)
@@ -320,23 +329,20 @@ def geometric(start: float, end: float) -> Callable[[float], float]:
     return lambda done: start * (end / start) ** done
 
 
-def _check_arguments(
-    epochs: int | None, batch_size: int, initial_epochs: int | None, restarts: int, held_out: float
-) -> None:
-    least = {"epochs": 0, "batch_size": 1, "initial_epochs": 0, "restarts": 1}
-    given = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "initial_epochs": initial_epochs,
-        "restarts": restarts,
-    }
-    for name, value in given.items():
+def _check_numbers(**given: tuple[int | None, int]) -> None:
+    """See that each number, by name with its least value, is whole; None will do."""
+    for name, (value, least) in given.items():
         if value is not None and not isinstance(value, Integral):
             raise ValueError(f"expected {name} to be an integer; got {value!r}")
-        if value is not None and value < least[name]:
-            raise ValueError(f"expected {name} of at least {least[name]}; got {value}")
-    if not 0 < held_out < 1:
-        raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
+        if value is not None and value < least:
+            raise ValueError(f"expected {name} of at least {least}; got {value}")
+
+
+def _check_positive(**given: Schedule | None) -> None:
+    """See that each schedule is a function, or a number above zero; None will do."""
+    for name, value in given.items():
+        if not (value is None or callable(value) or (isinstance(value, Real) and value > 0)):
+            raise ValueError(f"expected {name} above zero, or a function; got {value!r}")
 
 
 def _run(
