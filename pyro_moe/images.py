@@ -49,7 +49,7 @@ def cluster_images(
     Raises:
         DataError: If the rows are not images.
         ImportError: If umap-learn is asked for and not installed.
-        ValueError: If there is no such embedding.
+        ValueError: If there is no such embedding, or there are no copies.
 
     Source:
         McConville, Santos-Rodríguez, Piechocki and Craddock, "N2D: (not too) deep clustering via
@@ -58,6 +58,8 @@ def cluster_images(
     """
     if embedding not in ("tsne", "umap"):
         raise ValueError(f"expected embedding 'tsne' or 'umap'; got {embedding!r}")
+    if copies < 1:
+        raise ValueError(f"expected copies of at least 1; got {copies}")
     if embedding == "umap":
         expect_umap()  # before the minutes of an autoencoder
     if rows.image_shape is None:

@@ -174,7 +174,9 @@ def as_tensor(column: Any, name: str) -> torch.Tensor:
     try:
         array = np.asarray(column)
     except ValueError as error:
-        raise DataError(f"expected rows of equal length in {name}; got unequal ones") from error
+        raise DataError(
+            f"expected rows of equal length in {name}, or a tuple (x, y); got unequal ones"
+        ) from error
     if array.dtype.kind not in "biuf":
         array = _as_numbers(array, name, getattr(column, "columns", None))
     # Torch knows neither long doubles nor the other byte order, and wants memory of its own.

@@ -50,9 +50,9 @@ def method(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A story, and the arguments of `fit` for it.
 
-    Every method has affine experts, two starts on spirals of which the held-out rows choose
-    one, and none on MNIST. Gates of stories of x start from a clustering: of their codes on
-    spirals, and on MNIST from the responsibilities ``start``; a DeepMoE from random weights, as
+    Every method has affine experts, and two starts on spirals, of which the held-out rows choose
+    one, but one on MNIST. VaDE-MoE and DVMoE start from a clustering of their codes on spirals; on
+    MNIST they, and GMM-MoE, from the responsibilities ``start``; a DeepMoE from random weights, as
     the paper's, or, for comparison, from the same clustering.
 
     Args:

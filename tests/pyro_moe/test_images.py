@@ -80,3 +80,5 @@ def test_without_umap_the_error_says_what_to_install_before_training(
 def test_an_embedding_that_is_none_is_an_error(drawings, untrained):
     with pytest.raises(ValueError, match="expected embedding 'tsne' or 'umap'; got 'pca'"):
         clustered(drawings, embedding="pca")
+    with pytest.raises(ValueError, match="expected copies of at least 1; got 0"):
+        clustered(drawings, copies=0)

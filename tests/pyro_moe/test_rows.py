@@ -202,7 +202,7 @@ BAD = {
     "text": ("digits", "expected numbers in x; got 'digits'"),
     "ragged": (
         [[1.0, 2.0], [3.0]],
-        "expected rows of equal length in x; got unequal ones",
+        "expected rows of equal length in x, or a tuple (x, y); got unequal ones",
     ),
     "empty tuple": ((), "expected x or a pair (x, y); got an empty tuple"),
     "empty list": ([], "expected x of shape (N, D); got shape (0,)"),
