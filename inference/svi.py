@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from .context import reproducible, running, training_mode
 from .isolation import changing, isolated, learned
 from .objectives import Program, Treatment
+from .sharing import evaluated_once
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
@@ -170,6 +172,7 @@ class SVI:
             reproducible(self.seed, epoch),
             running(self.store),
             training_mode(self.model, self.guide),
+            self._shared(),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
@@ -192,6 +195,11 @@ class SVI:
             "learning_rate": self._learning_rate(done),
             "seconds": time.perf_counter() - started,
         }
+
+    def _shared(self) -> AbstractContextManager[None]:
+        """Gates and experts evaluated once a step, unless the ELBO takes gradients in pieces."""
+        at_once = hasattr(self.elbo, "differentiable_loss")
+        return evaluated_once(self.model, self.guide) if at_once else nullcontext()
 
     def _step(self, batch: Data, done: float) -> float:
         temperature = at(self.temperature, done)

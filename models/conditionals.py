@@ -146,6 +146,8 @@ class CategoricalConditional(nn.Module):
         torch.Size([4])
     """
 
+    evaluated_once = True
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

@@ -46,6 +46,8 @@ class NormalExperts(nn.Module):
         (torch.Size([7, 5]), torch.Size([3]))
     """
 
+    evaluated_once = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -147,6 +149,8 @@ class StudentTExperts(nn.Module):
         torch.Size([7, 5])
     """
 
+    evaluated_once = True
+
     def __init__(self, network: nn.Module, num_components: int, y_dim: int) -> None:
         super().__init__()
         self.network, self.units = network, Standardise(y_dim, robust=True)
@@ -188,6 +192,8 @@ class CategoricalExperts(nn.Module):
         torch.Size([7, 5, 3])
     """
 
+    evaluated_once = True
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -213,6 +219,8 @@ class BernoulliExperts(nn.Module):
         >>> BernoulliExperts(AffineMaps(2, 5, 1))(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
+
+    evaluated_once = True
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -244,6 +252,7 @@ class PoissonExperts(nn.Module):
         torch.Size([7, 5])
     """
 
+    evaluated_once = True
     offset: torch.Tensor
 
     def __init__(self, network: nn.Module, y_dim: int) -> None:
@@ -277,6 +286,8 @@ class StackedExperts(nn.Module):
         >>> experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
+
+    evaluated_once = True
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__()

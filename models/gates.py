@@ -28,6 +28,8 @@ class SoftmaxGate(nn.Module):
         torch.Size([7, 5])
     """
 
+    evaluated_once = True
+
     def __init__(self, x_dim: int, num_components: int, *, units: nn.Module | None = None) -> None:
         super().__init__()
         self.maps = AffineMaps(x_dim, 1, num_components, units=units)
