@@ -128,4 +128,5 @@ def maximise_likelihood(
     optimiser.zero_grad()
     if not all(p.isfinite().all() for p in parameters):
         with torch.no_grad():
-            torch._foreach_copy_(parameters, before)
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)

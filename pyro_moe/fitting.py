@@ -253,7 +253,7 @@ def fit(
         restarts=(restarts, 1),
         seed=(seed, 0),
     )
-    _check_positive(learning_rate=learning_rate, temperature=temperature)
+    _check_schedules(learning_rate, temperature)
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
     if initialise is None:
@@ -338,11 +338,15 @@ def _check_numbers(**given: tuple[int | None, int]) -> None:
             raise ValueError(f"expected {name} of at least {least}; got {value}")
 
 
-def _check_positive(**given: Schedule | None) -> None:
-    """See that each schedule is a function, or a number above zero; None will do."""
-    for name, value in given.items():
-        if not (value is None or callable(value) or (isinstance(value, Real) and value > 0)):
-            raise ValueError(f"expected {name} above zero, or a function; got {value!r}")
+def _check_schedules(learning_rate: Any, temperature: Any) -> None:
+    if not (callable(learning_rate) or (isinstance(learning_rate, Real) and learning_rate >= 0)):
+        raise ValueError(
+            f"expected learning_rate of at least 0, or a function; got {learning_rate!r}"
+        )
+    if temperature is None or callable(temperature):
+        return
+    if not (isinstance(temperature, Real) and temperature > 0):
+        raise ValueError(f"expected temperature above 0, or a function; got {temperature!r}")
 
 
 def _run(
