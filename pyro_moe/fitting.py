@@ -339,13 +339,15 @@ def _check_numbers(**given: tuple[int | None, int]) -> None:
 
 
 def _check_schedules(learning_rate: Any, temperature: Any) -> None:
-    if not (callable(learning_rate) or (isinstance(learning_rate, Real) and learning_rate >= 0)):
+    if not (
+        callable(learning_rate) or (isinstance(learning_rate, Real) and float(learning_rate) >= 0)
+    ):
         raise ValueError(
             f"expected learning_rate of at least 0, or a function; got {learning_rate!r}"
         )
     if temperature is None or callable(temperature):
         return
-    if not (isinstance(temperature, Real) and temperature > 0):
+    if not (isinstance(temperature, Real) and float(temperature) > 0):
         raise ValueError(f"expected temperature above 0, or a function; got {temperature!r}")
 
 
