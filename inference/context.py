@@ -8,7 +8,7 @@ import numpy as np
 import pyro
 import torch
 
-from .isolation import Program, changing, modules
+from .isolation import Program, modules, restore, state
 
 
 @contextmanager
@@ -58,14 +58,11 @@ def running(store: dict[str, Any]) -> Iterator[None]:
 @contextmanager
 def all_or_nothing(store: dict[str, Any], *programs: Program) -> Iterator[None]:
     """Undo what has happened to the tensors of programs if the block does not come to its end."""
-    tensors = changing(store, *programs)
-    before = {name: value.detach().clone() for name, value in tensors.items()}
+    before = state(store, *programs)
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for name, value in tensors.items():
-                value.copy_(before[name])
+        restore(before, store, *programs)
         raise
 
 

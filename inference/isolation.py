@@ -72,8 +72,22 @@ def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor
     return named
 
 
-def changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """What training changes: `learned`, and buffers such as those of batch normalisation."""
+def state(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """Copies of what training changes, by name: parameters, and the modules' buffers."""
+    tensors = _changing(store, *programs)
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Program) -> None:
+    """Set the tensors to a state; what has appeared since it was taken is left."""
+    with torch.no_grad():
+        for name, value in _changing(store, *programs).items():
+            if name in state:
+                value.copy_(state[name])
+
+
+def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """`learned`, and buffers such as those of batch normalisation."""
     tensors = learned(store, *programs)
     for index, part in enumerate(modules(*programs)):
         tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))

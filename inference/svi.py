@@ -15,7 +15,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
 from .context import reproducible, running, training_mode
-from .isolation import changing, isolated, learned
+from .isolation import isolated, learned, restore, state
 from .objectives import Program, Treatment
 from .sharing import evaluated_once
 
@@ -117,11 +117,11 @@ class SVI:
 
     def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         moments = None if self.optimiser is None else deepcopy(self.optimiser.state_dict())
-        return self.state(), moments
+        return state(self.store, self.model, self.guide), moments
 
     def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
-        state, moments = checkpoint
-        self.restore(state)
+        tensors, moments = checkpoint
+        restore(tensors, self.store, self.model, self.guide)
         if moments is None:
             self.optimiser = None
         elif self.optimiser is not None:
@@ -134,18 +134,6 @@ class SVI:
         for part in self.store.values():
             for name in names & set(part):
                 del part[name]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of the parameters and of the modules' buffers by name."""
-        tensors = changing(self.store, self.model, self.guide)
-        return {name: value.detach().clone() for name, value in tensors.items()}
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Set the tensors to a state; what has appeared since it was taken is left."""
-        with torch.no_grad():
-            for name, value in changing(self.store, self.model, self.guide).items():
-                if name in state:
-                    value.copy_(state[name])
 
     def copy(self, *, epochs: int) -> "SVI":
         """A run that goes on from here to another number of epochs, and leaves this one alone."""
@@ -178,7 +166,7 @@ class SVI:
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
             order = torch.randperm(num_rows)
             batches = list(order.to(self.data[0].device).split(self.batch_size))
-            if len(self.data[0]) > self.batch_size > len(batches[-1]) == 1:  # no batch to normalise
+            if num_rows > self.batch_size > len(batches[-1]) == 1:  # no batch to normalise
                 batches[-2:] = [torch.cat(batches[-2:])]
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
