@@ -5,7 +5,7 @@ import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import nn
 
-from .distributions import Mixture
+from .targets import choose
 
 COVARIANCES = ("full", "diagonal", "tied")
 WEIGHTS = ("uniform", "learned")
@@ -110,7 +110,7 @@ class GaussianMixture(nn.Module):
         shared = self.num_components < min(self.dim, c.shape[:-1].numel())
         if shared and not c.requires_grad and _is_one_hot(c):
             # a Cholesky factor for every row is 10 GB for 4,096 images of 784 pixels
-            return Mixture(c.log(), dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril))
+            return choose(c, dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril))
         scale_tril = torch.einsum("...k,kij->...ij", c, self.scale_tril)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
@@ -159,7 +159,6 @@ class GaussianMixture(nn.Module):
             responsibilities: Weights r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
-        rounding = torch.finfo(torch.float32).eps
         counts = r.sum(0)
         r = torch.where(counts > 0, r, torch.ones_like(r))
         loc, covariance = _moments(z, r / r.sum(0))
@@ -168,6 +167,7 @@ class GaussianMixture(nn.Module):
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         covariance = (1.0 - self.shrinkage) * covariance + self.shrinkage * self._target(z)
+        rounding = torch.finfo(torch.float32).eps
         ridge = 1e-6 * z.var(0, correction=0) + (rounding * z.mean(0)) ** 2
         ridge = torch.where(ridge > 0, ridge, rounding**2)  # where all is zero
         scale_tril = torch.linalg.cholesky(covariance + ridge.diag_embed())
