@@ -173,18 +173,28 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         DataError: If a file is missing or damaged, or if the two do not belong together.
     """
+    story, settings, _ = _loaded(folder)
+    return story, settings
+
+
+def _loaded(
+    folder: str | Path,
+) -> tuple[nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
+    """Story and settings of a run, and its `pyro.param`s, unconstrained."""
     folder, settings = Path(folder), settings_of(folder)
     try:
         tensors = load_file(folder / "parameters.safetensors")
         story = _story_class(settings["story"], folder)(**settings["story_arguments"])
-        dtypes = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-        own = {key: t for key, t in tensors.items() if not key.startswith(_PARAM)}
-        story.to(next(dtypes, torch.get_default_dtype())).eval().load_state_dict(own)
+        dtypes = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+        params = {
+            k.removeprefix(_PARAM): tensors.pop(k) for k in [*tensors] if k.startswith(_PARAM)
+        }
+        story.to(dtypes[0] if dtypes else torch.get_default_dtype()).eval().load_state_dict(tensors)
     except OSError as error:
         raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
     except (LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from error
-    return story, settings
+    return story, settings, params
 
 
 def settings_of(folder: str | Path) -> dict[str, Any]:
@@ -228,7 +238,7 @@ def fit_of(folder: str | Path, data: Data) -> Fit:
         DataError: If the run is damaged, or rows are not of the kind that was fitted.
     """
     story: Any
-    story, settings = load(folder)
+    story, settings, params = _loaded(folder)
     asked = settings["fit"]
     kept = fit(
         story.model,
@@ -241,8 +251,6 @@ def fit_of(folder: str | Path, data: Data) -> Fit:
         seed=asked["seed"],
         progress=False,
     )
-    tensors = load_file(Path(folder, "parameters.safetensors"))
-    params = {key.removeprefix(_PARAM): t for key, t in tensors.items() if key.startswith(_PARAM)}
     if params:
         _give_back(kept, params)
     return kept
