@@ -137,9 +137,9 @@ def table1() -> str:
 def errors_of(groups: Groups, kind: str, data: str, name: str) -> tuple[str, ...]:
     """A row of the table: seeds, one number where all cells have as many, and errors by M."""
     cells = [groups.get((kind, data, slug(name), str(m)), []) for m in Y_DIMS]
-    seeds = dict.fromkeys(str(len(cell)) for cell in cells)
-    seeds = seeds if len(seeds) == 1 else [str(len(cell)) for cell in cells]
-    return data, name, "/".join(seeds), *(of_errors(cell) for cell in cells)
+    numbers = [str(len(cell)) for cell in cells]
+    seeds = numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
+    return data, name, seeds, *(of_errors(cell) for cell in cells)
 
 
 def variances(groups: Groups, data: str) -> Iterable[str]:
