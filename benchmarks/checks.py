@@ -64,7 +64,7 @@ def checked(
         rows,
         loss="em",
         epochs=30,
-        initialise=start,
+        initialize=start,
         seed=seed,
         progress=False,
     )

@@ -27,11 +27,11 @@ import pyro_moe
 from pyro_moe import Rows, datasets, evaluation, models
 
 HIDDEN = (128, 128)
-DIGITS = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-2, "initialise": "random"}
+DIGITS = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-2, "initialize": "random"}
 MNIST: dict[str, dict[str, Any]] = {
     "ME": {"epochs": 20, "learning_rate": 1e-2},
-    "DeepMoE": {"epochs": 20, "learning_rate": 3e-3, "initialise": "random"},
-    "DVMoE": {"epochs": 20, "learning_rate": 3e-3, "initialise": "autoencoder"},
+    "DeepMoE": {"epochs": 20, "learning_rate": 3e-3, "initialize": "random"},
+    "DVMoE": {"epochs": 20, "learning_rate": 3e-3, "initialize": "autoencoder"},
 }
 BASELINES = {
     "softmax regression": lambda seed: LogisticRegression(max_iter=200),

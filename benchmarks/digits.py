@@ -63,7 +63,7 @@ def story(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> di
         chosen.guide,
         train.x,
         epochs=options.epochs,
-        initialise=options.start,
+        initialize=options.start,
         restarts=options.restarts,
         learning_rate=2e-3,
         seed=seed,

@@ -1,8 +1,8 @@
-"""MNIST: test accuracy and ELBO by epoch, seconds an epoch, with and without initialisation.
+"""MNIST: test accuracy and ELBO by epoch, seconds an epoch, with and without initialization.
 
     python benchmarks/mnist.py dmvae embedding --seed 0 --data-dir DIR
 
-``embedding`` starts from the responsibilities of `images.cluster_images`: an autoencoder of grey
+``embedding`` starts from the responsibilities of `images.cluster_images`: an autoencoder of gray
 images, turned and shifted a little, its codes embedded by UMAP, a Gaussian mixture on that. They
 are kept in --cache, for the other story to start from the same. Both stories are of binary pixels
 (at one half), for which the Bernoulli likelihood is one. The test rows and the labels choose
@@ -81,7 +81,7 @@ def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
         story.guide,
         train.x,
         epochs=options.epochs,
-        initialise=start,
+        initialize=start,
         initial_epochs=options.initial_epochs,
         learning_rate=1e-3,
         seed=options.seed,

@@ -121,7 +121,7 @@ def member(method: Method, train: Rows, test: Rows, seed: int) -> Prediction:
 
 def programs(method: Method, x_dim: int) -> tuple:
     """Model and guide of the method."""
-    units = models.Standardise(x_dim)
+    units = models.Standardize(x_dim)
     gate = nn.Sequential(units, models.MLP(x_dim, method.gate, method.num_components))
     network = nn.Sequential(
         units,

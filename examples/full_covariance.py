@@ -2,7 +2,7 @@
 
     python examples/full_covariance.py
 
-Four measurements of the nuclei of 569 tumours, the logarithms of columns of scikit-learn's
+Four measurements of the nuclei of 569 tumors, the logarithms of columns of scikit-learn's
 breast-cancer data, as a mixture of two kinds; no story sees the diagnoses. In `diagonal`, what goes
 together does so because of the kind alone; in `full`, measurements of one kind may be correlated.
 A test statistic of our own, the correlation of every two columns, is looked at in all rows and in
@@ -50,7 +50,7 @@ def correlation(sample: criticism.Sample) -> torch.Tensor:
     return torch.corrcoef(sample.x.T)[first, second]
 
 
-def tumours() -> tuple[Rows, Rows]:
+def tumors() -> tuple[Rows, Rows]:
     """Two thirds of the rows to fit and one to judge by."""
     frame = load_breast_cancer(as_frame=True).data[list(COLUMNS)]
     x = torch.tensor(frame.to_numpy(), dtype=torch.float32).log()
@@ -71,7 +71,7 @@ def fitted(train: Rows, *, epochs: int = 60) -> dict[str, Fit]:
 
 def main() -> None:
     """Check both stories on rows that neither has seen, and compare them."""
-    train, test = tumours()
+    train, test = tumors()
     fits = fitted(train)
     for name, fit in fits.items():
         check = criticism.check(fit, test, statistics={"x": {"correlation": correlation}})

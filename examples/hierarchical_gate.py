@@ -87,7 +87,7 @@ def fitted(train: Rows, *, epochs: int = 40) -> dict[str, Fit]:
     levels = GaussianMixture(4, n_init=5, random_state=0).fit(train.y)
     order = levels.means_.squeeze().argsort()
     start = levels.predict_proba(train.y)[:, order]
-    options = {"batch_size": 512, "learning_rate": 0.2, "initialise": start, "seed": 0}
+    options = {"batch_size": 512, "learning_rate": 0.2, "initialize": start, "seed": 0}
     return {
         model.__name__: pyro_moe.fit(model, guide, train, epochs=epochs, progress=False, **options)
         for model in (flat, tree)

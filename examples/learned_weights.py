@@ -54,8 +54,8 @@ def kinds(num_rows: int, *, seed: int) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     shares = torch.tensor([0.70, 0.22, 0.08])
     kind = torch.multinomial(shares, num_rows, replacement=True, generator=generator)
-    centres = torch.tensor([[0.0, 0.0], [5.0, 1.0], [1.0, 6.0]])
-    return Rows(centres[kind] + torch.randn(num_rows, 2, generator=generator), labels=kind)
+    centers = torch.tensor([[0.0, 0.0], [5.0, 1.0], [1.0, 6.0]])
+    return Rows(centers[kind] + torch.randn(num_rows, 2, generator=generator), labels=kind)
 
 
 def fitted(train: Rows, *, epochs: int = 300) -> dict[str, Fit]:

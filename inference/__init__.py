@@ -3,7 +3,7 @@
 from .em import EM
 from .errors import DataError, DataWarning, EmptyComponentWarning, NonFiniteWarning, SiteError
 from .objectives import AssignedELBO, MarginalELBO, Reconstruction
-from .relaxation import CategoricalKL, Discretise, Enumerate, Relax
+from .relaxation import CategoricalKL, Discretize, Enumerate, Relax
 from .svi import SVI
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "CategoricalKL",
     "DataError",
     "DataWarning",
-    "Discretise",
+    "Discretize",
     "EmptyComponentWarning",
     "Enumerate",
     "MarginalELBO",

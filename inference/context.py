@@ -68,7 +68,7 @@ def all_or_nothing(store: dict[str, Any], *programs: Program) -> Iterator[None]:
 
 @contextmanager
 def training_mode(*programs: Program) -> Iterator[None]:
-    """Have dropout, batch normalisation and their like at work, and at rest again afterwards.
+    """Have dropout, batch normalization and their like at work, and at rest again afterwards.
 
     Args:
         programs: Models and guides, whose modules are otherwise in evaluation mode.

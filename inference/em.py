@@ -1,4 +1,4 @@
-"""Expectation maximisation, for stories whose parts have a closed-form M-step."""
+"""Expectation maximization, for stories whose parts have a closed-form M-step."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class EM:
     .. math:: r_{nk} = p(c_n = k \mid x_n), \quad
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(x_n, c_n = k)
 
-    The E-step is Bayes' rule on the model's trace at each k. The M-step is the ``maximise(x,
+    The E-step is Bayes' rule on the model's trace at each k. The M-step is the ``maximize(x,
     responsibilities)`` of the model's parts. The likelihood never falls, but for what keeps
     covariances positive (a ridge, shrinkage) and gates finite (a penalty on their weights).
 
@@ -60,7 +60,7 @@ class EM:
             log_joint = self.log_joint()
             self._check_steps()
             with all_or_nothing(self.store, self.model):
-                maximise(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
+                maximize(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": log_joint.logsumexp(0).mean().item(),
@@ -71,12 +71,12 @@ class EM:
 
     def _check_steps(self) -> None:
         parts = [part for outermost in modules(self.model) for part in outermost.modules()]
-        stepping = [part for part in parts if hasattr(part, "maximise")]
+        stepping = [part for part in parts if hasattr(part, "maximize")]
         reached = {id(p) for part in stepping for p in part.parameters()}
         for name, value in self.parameters().items():
             if id(value) not in reached:
                 raise ValueError(
-                    f"expected parts with a method 'maximise' for EM; got none for {name!r}"
+                    f"expected parts with a method 'maximize' for EM; got none for {name!r}"
                 )
 
     def log_joint(self, rows_at_once: int = 4096) -> torch.Tensor:
@@ -114,14 +114,14 @@ class EM:
         return self.history[-1]["elbo"] - self.history[-2]["elbo"] < self.tolerance
 
 
-def maximise(
+def maximize(
     model: Program, responsibilities: torch.Tensor, points: torch.Tensor, *data: torch.Tensor
 ) -> None:
     """Take the M-step of a model made of modules.
 
     A story that has a method ``m_step(responsibilities, points, *data)`` does it itself. Of
     others, each mixture does: a part with the methods ``responsibilities(points)`` and
-    ``maximise(points, responsibilities)``.
+    ``maximize(points, responsibilities)``.
 
     Args:
         model: A Pyro model.
@@ -135,6 +135,6 @@ def maximise(
             m_step(responsibilities, points, *data)
             continue
         for part in outermost.modules():
-            step = getattr(part, "maximise", None)
+            step = getattr(part, "maximize", None)
             if step is not None and hasattr(part, "responsibilities"):
                 step(points, responsibilities)

@@ -26,7 +26,7 @@ def isolated(*programs: Any) -> tuple[Any, ...]:
 
     Args:
         programs: Pyro models and guides: functions, methods or modules; and what else refers to
-            their parameters, such as an optimiser.
+            their parameters, such as an optimizer.
 
     Returns:
         The copies, in the order given.
@@ -87,7 +87,7 @@ def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Pr
 
 
 def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """`learned`, and buffers such as those of batch normalisation."""
+    """`learned`, and buffers such as those of batch normalization."""
     tensors = learned(store, *programs)
     for index, part in enumerate(modules(*programs)):
         tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))

@@ -1,4 +1,4 @@
-"""Objectives: what is maximised, by what is done with the assignment ``c``.
+"""Objectives: what is maximized, by what is done with the assignment ``c``.
 
 All are Pyro ELBO objects: they go into `pyro.infer.SVI` as well as into `pyro_moe.fit`.
 """
@@ -117,7 +117,7 @@ class MarginalELBO(_DifferentiableELBO):
         """The negative bound, summed over rows.
 
         Raises:
-            ValueError: If a latent site of the guide besides ``c`` is not reparametrised.
+            ValueError: If a latent site of the guide besides ``c`` is not reparameterized.
         """
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -188,7 +188,7 @@ class Reconstruction(_DifferentiableELBO):
 
 
 class AtTheMean(Messenger):
-    """Give reparametrised latent sites the mean of their distribution instead of a sample."""
+    """Give reparameterized latent sites the mean of their distribution instead of a sample."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and has_rsample(msg["fn"]):
@@ -211,7 +211,7 @@ def enumerated_traces(
     for name in guide_trace.stochastic_nodes:
         if name != "c" and not has_rsample(guide_trace.nodes[name]["fn"]):
             raise ValueError(
-                "expected reparametrised latent sites besides 'c'; "
+                "expected reparameterized latent sites besides 'c'; "
                 f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"
             )
     guide_trace.compute_log_prob()

@@ -78,7 +78,7 @@ class Relax(Messenger):
             msg["fn"] = self.family(torch.as_tensor(self.temperature).to(logits), logits=logits)
 
 
-class Discretise(Messenger):
+class Discretize(Messenger):
     """Make ``c`` a discrete one-hot variable, the limit of the relaxed one as τ → 0."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Discretise(Messenger):
             msg["fn"] = dist.OneHotCategorical(logits=log_probabilities(msg["fn"]))
 
 
-class Enumerate(Discretise):
+class Enumerate(Discretize):
     """Make ``c`` discrete and let it take all K values at once, along a new leftmost dimension.
 
     Inside the plate ``"data"`` of N rows its value is the identity, shape (K, 1, K), so that
@@ -100,7 +100,7 @@ class Enumerate(Discretise):
             msg["done"] = True
 
 
-class EnumerateInParallel(Discretise):
+class EnumerateInParallel(Discretize):
     """Make ``c`` discrete and mark it for `pyro.infer.TraceEnum_ELBO`."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def is_assignment(msg: Any) -> bool:
 
 
 def log_probabilities(distribution: Any) -> torch.Tensor:
-    """The normalised log-probabilities (..., K) of a discrete or relaxed one-hot distribution.
+    """The normalized log-probabilities (..., K) of a discrete or relaxed one-hot distribution.
 
     Raises:
         TypeError: If the distribution has no logits.

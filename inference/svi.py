@@ -87,7 +87,7 @@ class SVI:
     seed: int
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
-    optimiser: torch.optim.Adam | None = None
+    optimizer: torch.optim.Adam | None = None
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the epochs that are left, yielding each one's record.
@@ -116,16 +116,16 @@ class SVI:
             yield record
 
     def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        moments = None if self.optimiser is None else deepcopy(self.optimiser.state_dict())
+        moments = None if self.optimizer is None else deepcopy(self.optimizer.state_dict())
         return state(self.store, self.model, self.guide), moments
 
     def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
         tensors, moments = checkpoint
         restore(tensors, self.store, self.model, self.guide)
         if moments is None:
-            self.optimiser = None
-        elif self.optimiser is not None:
-            self.optimiser.load_state_dict(moments)
+            self.optimizer = None
+        elif self.optimizer is not None:
+            self.optimizer.load_state_dict(moments)
         for value in self.parameters().values():
             value.grad = None
 
@@ -137,15 +137,15 @@ class SVI:
 
     def copy(self, *, epochs: int) -> "SVI":
         """A run that goes on from here to another number of epochs, and leaves this one alone."""
-        model, guide, store, optimiser = isolated(
-            self.model, self.guide, self.store, self.optimiser
+        model, guide, store, optimizer = isolated(
+            self.model, self.guide, self.store, self.optimizer
         )
         return replace(
             self,
             model=model,
             guide=guide,
             store=store,
-            optimiser=optimiser,
+            optimizer=optimizer,
             history=list(self.history),
             epochs=epochs,
         )
@@ -166,7 +166,7 @@ class SVI:
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
             order = torch.randperm(num_rows)
             batches = list(order.to(self.data[0].device).split(self.batch_size))
-            if num_rows > self.batch_size > len(batches[-1]) == 1:  # no batch to normalise
+            if num_rows > self.batch_size > len(batches[-1]) == 1:  # no batch to normalize
                 batches[-2:] = [torch.cat(batches[-2:])]
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
@@ -195,19 +195,19 @@ class SVI:
         treat = self.treatment(temperature)
         with MinibatchScale(num_rows / len(self.data[0])):
             loss = _loss_and_gradients(self.elbo, treat(self.model), treat(self.guide), batch)
-        optimiser = self._optimiser()
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        optimizer = self._optimizer()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
         torch._foreach_div_(gradients, float(num_rows))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             raise FloatingPointError(self._culprit(batch, temperature))
-        optimiser.param_groups[0]["lr"] = self._learning_rate(done)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
+        optimizer.step()
+        optimizer.zero_grad()
         return loss
 
     def _learning_rate(self, done: float) -> float:
@@ -215,18 +215,18 @@ class SVI:
             return self.learning_rate(done)
         return self.learning_rate * one_cycle(done)
 
-    def _optimiser(self) -> torch.optim.Adam:
+    def _optimizer(self) -> torch.optim.Adam:
         """Adam over every parameter that the programs have shown so far."""
         self.store.update(pyro.get_param_store().get_state())
         parameters = list(self.parameters().values())
         if not parameters:
             raise ValueError("expected a model or guide with parameters to learn; got none")
-        if self.optimiser is None:
-            self.optimiser = torch.optim.Adam(parameters, lr=1.0, fused=True)
-        (group,) = self.optimiser.param_groups
+        if self.optimizer is None:
+            self.optimizer = torch.optim.Adam(parameters, lr=1.0, fused=True)
+        (group,) = self.optimizer.param_groups
         known = {id(p) for p in group["params"]}
         group["params"] += [p for p in parameters if id(p) not in known]
-        return self.optimiser
+        return self.optimizer
 
     def _culprit(self, batch: Data, temperature: float) -> str:
         """The first site with a value or density that is not finite, or else the gradient."""

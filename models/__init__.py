@@ -30,7 +30,7 @@ from .gmm import GMM
 from .gmm_moe import GMMMoE
 from .mixture import GaussianMixture
 from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
-from .networks import MLP, AffineMaps, Standardise
+from .networks import MLP, AffineMaps, Standardize
 from .targets import choose, log_likelihoods, observe_target
 from .vade import VaDE
 from .vade_moe import VaDEMoE
@@ -67,7 +67,7 @@ __all__ = [
     "SoftmaxGate",
     "Stacked",
     "StackedExperts",
-    "Standardise",
+    "Standardize",
     "StudentTExperts",
     "VaDE",
     "VaDEMoE",

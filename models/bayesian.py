@@ -156,13 +156,13 @@ class _Drawn(nn.Module):
         if hasattr(self.inner, "adapt"):
             self.inner.adapt(x, y)
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
         for part, name in self._owners():
             value = getattr(part, name)
             delattr(part, name)
             part.register_parameter(name, nn.Parameter(value))
         try:
-            self.inner.maximise(context, y, weights)
+            self.inner.maximize(context, y, weights)
         finally:
             self._freeze()
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .networks import Standardise
+from .networks import Standardize
 
 
 class NormalConditional(nn.Module):
@@ -57,12 +57,12 @@ class NormalLikelihood(nn.Module):
         initial_scale: σ at the start, in standard units.
 
     Example:
-        >>> NormalLikelihood(nn.Linear(2, 3), Standardise(3))(torch.zeros(5, 2)).event_shape
+        >>> NormalLikelihood(nn.Linear(2, 3), Standardize(3))(torch.zeros(5, 2)).event_shape
         torch.Size([3])
     """
 
     def __init__(
-        self, network: nn.Module, units: Standardise, *, initial_scale: float = 0.1
+        self, network: nn.Module, units: Standardize, *, initial_scale: float = 0.1
     ) -> None:
         super().__init__()
         self.network, self.units, self.initial_scale = network, units, initial_scale
@@ -84,7 +84,7 @@ class BernoulliLikelihood(nn.Module):
 
     .. math:: p(x \mid z) = \prod_d \mathrm{Ber}(x_d \mid \mathrm{logit} = f_d(z))
 
-    Defined for x in {0, 1} only; grey values want `ContinuousBernoulliLikelihood`.
+    Defined for x in {0, 1} only; gray values want `ContinuousBernoulliLikelihood`.
 
     Args:
         network: Maps z ``(..., L)`` to logits ``(..., D)``.
@@ -104,12 +104,12 @@ class BernoulliLikelihood(nn.Module):
 
 
 class ContinuousBernoulliLikelihood(nn.Module):
-    r"""Independent features in [0, 1], such as grey pixels.
+    r"""Independent features in [0, 1], such as gray pixels.
 
     .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d},
               \quad \mathrm{logit}\, \lambda = b \tanh(f(z) / b), \quad b = 15
 
-    The normalised form of the Bernoulli score that is often used on grey pixels
+    The normalized form of the Bernoulli score that is often used on gray pixels
     (Loaiza-Ganem and Cunningham, 2019). Many pixels are exactly 0 or 1, where the density grows
     with the logits and without bound: hence b, without which training chases these pixels only.
 
@@ -160,7 +160,7 @@ class CategoricalConditional(nn.Module):
 LIKELIHOODS = ("normal", "bernoulli", "continuous-bernoulli")
 
 
-def likelihood_of(name: str, network: nn.Module, units: Standardise) -> nn.Module:
+def likelihood_of(name: str, network: nn.Module, units: Standardize) -> nn.Module:
     """The conditional distribution p(x|z) by the name of its family.
 
     Args:
@@ -172,7 +172,7 @@ def likelihood_of(name: str, network: nn.Module, units: Standardise) -> nn.Modul
         ValueError: If the name is none of these.
 
     Example:
-        >>> p = likelihood_of("bernoulli", nn.Linear(2, 3), Standardise(3))
+        >>> p = likelihood_of("bernoulli", nn.Linear(2, 3), Standardize(3))
         >>> p(torch.zeros(5, 2)).event_shape
         torch.Size([3])
     """

@@ -81,7 +81,7 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class ConvolutionalClassifier(nn.Module):
-    """A gate for images: three convolutions with pooling, batch normalisation and dropout.
+    """A gate for images: three convolutions with pooling, batch normalization and dropout.
 
     While it learns, images are turned and shifted a little, see `RandomAffine`: which regime an
     image belongs to does not hang on where in the frame it stands.
@@ -117,7 +117,7 @@ class ConvolutionalClassifier(nn.Module):
             )
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip((depth, *channels), channels, strict=False):
-            # pooled first: normalising a quarter of the numbers takes a quarter of the time
+            # pooled first: normalizing a quarter of the numbers takes a quarter of the time
             layers += [nn.Conv2d(fan_in, fan_out, kernel_size=3, padding=1), nn.MaxPool2d(2)]
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(channels[-1] * (height // 8) * (width // 8), 128)]

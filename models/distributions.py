@@ -19,7 +19,7 @@ class Mixture(TorchDistribution):
     broadcast: weights (K, 1, K) over components (N, K) make a batch (K, N).
 
     Args:
-        log_weights: Shape (..., K), normalised here; entries may be -inf.
+        log_weights: Shape (..., K), normalized here; entries may be -inf.
         components: A distribution whose rightmost batch dimension is K.
 
     Example:

@@ -8,7 +8,7 @@ from torch import nn
 
 from .conditionals import CategoricalConditional, NormalConditional, likelihood_of
 from .mixture import GaussianMixture
-from .networks import MLP, Standardise
+from .networks import MLP, Standardize
 
 
 class DMVAE(nn.Module):
@@ -24,7 +24,7 @@ class DMVAE(nn.Module):
         z_dim: L, length of z.
         num_components: K.
         likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
+            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"uniform"`` (as in the paper) or ``"learned"``.
         common_scale: Whether the columns of x share one unit and, under a normal likelihood,
@@ -62,7 +62,7 @@ class DMVAE(nn.Module):
         super().__init__()
         self.x_dim, self.z_dim, self.num_components = x_dim, z_dim, num_components
         self.likelihood = likelihood
-        self.units = Standardise(x_dim, common=common_scale)
+        self.units = Standardize(x_dim, common=common_scale)
         self.prior = GaussianMixture(z_dim, num_components, covariance=covariance, weights=weights)
         self.decoder = likelihood_of(
             likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units

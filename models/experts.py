@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from .distributions import Stacked
-from .networks import AffineMaps, Standardise
-from .targets import known_rows, maximise_likelihood
+from .networks import AffineMaps, Standardize
+from .targets import known_rows, maximize_likelihood
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
@@ -63,7 +63,7 @@ class NormalExperts(nn.Module):
             raise ValueError(f"expected covariance in {COVARIANCES}; got {covariance!r}")
         self.network, self.covariance = network, covariance
         self.initial_scale, self.min_scale = initial_scale, min_scale
-        self.units = Standardise(y_dim)
+        self.units = Standardize(y_dim)
         width = 1 if covariance == "scalar" else y_dim
         self.log_scale = nn.Parameter(torch.empty(num_components, width))
         if covariance == "full":
@@ -91,7 +91,7 @@ class NormalExperts(nn.Module):
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
         r"""Set the experts to the likeliest ones of weighted rows: EM's M-step.
 
         In closed form for affine maps (weighted least squares, then Γ_k from the residuals),
@@ -104,7 +104,7 @@ class NormalExperts(nn.Module):
         """
         y, context, weights = known_rows(y, context, weights)
         if not isinstance(self.network, AffineMaps):
-            maximise_likelihood(self, context, y, weights)
+            maximize_likelihood(self, context, y, weights)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
         targets = self.units(y.reshape(len(y), -1).to(self.units.loc))
@@ -153,7 +153,7 @@ class StudentTExperts(nn.Module):
 
     def __init__(self, network: nn.Module, num_components: int, y_dim: int) -> None:
         super().__init__()
-        self.network, self.units = network, Standardise(y_dim, robust=True)
+        self.network, self.units = network, Standardize(y_dim, robust=True)
         self.log_scale = nn.Parameter(torch.empty(num_components, y_dim))
         self.log_df = nn.Parameter(torch.empty(num_components, 1))
         self.reset_parameters()
@@ -174,9 +174,9 @@ class StudentTExperts(nn.Module):
         df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # where it hardly matters, not to infinity
         return dist.StudentT(df, loc, scale).to_event(1)
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""
-        maximise_likelihood(self, context, y, weights)
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
+        maximize_likelihood(self, context, y, weights)
 
 
 class CategoricalExperts(nn.Module):
@@ -202,9 +202,9 @@ class CategoricalExperts(nn.Module):
         """The K distributions of the class 0, …, M-1 given a context, event shape ``()``."""
         return dist.Categorical(logits=self.network(context))
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""
-        maximise_likelihood(self, context, y, weights)
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
+        maximize_likelihood(self, context, y, weights)
 
 
 class BernoulliExperts(nn.Module):
@@ -230,9 +230,9 @@ class BernoulliExperts(nn.Module):
         """The K distributions of y given a context, event shape ``(M,)``."""
         return dist.Bernoulli(logits=self.network(context)).to_event(1)
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""
-        maximise_likelihood(self, context, y, weights)
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
+        maximize_likelihood(self, context, y, weights)
 
 
 class PoissonExperts(nn.Module):
@@ -269,9 +269,9 @@ class PoissonExperts(nn.Module):
         log_rate = (self.offset + self.network(context)).clamp(-20.0, 20.0)
         return dist.Poisson(log_rate.exp()).to_event(1)
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""
-        maximise_likelihood(self, context, y, weights)
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
+        maximize_likelihood(self, context, y, weights)
 
 
 class StackedExperts(nn.Module):
@@ -302,9 +302,9 @@ class StackedExperts(nn.Module):
         """The K distributions of y given a context."""
         return Stacked([expert(context) for expert in self.experts])
 
-    def maximise(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximise_likelihood`."""
-        maximise_likelihood(self, context, y, weights)
+    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
+        maximize_likelihood(self, context, y, weights)
 
 
 CONTEXTS = ("x", "z")

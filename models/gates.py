@@ -38,7 +38,7 @@ class SoftmaxGate(nn.Module):
         """The distribution of c given x, shape (..., D), event shape ``(K,)``."""
         return dist.OneHotCategorical(logits=self.maps(x).squeeze(-2))
 
-    def maximise(
+    def maximize(
         self, x: torch.Tensor, weights: torch.Tensor, *, ridge: float = 1e-4, steps: int = 100
     ) -> None:
         r"""Set the gate to the likeliest given responsibilities: the inner loop of EM for ME.

@@ -10,7 +10,7 @@ from torch import nn
 
 from .experts import adapt_experts, experts_of
 from .mixture import GaussianMixture
-from .networks import Standardise
+from .networks import Standardize
 from .targets import choose, log_likelihoods, observe_target
 
 
@@ -22,7 +22,7 @@ class GMMMoE(nn.Module):
 
     .. math:: g_k(x) = p(c = k \mid x) \propto \pi_k N(x \mid \mu_k, \Sigma_k)
 
-    The joint density of x and y is maximised, not that of y given x, which is why no gate needs
+    The joint density of x and y is maximized, not that of y given x, which is why no gate needs
     an inner loop (Xu, Jordan and Hinton, 1994). The paper gave it up as unstable in many
     dimensions; in log space and with covariances shrunk it runs on 784.
 
@@ -60,7 +60,7 @@ class GMMMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
-        self.units = Standardise(x_dim, common=common_scale)
+        self.units = Standardize(x_dim, common=common_scale)
         self.mixture = GaussianMixture(
             x_dim,
             num_components,
@@ -85,9 +85,9 @@ class GMMMoE(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): the mixture and each expert by itself."""
-        self.mixture.maximise(x, weights)
+        self.mixture.maximize(x, weights)
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""

@@ -23,7 +23,7 @@ class GaussianMixture(nn.Module):
         covariance: ``"full"`` (a lower-triangular L_k for each component, paper
             Algorithm 1), ``"diagonal"``, or ``"tied"`` (one full L for all).
         weights: ``"uniform"`` (paper §6) or ``"learned"`` π.
-        shrinkage: λ, the share of a diagonal target in the Σ_k that `maximise` finds; more than
+        shrinkage: λ, the share of a diagonal target in the Σ_k that `maximize` finds; more than
             none where a component may have fewer rows than z has entries.
         common_scale: Whether the columns of z share one unit: the target is then the mean of
             their variances times I, and otherwise the variance of each.
@@ -138,10 +138,10 @@ class GaussianMixture(nn.Module):
         """
         seed = int(torch.randint(2**31 - 1, ()))
         _, rows = kmeans_plusplus(x.cpu().numpy(), self.num_components, random_state=seed)
-        self.maximise(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
+        self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
         self.loc.copy_(x[torch.as_tensor(rows, dtype=torch.long)])
 
-    def maximise(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
+    def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
         r"""Set the parameters to the most likely ones given weighted points: EM's M-step.
 
         .. math::
@@ -193,8 +193,8 @@ def _moments(z: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch
     loc, covariance = shares.T @ z, z.new_empty(shares.shape[1], z.shape[1], z.shape[1])
     for k, share in enumerate(shares.T):
         rows = share > 0  # of many columns each row belongs to hardly more than one component
-        centred = z[rows] - loc[k]
-        covariance[k] = centred.mT @ (share[rows].unsqueeze(-1) * centred)
+        centered = z[rows] - loc[k]
+        covariance[k] = centered.mT @ (share[rows].unsqueeze(-1) * centered)
     return loc, covariance
 
 

@@ -12,7 +12,7 @@ from .conditionals import CategoricalConditional
 from .distributions import Mixture
 from .experts import adapt_experts, experts_of
 from .gates import SoftmaxGate
-from .networks import MLP, Standardise
+from .networks import MLP, Standardize
 from .targets import choose, log_likelihoods, observe_target
 
 
@@ -46,7 +46,7 @@ class MixtureOfExperts(nn.Module):
         gate: nn.Module,
         experts: nn.Module | Sequence[nn.Module],
         *,
-        units: Standardise | None = None,
+        units: Standardize | None = None,
     ) -> None:
         super().__init__()
         self.gate: Any = gate
@@ -71,10 +71,10 @@ class MixtureOfExperts(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): gate and experts, each by itself."""
-        if hasattr(self.gate, "maximise"):
-            self.gate.maximise(x, weights)
+        if hasattr(self.gate, "maximize"):
+            self.gate.maximize(x, weights)
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
@@ -129,7 +129,7 @@ class ME(MixtureOfExperts):
         experts: str | nn.Module | Sequence[nn.Module] = "normal",
         common_scale: bool = False,
     ) -> None:
-        units = Standardise(x_dim, common=common_scale)
+        units = Standardize(x_dim, common=common_scale)
         super().__init__(
             SoftmaxGate(x_dim, num_components, units=units),
             experts_of(experts, x_dim, num_components, y_dim, units=units),
@@ -174,7 +174,7 @@ class DeepMoE(MixtureOfExperts):
         hidden: Sequence[int] = (128, 128),
         gate: nn.Module | None = None,
     ) -> None:
-        units = Standardise(x_dim, common=common_scale)
+        units = Standardize(x_dim, common=common_scale)
         network = nn.Sequential(units, gate or MLP(x_dim, hidden, num_components))
         super().__init__(
             CategoricalConditional(network),
@@ -218,7 +218,7 @@ class HierarchicalME(MixtureOfExperts):
     ) -> None:
         if not isinstance(num_components, Sequence) or len(num_components) < 2:
             raise ValueError(f"expected two levels or more; got num_components={num_components}")
-        units = Standardise(x_dim, common=common_scale)
+        units = Standardize(x_dim, common=common_scale)
 
         def level(branches: Sequence[int]) -> MixtureOfExperts:
             if len(branches) == 1:

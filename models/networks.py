@@ -32,7 +32,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     r"""An affine change of units, fixed from data before training.
 
     .. math:: u = (x - m) / s, \quad m_d = \mathrm{mean}(x_d), \quad s_d = \mathrm{sd}(x_d)
@@ -48,7 +48,7 @@ class Standardise(nn.Module):
             that range is zero, s stays the standard deviation.
 
     Example:
-        >>> units = Standardise(1)
+        >>> units = Standardize(1)
         >>> units.adapt(torch.tensor([[1.0], [3.0]]))
         >>> units(torch.tensor([[3.0]]))
         tensor([[1.]])

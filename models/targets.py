@@ -82,7 +82,7 @@ def _missing(y: torch.Tensor) -> torch.Tensor:
     return y.reshape(len(y), -1).isnan().any(-1)
 
 
-def maximise_likelihood(
+def maximize_likelihood(
     experts: nn.Module,
     context: torch.Tensor,
     y: torch.Tensor,
@@ -96,7 +96,7 @@ def maximise_likelihood(
     .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{|W|^2}{2 s^2}
 
     with W the weights of the experts' maps: where classes can be separated, these would grow
-    without end but for s. EM with such a step is generalised EM: the penalised likelihood rises,
+    without end but for s. EM with such a step is generalized EM: the penalized likelihood rises,
     not always to the step's maximum. A step that ends where a parameter is not finite is undone.
 
     Args:
@@ -112,10 +112,10 @@ def maximise_likelihood(
     named = {name: p for name, p in experts.named_parameters() if p.requires_grad}
     maps = [p for name, p in named.items() if name.endswith("weight")]
     parameters = list(named.values())
-    optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.enable_grad():
             likelihood = (weights * log_likelihoods(experts(context), y)).sum()
             penalty = sum(p.square().sum() for p in maps) / (2 * prior_scale**2)
@@ -124,8 +124,8 @@ def maximise_likelihood(
         return value
 
     before = [p.detach().clone() for p in parameters]
-    optimiser.step(loss)
-    optimiser.zero_grad()
+    optimizer.step(loss)
+    optimizer.zero_grad()
     if not all(p.isfinite().all() for p in parameters):
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):

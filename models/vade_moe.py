@@ -33,7 +33,7 @@ class VaDEMoE(nn.Module):
         num_components: K.
         z_dim: L, length of z.
         likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
+            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         context: What the experts see: ``"x"``, or ``"z"``, the mean of z given x.
@@ -105,9 +105,9 @@ class VaDEMoE(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """The likeliest mixture of the codes ``points`` and experts given weights (N, K)."""
-        self.vade.prior.maximise(points, weights)
+        self.vade.prior.maximize(points, weights)
         if y is not None:
-            self.experts.maximise(x if self.context == "x" else points, y, weights)
+            self.experts.maximize(x if self.context == "x" else points, y, weights)
 
     def expert_distributions(self, x: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given x, shape (N, D)."""

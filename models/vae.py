@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .conditionals import NormalConditional, likelihood_of
-from .networks import MLP, Standardise
+from .networks import MLP, Standardize
 
 
 class VAE(nn.Module):
@@ -21,7 +21,7 @@ class VAE(nn.Module):
         x_dim: D, columns of x.
         z_dim: L, length of z.
         likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as grey pixels).
+            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         common_scale: Whether the columns of x share one unit and, under a normal likelihood,
             one learned scale, as the pixels of an image do.
         hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
@@ -50,7 +50,7 @@ class VAE(nn.Module):
         super().__init__()
         self.x_dim, self.z_dim = x_dim, z_dim
         self.likelihood = likelihood
-        self.units = Standardise(x_dim, common=common_scale)
+        self.units = Standardize(x_dim, common=common_scale)
         self.decoder = likelihood_of(
             likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
         )

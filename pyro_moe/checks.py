@@ -16,7 +16,7 @@ from pyro_moe.inference.objectives import (
     log_assignment,
     row_log_weights,
 )
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 from pyro_moe.inference.svi import SVI
 
 from .marginals import has_classes, mean_of
@@ -50,7 +50,7 @@ def check(
         if x.shape[1] != expected:
             raise DataError(f"expected x with x_dim={expected} columns; got {x.shape[1]}")
     num_components = None
-    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
+    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
         for first in range(0, len(x), 4096):
             batch = tuple(column[first : first + 4096] for column in columns)
             trace, guide_trace = _traced(model, guide, batch, first)
@@ -153,7 +153,7 @@ def check_components(run: SVI | EM, rows: int = 10_000) -> None:
             warnings.warn(
                 f"expected rows for each of {len(counts)} components; got {number} for "
                 f"{', '.join(map(str, components))}: try fewer components, restarts, or "
-                "initialise=",
+                "initialize=",
                 EmptyComponentWarning,
                 stacklevel=3,
             )
@@ -228,7 +228,7 @@ def _check_support(name: str, site: dict, first_row: int) -> None:
     offending = value[row].flatten()[~base.check(value[row].flatten())]
     hint = ""
     if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
-        hint = "; for grey values between 0 and 1 there is likelihood='continuous-bernoulli'"
+        hint = "; for gray values between 0 and 1 there is likelihood='continuous-bernoulli'"
     raise DataError(
         f"expected values of site {name!r} in the support of its distribution, {base}; "
         f"got {offending[0].item():.6g} in row {first_row + row}{hint}"

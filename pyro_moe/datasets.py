@@ -132,7 +132,7 @@ def digits(*, seed: int = 0, test_share: float = 0.2) -> tuple[Rows, Rows]:
         test_share: Their share of all rows, between 0 and 1.
 
     Returns:
-        Training and test rows: x of shape (N, 64), grey values from 0 to 1 in steps of 1/16;
+        Training and test rows: x of shape (N, 64), gray values from 0 to 1 in steps of 1/16;
         labels the digit.
 
     Raises:
@@ -163,11 +163,11 @@ def mnist(root: str | Path | None = None, *, binary: bool = False) -> tuple[Rows
             ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
             ``t10k-labels-idx1-ubyte``, each as such or with ``.gz``. If None, they are downloaded
             once, 11 MB, into the user's cache folder.
-        binary: Whether a pixel is 1 where its grey value is above one half and 0 elsewhere, as a
+        binary: Whether a pixel is 1 where its gray value is above one half and 0 elsewhere, as a
             Bernoulli likelihood wants it.
 
     Returns:
-        60,000 training and 10,000 test rows: x of shape (N, 784), grey values from 0 to 1;
+        60,000 training and 10,000 test rows: x of shape (N, 784), gray values from 0 to 1;
         labels the digit.
 
     Raises:
@@ -199,9 +199,9 @@ def _mnist_rows(files: tuple[_MnistFile, _MnistFile], folder: Path | None, binar
     _check_labels(labels, len(pixels), paths[1])
     for content, path, file in zip(contents, paths, files, strict=True):
         _check_content(content, path, file.unpacked)
-    grey = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+    gray = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
     return Rows(
-        x=torch.from_numpy((grey > 0.5).astype(np.float32) if binary else grey),
+        x=torch.from_numpy((gray > 0.5).astype(np.float32) if binary else gray),
         labels=torch.from_numpy(labels.astype(np.int64)),
         image_shape=(1, *pixels.shape[1:]),
     )

@@ -12,7 +12,7 @@ from . import datasets, evaluation
 COMMANDS = (
     "fit vade --data spiral --epochs 15 --restarts 2",
     "fit dmvae --data spiral --epochs 15 --restarts 2",
-    "fit dmvae --data digits --epochs 100 --initialise tsne",
+    "fit dmvae --data digits --epochs 100 --initialize tsne",
 )
 
 

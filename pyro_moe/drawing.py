@@ -1,4 +1,4 @@
-"""What pictures are drawn with: colours, panels, images in a grid."""
+"""What pictures are drawn with: colors, panels, images in a grid."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from pyro_moe.inference.context import reproducible
 
 from .rows import Rows
 
-# Paul Tol's "muted" scheme, which the colour-blind can tell apart, and black.
+# Paul Tol's "muted" scheme, which the color-blind can tell apart, and black.
 PALETTE = [
     "#CC6677",
     "#332288",
@@ -23,7 +23,7 @@ PALETTE = [
     "#AA4499",
     "#000000",
 ]
-GREY = "#666666"
+GRAY = "#666666"
 
 
 def panels_of(
@@ -42,8 +42,8 @@ def panels_of(
     return figure, panels.reshape(-1)
 
 
-def colour(index: int) -> str:
-    """The colour of a component."""
+def color(index: int) -> str:
+    """The color of a component."""
     return PALETTE[index % len(PALETTE)]
 
 

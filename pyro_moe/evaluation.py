@@ -18,7 +18,7 @@ from pyro_moe.inference.objectives import (
     row_bounds,
     row_log_weights,
 )
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 
 from .fitting import Fit
 from .gating import gate
@@ -87,7 +87,7 @@ def reconstruct(fit: Fit, x: Data) -> torch.Tensor:
 
 def _at_the_mean(fit: Fit, x: Data, read: Callable[[Trace, Trace], torch.Tensor]) -> torch.Tensor:
     results = []
-    with torch.no_grad(), reproducible(0), Discretise():
+    with torch.no_grad(), reproducible(0), Discretize():
         for batch in feature_batches(fit, x):
             with AtTheMean():
                 guide_trace = poutine.trace(fit.guide).get_trace(*batch)
@@ -125,7 +125,7 @@ def sample(
         ValueError: If there is no such component.
     """
     template = tuple(column[:1].expand(num_samples, *column.shape[1:]) for column in fit.run.data)
-    with torch.no_grad(), reproducible(seed), Discretise():
+    with torch.no_grad(), reproducible(seed), Discretize():
         model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
         trace = poutine.trace(model).get_trace(*template)
         if component is not None:

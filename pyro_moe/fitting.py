@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError, NonFiniteWarning
-from pyro_moe.inference.initialise import STARTS, phases
+from pyro_moe.inference.initialize import STARTS, phases
 from pyro_moe.inference.isolation import isolated, modules, owner
 from pyro_moe.inference.objectives import Program, enumerated_traces, objective, row_bounds
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
@@ -141,11 +141,11 @@ class Fit:
 
         Raises:
             ValueError: If training stopped in an initial phase, before it began in earnest, or
-                the fit was restored from a run folder, which does not hold the optimiser.
+                the fit was restored from a run folder, which does not hold the optimizer.
         """
         if self.history and not self.run.history:
             if self.history[-1]["phase"] == "training":
-                raise ValueError("expected a fit with its optimiser; got one of a run folder")
+                raise ValueError("expected a fit with its optimizer; got one of a run folder")
             raise ValueError(
                 "expected a fit that was stopped in phase 'training'; got one stopped in phase "
                 f"{self.history[-1]['phase']!r}"
@@ -168,7 +168,7 @@ def fit(
     learning_rate: Schedule = 5e-3,
     loss: str | ELBO = "marginal",
     temperature: Schedule | None = None,
-    initialise: Any = None,
+    initialize: Any = None,
     initial_epochs: int | None = None,
     restarts: int = 1,
     held_out: float = 0.1,
@@ -194,7 +194,7 @@ def fit(
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
             ``Dataset`` of such rows.
         epochs: Passes over the data; as many as make 4,000 steps if None. None at all, 0, with
-            ``initialise="keep"`` gives a fit of a story that was trained before.
+            ``initialize="keep"`` gives a fit of a story that was trained before.
         batch_size: Rows in a minibatch.
         learning_rate: Step size of Adam at its peak, after three tenths of the run, to which it
             rises and from which it falls to zero; or a function of the share of the run that is
@@ -203,11 +203,11 @@ def fit(
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
             is done; from 1 down to 0.1 geometrically if None. Unused by ``"marginal"``.
-        initialise: Where to start; the story's attribute ``start`` if None, or else at random.
+        initialize: Where to start; the story's attribute ``start`` if None, or else at random.
             ``"random"``: every module with ``reset_parameters`` is drawn anew from the seed.
             ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
             prior at first, then a Gaussian mixture on the codes. ``"tsne"`` and ``"umap"``: the
-            same on the codes' neighbour embedding. Or responsibilities (N, K) from any
+            same on the codes' neighbor embedding. Or responsibilities (N, K) from any
             clusterer. All but the first two train with the assignments held, before they
             train freely.
         initial_epochs: Epochs of the autoencoder, ``epochs`` if None; with the assignments held
@@ -256,8 +256,8 @@ def fit(
     _check_schedules(learning_rate, temperature)
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
-    if initialise is None:
-        initialise = getattr(owner(model), "start", "random")
+    if initialize is None:
+        initialize = getattr(owner(model), "start", "random")
     columns = _columns(model, guide, data, device, missing_targets)
     for name, column in zip("xy", columns, strict=False):
         check_resolution(column, name)
@@ -266,9 +266,9 @@ def fit(
     copies = isolated(model, guide)
     for part in modules(*copies):
         part.to(columns[0].device).eval()
-    learns = not (epochs == 0 and isinstance(initialise, str) and initialise == "keep")
+    learns = not (epochs == 0 and isinstance(initialize, str) and initialize == "keep")
     num_components = check(copies[0], copies[1], columns, learns=learns)
-    start = _start(initialise, len(columns[0]), num_components)
+    start = _start(initialize, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
     if learns and num_components is not None and len(kept) < num_components:
         raise DataError(
@@ -284,7 +284,7 @@ def fit(
         "learning_rate": learning_rate,
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
         "temperature": geometric(1.0, 0.1) if temperature is None else temperature,
-        "initialise": initialise if isinstance(initialise, str) else "responsibilities",
+        "initialize": initialize if isinstance(initialize, str) else "responsibilities",
         "initial_epochs": epochs if initial_epochs is None else initial_epochs,
         "restarts": restarts,
         "missing_targets": missing_targets,
@@ -362,7 +362,7 @@ def _run(
     """Copies of model and guide at their start, ready to be trained."""
     model, guide = isolated(model, guide)
     seed = stream(settings["seed"], restart)
-    _reset(model, guide, data, seed, keep=settings["initialise"] == "keep")
+    _reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
     if loss == "em":
         return EM(model, guide, data, settings["epochs"], seed)
     elbo, treatment = objective(loss)
@@ -424,16 +424,16 @@ def _columns(
     return tuple(column.to(device or like.device) for column in columns)
 
 
-def _start(initialise: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
-    if isinstance(initialise, str):
-        if initialise not in STARTS:
+def _start(initialize: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
+    if isinstance(initialize, str):
+        if initialize not in STARTS:
             raise ValueError(
-                f"expected initialise in {STARTS} or responsibilities (N, K); got {initialise!r}"
+                f"expected initialize in {STARTS} or responsibilities (N, K); got {initialize!r}"
             )
-        return initialise
-    if torch.is_tensor(initialise):
-        initialise = initialise.detach().cpu()
-    responsibilities = torch.as_tensor(np.asarray(initialise), dtype=torch.float64)
+        return initialize
+    if torch.is_tensor(initialize):
+        initialize = initialize.detach().cpu()
+    responsibilities = torch.as_tensor(np.asarray(initialize), dtype=torch.float64)
     if num_components is None:
         return responsibilities  # for `phases` to refuse
     if responsibilities.shape != (num_rows, num_components):

@@ -11,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.objectives import enumerated_traces, row_log_weights
-from pyro_moe.inference.relaxation import Discretise, has_rsample, log_probabilities
+from pyro_moe.inference.relaxation import Discretize, has_rsample, log_probabilities
 
 from .fitting import Fit
 from .reading import feature_batches, missing_site
@@ -40,7 +40,7 @@ def gate(
 
     .. math:: g_k(x) = E_{q(z \mid x)}\, q(c = k \mid x, z)
 
-    Exact where q(c|x) is amortised, as in a DMVAE. Where it depends on a latent z, as in VaDE
+    Exact where q(c|x) is amortized, as in a DMVAE. Where it depends on a latent z, as in VaDE
     (paper §5.1), the expectation is taken over scrambled Sobol points, whose error falls nearly
     as 1/S for a smooth gate, where that of the paper's random samples falls as 1/√S. A guide
     without ``c`` leaves it to the model: p(c|x, z). Targets are not looked at: a story that has
@@ -73,7 +73,7 @@ def gate(
 
 def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
     """Independent estimates of the gate, shape (replicates, N, K); equal ones if exact."""
-    with SobolSamples(num_samples), Discretise():
+    with SobolSamples(num_samples), Discretize():
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     if "c" not in guide_trace.nodes:
         return _model_gate(fit, batch, num_samples)
@@ -81,7 +81,7 @@ def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) ->
     if probs.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
         return probs.expand(2, *probs.shape)
     if probs.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
-        with Discretise():
+        with Discretize():
             traces = (poutine.trace(fit.guide).get_trace(*batch) for _ in range(num_samples))
             probs = torch.stack([*map(_assignment_probs, traces)])
     return probs.reshape(REPLICATES, -1, *probs.shape[1:]).mean(1)

@@ -6,7 +6,7 @@ import torch
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.initialise import cluster, expect_umap
+from pyro_moe.inference.initialize import cluster, expect_umap
 from pyro_moe.inference.objectives import Reconstruction
 from pyro_moe.models import VAE, RandomAffine
 
@@ -29,7 +29,7 @@ def cluster_images(
     """Responsibilities of a clustering of images, for `fit` to start from.
 
     An autoencoder learns from copies that are turned and shifted at random, so that its codes
-    tell what an image shows rather than where; their neighbour embedding is then clustered by a
+    tell what an image shows rather than where; their neighbor embedding is then clustered by a
     Gaussian mixture (McConville et al. 2021, with the augmentation of Guo et al. 2018).
 
     Args:

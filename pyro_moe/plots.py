@@ -21,7 +21,7 @@ from sklearn.manifold import TSNE
 from pyro_moe.inference.errors import DataError, SiteError
 
 from . import evaluation
-from .drawing import GREY, PALETTE, colour, panels_of, show_images, some
+from .drawing import GRAY, PALETTE, color, panels_of, show_images, some
 from .fitting import Fit
 from .marginals import has_classes
 from .rows import Rows, numbered
@@ -94,10 +94,10 @@ def _robust_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def latent_map(fit: Fit, rows: Rows, *, max_rows: int = 2000, seed: int = 0) -> Figure:
-    """The codes of rows, coloured by component, and in a second panel by label if that is known.
+    """The codes of rows, colored by component, and in a second panel by label if that is known.
 
-    Two-dimensional codes as they are; longer ones by t-SNE, which shows neighbourhoods but no
-    distances; a histogram of one-dimensional ones. A label has the colour of the component
+    Two-dimensional codes as they are; longer ones by t-SNE, which shows neighborhoods but no
+    distances; a histogram of one-dimensional ones. A label has the color of the component
     that it goes best with.
 
     Args:
@@ -121,11 +121,11 @@ def latent_map(fit: Fit, rows: Rows, *, max_rows: int = 2000, seed: int = 0) -> 
     views = views or [("Codes", None, None)]
     points, names = _plane(codes, seed)
     figure, panels = panels_of(len(views), sharex=True, sharey=True)
-    for axes, (title, group, colours) in zip(panels, views, strict=True):
+    for axes, (title, group, colors) in zip(panels, views, strict=True):
         if points.shape[1] == 1:
-            _histogram(axes, points[:, 0], group, colours)
+            _histogram(axes, points[:, 0], group, colors)
         else:
-            _scatter(axes, points, group, colours)
+            _scatter(axes, points, group, colors)
         axes.set(title=title, xlabel=names[0])
         if names[0] == "t-SNE 1":  # a scale would claim that distances mean something
             axes.set(xticks=[], yticks=[])
@@ -137,7 +137,7 @@ def _plane(codes: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     """Codes in at most two dimensions, and the names of the axes."""
     if codes.shape[1] == 1:
         return codes, ("z", "rows")
-    if codes.shape[1] == 2 or len(codes) < 4:  # t-SNE wants neighbours
+    if codes.shape[1] == 2 or len(codes) < 4:  # t-SNE wants neighbors
         return codes[:, :2], ("$z_1$", "$z_2$")
     embedding = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
     return embedding.fit_transform(codes), ("t-SNE 1", "t-SNE 2")
@@ -236,7 +236,7 @@ def _generated_images(
 def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> Figure:
     """Which component answers where in the data plane, and where the gate is unsure.
 
-    A region has the colour of its likeliest component, the paler the less certain it is.
+    A region has the color of its likeliest component, the paler the less certain it is.
 
     Args:
         fit: A fitted story with a site ``c``, over two columns.
@@ -258,8 +258,8 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     g = evaluation.gate(fit, grid).cpu().numpy()
     chance = 1.0 / g.shape[1]
     certainty = (g.max(1) - chance) / (1.0 - chance) if chance < 1.0 else np.ones(len(g))
-    colours = np.array([to_rgb(colour(k)) for k in range(g.shape[1])])[g.argmax(1)]
-    shades = np.concatenate((colours, 0.6 * certainty[:, None].clip(0, 1)), axis=1)
+    colors = np.array([to_rgb(color(k)) for k in range(g.shape[1])])[g.argmax(1)]
+    shades = np.concatenate((colors, 0.6 * certainty[:, None].clip(0, 1)), axis=1)
     figure, (axes,) = panels_of(1, width=5.2, height=5)
     axes.imshow(
         shades.reshape(resolution, resolution, 4),
@@ -277,7 +277,7 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
 def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
     """Targets against their predicted means, a panel a column; of classes, who is taken for whom.
 
-    Points have the colour of the expert that the gate holds likeliest, and a line across their
+    Points have the color of the expert that the gate holds likeliest, and a line across their
     central 90 % interval. Where targets are what was predicted, points lie on the diagonal.
 
     Args:
@@ -310,13 +310,13 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         for k in np.unique(experts):
             of_k = experts == k
             axes.vlines(
-                mean[of_k, m], low[of_k, m], high[of_k, m], colour(k), linewidth=0.8, alpha=0.35
+                mean[of_k, m], low[of_k, m], high[of_k, m], color(k), linewidth=0.8, alpha=0.35
             )
             axes.scatter(
-                mean[of_k, m], target[of_k, m], s=10, c=colour(k), label=str(k), linewidths=0
+                mean[of_k, m], target[of_k, m], s=10, c=color(k), label=str(k), linewidths=0
             )
         ends = [mean[:, m].min(), mean[:, m].max()]
-        axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)
+        axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
         axes.set(title=name, xlabel="predicted mean, with its 90 % interval")
     panels[0].set_ylabel("target")
     panels[0].legend(title="likeliest expert", fontsize="small", title_fontsize="small")
@@ -361,16 +361,16 @@ def _match(labels: np.ndarray, components: np.ndarray | None) -> np.ndarray | No
 
 
 def _scatter(
-    axes: Axes, points: np.ndarray, groups: np.ndarray | None, colours: np.ndarray | None = None
+    axes: Axes, points: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None = None
 ) -> None:
-    """Points in the plane, each group in its colour and with its number."""
+    """Points in the plane, each group in its color and with its number."""
     size = float(np.clip(6000 / len(points), 3, 16))
     if groups is None:
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=GREY, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=GRAY, linewidths=0)
         return
-    chosen = groups if colours is None else colours[groups]
+    chosen = groups if colors is None else colors[groups]
     axes.scatter(
-        points[:, 0], points[:, 1], s=size, c=list(map(colour, chosen)), linewidths=0, alpha=0.8
+        points[:, 0], points[:, 1], s=size, c=list(map(color, chosen)), linewidths=0, alpha=0.8
     )
     _number(axes, points, groups)
 
@@ -392,7 +392,7 @@ def _number(axes: Axes, points: np.ndarray, groups: np.ndarray) -> None:
 
 
 def _histogram(
-    axes: Axes, values: np.ndarray, groups: np.ndarray | None, colours: np.ndarray | None
+    axes: Axes, values: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None
 ) -> None:
     groups = np.zeros(len(values), dtype=int) if groups is None else groups
     present = np.unique(groups)
@@ -400,7 +400,7 @@ def _histogram(
         [values[groups == group] for group in present],
         bins=60,
         stacked=True,
-        color=[colour(group if colours is None else colours[group]) for group in present],
+        color=[color(group if colors is None else colors[group]) for group in present],
         label=[str(group) for group in present],
     )
     if len(present) > 1:

@@ -11,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 
 from .fitting import Fit
 from .rows import Data
@@ -56,7 +56,7 @@ class Given(Messenger):
 def observed_sites(fit: Fit) -> list[str]:
     """Names of the model's sites that data was given for."""
     few = tuple(column[:1] for column in fit.run.data)
-    with torch.no_grad(), reproducible(0), Discretise():
+    with torch.no_grad(), reproducible(0), Discretize():
         trace = poutine.trace(fit.model).get_trace(*few)
     return [name for name in trace.observation_nodes if not is_shared(trace.nodes[name])]
 

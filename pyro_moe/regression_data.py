@@ -23,7 +23,7 @@ _UCI = {  # md5 of data.txt
 def piecewise_affine(
     train: Rows, test: Rows, *, y_dim: int = 1, seed: int = 0
 ) -> tuple[Rows, Rows]:
-    r"""Targets for labelled rows, an affine map of x in each class.
+    r"""Targets for labeled rows, an affine map of x in each class.
 
     .. math:: y = W_j x + b_j, \quad W_{jmd}, b_{jm} \sim N(0, 1)
 

@@ -244,7 +244,7 @@ def fit_of(folder: str | Path, data: Data) -> Fit:
         story.model,
         story.guide,
         data,
-        initialise="keep",
+        initialize="keep",
         epochs=0,
         loss="em" if asked["loss"] == "em" else "marginal",
         missing_targets=asked.get("missing_targets", False),

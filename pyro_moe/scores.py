@@ -29,7 +29,7 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         labels: Labels (N,), integers.
 
     Returns:
-        ``"accuracy"``, ``"nmi"`` (normalised mutual information) and ``"ari"`` (adjusted Rand
+        ``"accuracy"``, ``"nmi"`` (normalized mutual information) and ``"ari"`` (adjusted Rand
         index).
 
     Raises:

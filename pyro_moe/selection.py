@@ -226,9 +226,9 @@ def _check_options(story: Any, fit_options: dict[str, Any]) -> None:
             "expected a function from the number of components to a story, such as "
             f"lambda k: models.GMM(2, k); got {type(story).__name__}"
         )
-    start = fit_options.get("initialise")
+    start = fit_options.get("initialize")
     if not (start is None or isinstance(start, str)):
-        raise ValueError("expected initialise by name, for every K; got responsibilities")
+        raise ValueError("expected initialize by name, for every K; got responsibilities")
 
 
 def _parts(

@@ -97,11 +97,11 @@ def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str
     if name in ("ME", "GMM-MoE"):
         arguments = {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
         if images and name == "GMM-MoE":
-            arguments |= {"initialise": start, "epochs": 10}
+            arguments |= {"initialize": start, "epochs": 10}
         return arguments
     arguments = {
         "restarts": restarts,
-        "initialise": "random",
+        "initialize": "random",
         "epochs": 5 if quick else 6 if images else 10,
     }
     if images:
@@ -109,7 +109,7 @@ def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str
     if name == "DeepMoE":
         arguments["epochs"] *= 2  # it has no phases before, and its epochs are half as long
     else:
-        arguments |= {"initialise": start, "initial_epochs": 5}
+        arguments |= {"initialize": start, "initial_epochs": 5}
     return arguments
 
 

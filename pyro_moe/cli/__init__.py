@@ -21,7 +21,7 @@ COMMANDS = (new, fit, predict, check, compare, report, reproduce, demo)
 
 EXAMPLES = """examples:
   pyro-moe fit dmvae --data spiral
-  pyro-moe fit dmvae --data digits --initialise tsne --out runs/digits
+  pyro-moe fit dmvae --data digits --initialize tsne --out runs/digits
   pyro-moe fit vade --data mnist --data-dir folder/of/mnist --epochs 30
   pyro-moe fit gmm --data table.csv --num-components 4
   pyro-moe fit dvmoe --data table.csv --target price

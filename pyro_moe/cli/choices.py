@@ -11,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 
 from .. import datasets, runs, story_files
 from ..rows import Rows
@@ -155,7 +155,7 @@ def story_arguments(
             both = torch.cat([rows.y, test.y])
             arguments["y_dim"] = arguments["num_classes"] = _num_classes(both, rows, classes)
         if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
-            arguments["likelihood"] = "continuous-bernoulli"  # experts see grey pixels
+            arguments["likelihood"] = "continuous-bernoulli"  # experts see gray pixels
     for name in known:
         if name not in arguments and not _has_default(known, name):
             there = ", ".join(dict.fromkeys((*arguments, *OPTIONS)))
@@ -193,7 +193,7 @@ def check_missing_targets(story: Any, rows: Rows) -> None:
     Raises:
         ValueError: If it has none.
     """
-    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretise():
+    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
         trace = poutine.trace(story.model).get_trace(rows.x[:2], None)
     trace = prune_subsample_sites(trace)
     if "x" not in trace.nodes:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pyro_moe.inference.errors import NonFiniteWarning
-from pyro_moe.inference.initialise import STARTS
+from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.models.conditionals import LIKELIHOODS
 from pyro_moe.models.experts import CONTEXTS, FAMILIES
@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
     )
     starts = [start for start in STARTS if start != "keep"]
     add(
-        "--initialise",
+        "--initialize",
         choices=starts,
         help="where training starts (default: the story's own choice)",
     )
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
 
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("epochs", "restarts", "loss", "initialise", "missing_targets", "seed", "device")
+    names = ("epochs", "restarts", "loss", "initialize", "missing_targets", "seed", "device")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     defaults = FIT_DEFAULTS.get(options.story, {})
     return {**defaults, **given, "progress": not options.quiet}

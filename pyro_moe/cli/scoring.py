@@ -16,7 +16,7 @@ NAMES = {
     "test_elbo": "test ELBO, nats per row",
     "importance_weighted_bound": "importance-weighted bound",
     "accuracy": "clustering accuracy",
-    "nmi": "normalised mutual information",
+    "nmi": "normalized mutual information",
     "ari": "adjusted Rand index",
     "effective_components": "effective number of components",
     "error": "squared error, summed over targets",

@@ -14,7 +14,7 @@ from pyro_moe.rows import Data, column_names, numbered
 from .calibration import calibration
 from .replicates import Features, Replicate, Targets
 from .statistics import DISTANCE, Statistic
-from .surprise import adjusted_p_values, allowing_for_estimates, predictive_p_values, standardised
+from .surprise import adjusted_p_values, allowing_for_estimates, predictive_p_values, standardized
 
 LEAST_ROWS = 20  # of a component that is looked at by itself
 
@@ -190,7 +190,7 @@ def _judged(compared: list[_Compared], ratio: float) -> pd.DataFrame:
     labels = [label for part in compared for label in part.labels]
     squared = torch.tensor([name == DISTANCE for _, _, name, _ in labels])
     allowed = allowing_for_estimates(replicated, ratio, squared=squared.to(replicated.device))
-    distances = standardised(observed, allowed)
+    distances = standardized(observed, allowed)
     table = pd.DataFrame(labels, columns=["site", "component", "statistic", "column"])
     numbers = {
         "observed": observed,

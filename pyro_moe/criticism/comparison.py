@@ -11,7 +11,7 @@ from pyro_moe import evaluation
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 from pyro_moe.novelty import feature_log_density
 from pyro_moe.reading import observed_sites, shared_latents
 from pyro_moe.rows import Data, has_target
@@ -119,7 +119,7 @@ def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
 def _is_bayesian(fit: Fit) -> bool:
     """Whether the model's parameters have a posterior, and none is a learned point."""
     few = tuple(column[:1] for column in fit.run.data)
-    with torch.no_grad(), reproducible(0), Discretise():
+    with torch.no_grad(), reproducible(0), Discretize():
         trace = poutine.trace(fit.model, param_only=False).get_trace(*few)
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         return not learned and bool(shared_latents(fit))

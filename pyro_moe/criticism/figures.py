@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from pyro_moe import evaluation
-from pyro_moe.drawing import GREY, PALETTE, colour, panels_of, show_images, some
+from pyro_moe.drawing import GRAY, PALETTE, color, panels_of, show_images, some
 from pyro_moe.fitting import Fit
 from pyro_moe.inference.errors import DataError
 from pyro_moe.marginals import has_classes
@@ -38,7 +38,7 @@ def calibration_curve(check: Check) -> Figure:
     number = len(check.pit)
     low, high = (binom.ppf(q, number, level) / number for q in (0.025, 0.975))
     axes.fill_between(level, low, high, color=MODEL, alpha=0.5, label="if the story is true")
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+    axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8)
     axes.plot(level, coverage, color=DATA, marker=".", label="data")
     axes.set(
         title="Calibration",
@@ -74,7 +74,7 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     for m, column in enumerate(pit.T):
         counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
         label = "data" if pit.shape[1] == 1 else f"data, y{m}"
-        axes.stairs(counts / expected, edges, color=colour(m) if m else DATA, label=label)
+        axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=label)
     axes.set(
         title="Where targets lie in their predictions",
         xlabel="F(y | x)",
@@ -207,7 +207,7 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
     said = prediction.experts[..., column].split(len(grids[0]))
     figure, panels = panels_of(min(number, 3), rows=-(-number // 3), width=3.6, height=3.0)
     for (d, k), grid, each in zip(lines, grids, said, strict=True):
-        panels[d].plot(grid[:, d].cpu(), each[:, k].cpu(), color=colour(k), label=str(k))
+        panels[d].plot(grid[:, d].cpu(), each[:, k].cpu(), color=color(k), label=str(k))
     for d, axes in enumerate(panels):
         if d >= number:
             axes.set_visible(False)

@@ -17,7 +17,7 @@ from pyro_moe.fitting import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 from pyro_moe.novelty import feature_log_density
 from pyro_moe.reading import Given, observed_sites, shared_latents
 from pyro_moe.rows import Data, column_names, has_target
@@ -70,7 +70,7 @@ def to_arviz(
     parameters alone is the same in every draw; it is spread by a millionth of a nat,
     without which ArviZ's fit of a tail fails. ``az.loo`` of a fit by points is then its log
     density on these rows, an honest estimate for rows that the fit has not seen and an
-    optimistic one for those it has.
+    optimiztic one for those it has.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
@@ -271,7 +271,7 @@ def _prior_predictive(
     fit: Fit, columns: tuple[torch.Tensor, ...], name: str, num_draws: int, seed: int
 ) -> np.ndarray:
     model = poutine.uncondition(fit.model)
-    with reproducible(stream(seed, 3)), Discretise():
+    with reproducible(stream(seed, 3)), Discretize():
         traces = (poutine.trace(model).get_trace(*columns) for _ in range(num_draws))
         values = torch.stack([trace.nodes[name]["value"] for trace in traces])
     return (_without_single_column(values) if name == "y" else values).cpu().numpy()

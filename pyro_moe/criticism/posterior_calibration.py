@@ -16,13 +16,13 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from pyro_moe.drawing import GREY, PALETTE
+from pyro_moe.drawing import GRAY, PALETTE
 from pyro_moe.fitting import Fit, fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError
 from pyro_moe.inference.isolation import learned
 from pyro_moe.inference.objectives import enumerated_traces, row_log_weights
-from pyro_moe.inference.relaxation import Discretise
+from pyro_moe.inference.relaxation import Discretize
 from pyro_moe.reading import is_shared, missing_site, node
 from pyro_moe.rows import Data
 
@@ -105,7 +105,7 @@ class SimulationBasedCalibration:
         for axes, (name, ranks) in zip(grid.flat, self.ranks.items(), strict=False):
             shares = uniformity.counts_below(ranks, self.num_draws) / len(ranks)
             axes.fill_between(points, low, high, color=PALETTE[4], alpha=0.4, linewidth=0)
-            axes.axhline(0.0, color=GREY, linewidth=0.8)
+            axes.axhline(0.0, color=GRAY, linewidth=0.8)
             axes.plot(points, shares - points, color=PALETTE[1])
             axes.set_title(f"{name} (p = {self.p_values[name]:.2g})", fontsize="medium")
         for axes in grid.flat[self.ranks.shape[1] :]:
@@ -139,7 +139,7 @@ def simulation_based_calibration(
     θ are the latent sites outside the plate ``"data"``, and what is simulated are the sites ``x``
     and ``y`` of as many rows as the data has; x stays as given where it is no site. Parameters
     of the model that have no prior are part of the model: they keep the values that they have,
-    and the guide starts from those that it has, as with ``initialise="keep"``. A story whose
+    and the guide starts from those that it has, as with ``initialize="keep"``. A story whose
     units come from data wants ``story.adapt(x, y)`` first.
 
     Ranks of θ alone do not see all: a guide that ignores the data and gives the prior passes. That
@@ -193,7 +193,7 @@ def simulation_based_calibration(
         True
     """
     _check_arguments(num_simulations, num_draws, fit_options)
-    options = {**fit_options, "initialise": "keep", "progress": False}
+    options = {**fit_options, "initialize": "keep", "progress": False}
     bar = tqdm(range(num_simulations), disable=not progress)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # no data of anyone's are meant
@@ -235,15 +235,15 @@ def _check_arguments(num_simulations: int, num_draws: int, fit_options: dict[str
     for name, value in (("num_simulations", num_simulations), ("num_draws", num_draws)):
         if value < 1:
             raise ValueError(f"expected {name} of at least 1; got {value}")
-    start = fit_options.get("initialise", "keep")
+    start = fit_options.get("initialize", "keep")
     if not (isinstance(start, str) and start == "keep"):
         got = repr(start) if isinstance(start, str) else "responsibilities"
-        raise ValueError(f"expected initialise='keep', which leaves the model as it is; got {got}")
+        raise ValueError(f"expected initialize='keep', which leaves the model as it is; got {got}")
 
 
 def _prior_trace(given: Fit) -> Trace:
     """What the model makes of nothing but the number of rows, and x where that is no site."""
-    with Discretise():
+    with Discretize():
         trace = poutine.trace(poutine.uncondition(given.model)).get_trace(*given.run.data)
     return prune_subsample_sites(trace)
 
@@ -310,7 +310,7 @@ def _was_observed(trace: Trace, name: str) -> bool:
 
 def _draws(fitted: Fit, sites: list[str], num_draws: int, *seeds: int) -> list[Values]:
     draws = []
-    with torch.no_grad(), reproducible(*seeds, 1), Discretise():
+    with torch.no_grad(), reproducible(*seeds, 1), Discretize():
         for _ in range(num_draws):
             trace = poutine.trace(fitted.guide).get_trace(*fitted.run.data)
             draws.append({name: node(trace, name, "guide")["value"] for name in sites})

@@ -218,7 +218,7 @@ def _gate(fit: Fit, rows: Rows, gate: Health | None, seed: int) -> str:
             partial(plots.gate_map, resolution=120),
             "Which component answers where; paler is less certain.",
         ),
-        (plots.latent_map, "Codes of rows, coloured by component."),
+        (plots.latent_map, "Codes of rows, colored by component."),
     ):
         try:
             parts.append(_picture(picture(fit, rows, seed=seed), caption))

@@ -61,7 +61,7 @@ def _mean_log_density(sample: Sample) -> torch.Tensor:
 
 def skewness(columns: torch.Tensor) -> torch.Tensor:
     """The third moment of each column in standard units: 0 for a normal."""
-    return _standardised(columns).pow(3).mean(0)
+    return _standardized(columns).pow(3).mean(0)
 
 
 def log_kurtosis(columns: torch.Tensor) -> torch.Tensor:
@@ -69,12 +69,12 @@ def log_kurtosis(columns: torch.Tensor) -> torch.Tensor:
 
     Less for two heaps, more for heavy tails; its logarithm varies evenly to both sides.
     """
-    return _standardised(columns).pow(4).mean(0).log()
+    return _standardized(columns).pow(4).mean(0).log()
 
 
-def _standardised(columns: torch.Tensor) -> torch.Tensor:
-    centred = columns - columns.mean(0)
-    return centred / centred.square().mean(0).sqrt()
+def _standardized(columns: torch.Tensor) -> torch.Tensor:
+    centered = columns - columns.mean(0)
+    return centered / centered.square().mean(0).sqrt()
 
 
 TARGET_STATISTICS: dict[str, Statistic] = {

@@ -25,12 +25,12 @@ def allowing_for_estimates(
         Statistics of shape (S, J).
     """
     replicated = replicated.double().clamp(-LARGEST, LARGEST)
-    centre = replicated.nanmean(0)
-    spread = centre + (1 + ratio) ** 0.5 * (replicated - centre)
+    center = replicated.nanmean(0)
+    spread = center + (1 + ratio) ** 0.5 * (replicated - center)
     return torch.where(squared, (1 + ratio) * replicated, spread)
 
 
-def standardised(
+def standardized(
     observed: torch.Tensor, replicated: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Distances of statistics from where replicates have them, each in a unit of its own.

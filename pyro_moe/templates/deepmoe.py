@@ -43,7 +43,7 @@ class Story(nn.Module):
     ) -> None:
         super().__init__()
         # m and s, the units of x, are taken from the data in `adapt`.
-        self.units = models.Standardise(x_dim, common=common_scale)
+        self.units = models.Standardize(x_dim, common=common_scale)
         # ASSUMPTION: borders between regimes have any shape that this network can draw.
         self.gate = models.CategoricalConditional(
             nn.Sequential(self.units, models.MLP(x_dim, hidden, num_components))
@@ -92,7 +92,7 @@ class Story(nn.Module):
     ) -> None:
         """What a start, or EM, does with responsibilities (N, K) and rows."""
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y | x), shape (N, K); zero where y is missing."""

@@ -46,7 +46,7 @@ class Story(nn.Module):
     ) -> None:
         super().__init__()
         # m and s, the units of x, are taken from the data in `adapt`.
-        self.units = models.Standardise(x_dim, common=common_scale)
+        self.units = models.Standardize(x_dim, common=common_scale)
         # ASSUMPTION: components of z are normal, with Σ_k "full" ("diagonal", "tied") and π
         # "uniform" ("learned").
         self.prior = models.GaussianMixture(
@@ -82,7 +82,7 @@ class Story(nn.Module):
             z = pyro.sample("z", self.prior.component(c))
             # x | z ~ N(m + s f(z), (s σ)²)
             # ASSUMPTION: x is normal given z. Heavy tails: dist.StudentT(3.0, loc, scale); values
-            # that are 0 or 1: dist.Bernoulli(logits=self.decoder(z)); grey ones between:
+            # that are 0 or 1: dist.Bernoulli(logits=self.decoder(z)); gray ones between:
             # dist.ContinuousBernoulli(logits=self.decoder(z)).
             loc = self.units.inverse(self.decoder(z))
             scale = self.units.scale * self.log_scale.exp()
@@ -118,9 +118,9 @@ class Story(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """What a start, or EM, does with responsibilities (N, K) and codes ``points``."""
-        self.prior.maximise(points, weights)
+        self.prior.maximize(points, weights)
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y | x), shape (N, K); zero where y is missing."""

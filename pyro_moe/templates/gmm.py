@@ -41,7 +41,7 @@ class Story(nn.Module):
             # x | c = k ~ N(μ_k, Σ_k)
             # ASSUMPTION: tails are thin. Heavy ones, column by column, with m = self.mixture:
             # dist.StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1). The guide is no
-            # longer exact then, but what is maximised is still a lower bound.
+            # longer exact then, but what is maximized is still a lower bound.
             pyro.sample("x", self.mixture.component(c), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:

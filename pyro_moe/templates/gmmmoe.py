@@ -30,7 +30,7 @@ class Story(nn.Module):
     def __init__(self, x_dim: int, y_dim: int, num_components: int, common_scale: bool) -> None:
         super().__init__()
         # m and s, the units of x, are taken from the data in `adapt`.
-        self.units = models.Standardise(x_dim, common=common_scale)
+        self.units = models.Standardize(x_dim, common=common_scale)
         # ASSUMPTION: components of x are normal, with Σ_k "full" ("diagonal", "tied") and π
         # "learned" ("uniform").
         self.mixture = models.GaussianMixture(
@@ -85,9 +85,9 @@ class Story(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """What a start, or EM, does with responsibilities (N, K) and rows."""
-        self.mixture.maximise(x, weights)
+        self.mixture.maximize(x, weights)
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y | x), shape (N, K); zero where y is missing."""

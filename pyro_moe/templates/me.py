@@ -31,7 +31,7 @@ class Story(nn.Module):
     def __init__(self, x_dim: int, y_dim: int, num_components: int, common_scale: bool) -> None:
         super().__init__()
         # m and s, the units of x, are taken from the data in `adapt`.
-        self.units = models.Standardise(x_dim, common=common_scale)
+        self.units = models.Standardize(x_dim, common=common_scale)
         # ASSUMPTION: borders between regimes are planes. Of any shape: see the story deepmoe.
         self.gate = models.SoftmaxGate(x_dim, num_components, units=self.units)
         # ASSUMPTION: experts are affine in x. Any network from x to (N, K, M) will do.
@@ -77,9 +77,9 @@ class Story(nn.Module):
         y: torch.Tensor | None = None,
     ) -> None:
         """What a start, or EM, does with responsibilities (N, K) and rows."""
-        self.gate.maximise(x, weights)
+        self.gate.maximize(x, weights)
         if y is not None:
-            self.experts.maximise(x, y, weights)
+            self.experts.maximize(x, y, weights)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y | x), shape (N, K); zero where y is missing."""

@@ -34,7 +34,7 @@ class Story(nn.Module):
         super().__init__()
         self.z_dim = z_dim
         # m and s, the units of x, are taken from the data in `adapt`.
-        self.units = models.Standardise(x_dim, common=common_scale)
+        self.units = models.Standardize(x_dim, common=common_scale)
         # f, from z to x in standard units. Images: models.ConvolutionalDecoder(z_dim, (1, 8, 8)).
         self.decoder = models.MLP(z_dim, hidden[::-1], x_dim)
         # σ of x around f(z), in standard units: small, so that training starts at an autoencoder.
@@ -53,7 +53,7 @@ class Story(nn.Module):
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.z_dim), 1.0).to_event(1))
             # x | z ~ N(m + s f(z), (s σ)²)
             # ASSUMPTION: x is normal given z. Heavy tails: dist.StudentT(3.0, loc, scale); values
-            # that are 0 or 1: dist.Bernoulli(logits=self.decoder(z)); grey ones between:
+            # that are 0 or 1: dist.Bernoulli(logits=self.decoder(z)); gray ones between:
             # dist.ContinuousBernoulli(logits=self.decoder(z)).
             loc = self.units.inverse(self.decoder(z))
             scale = self.units.scale * self.log_scale.exp()

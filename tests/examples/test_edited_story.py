@@ -66,7 +66,7 @@ def test_model_and_guide_learn_one_story(fit, rows):
     assert_close(evaluation.reconstruct(fit, x), means, **EXACT)
 
 
-def test_the_gate_is_amortised(fit, rows):
+def test_the_gate_is_amortized(fit, rows):
     g, error = evaluation.gate(fit, rows[1].x, return_error=True)
     assert g.shape == (len(rows[1]), K)
     assert_close(g.sum(-1), torch.ones(len(g)))

@@ -17,7 +17,7 @@ def example(load):
 
 @pytest.fixture(scope="module")
 def rows(example):
-    return example.tumours()
+    return example.tumors()
 
 
 @pytest.fixture(scope="module")

@@ -78,9 +78,9 @@ def test_data_sets_differ_in_their_shares_as_the_posterior_has_it(fits):
     fit = fits["learned"]
     q = poutine.trace(fit.guide).get_trace(fit.run.data[0]).nodes["weights"]["fn"]
     common = int(q.mean.argmax())
-    centre = fit.parameters()["mixture.loc"]
+    center = fit.parameters()["mixture.loc"]
     draws = torch.stack([evaluation.sample(fit, 400, seed=seed) for seed in range(300)])
-    nearest = torch.cdist(draws, centre.expand(300, 3, 2)).argmin(-1)
+    nearest = torch.cdist(draws, center.expand(300, 3, 2)).argmin(-1)
     shares = (nearest == common).double().mean(-1)
     p = q.mean[common]
     expected = (p * (1 - p) / 400 + (1 - 1 / 400) * q.variance[common]).sqrt().item()

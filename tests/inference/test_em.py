@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe.inference import EM, MarginalELBO
-from pyro_moe.inference.em import maximise
+from pyro_moe.inference.em import maximize
 from pyro_moe.models import DMVAE, GMM, ME, DeepMoE, GaussianMixture, GMMMoE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -21,8 +21,8 @@ each_covariance = pytest.mark.parametrize("covariance", SKLEARN)
 @pytest.fixture
 def x():
     """Three clusters, ten standard deviations apart."""
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    return centres[torch.arange(N) % K] + torch.randn(N, D) * torch.tensor([1.0, 0.7])
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    return centers[torch.arange(N) % K] + torch.randn(N, D) * torch.tensor([1.0, 0.7])
 
 
 @pytest.fixture
@@ -145,20 +145,20 @@ def test_a_copy_goes_on_and_leaves_the_run_alone(make, x):
 
 
 def test_an_interruption_amid_the_m_step_goes_back_to_the_last_iteration(regressions, monkeypatch):
-    """Mixture and experts are maximised one after the other, and Ctrl-C may come between."""
+    """Mixture and experts are maximized one after the other, and Ctrl-C may come between."""
     _, x, y = regressions
     story = GMMMoE(1, 1, 2)
     choices = {"loss": "em", "progress": False}
     experts, calls = type(story.experts), []
-    maximise_experts = experts.maximise
+    maximize_experts = experts.maximize
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        maximise_experts(*args)
+        maximize_experts(*args)
 
-    monkeypatch.setattr(experts, "maximise", interrupted)
+    monkeypatch.setattr(experts, "maximize", interrupted)
     stopped = pyro_moe.fit(story.model, story.guide, (x, y), epochs=4, **choices)
     assert stopped.stopped == "interrupted"
     first = pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, **choices)
@@ -168,10 +168,10 @@ def test_an_interruption_amid_the_m_step_goes_back_to_the_last_iteration(regress
     assert [r["elbo"] for r in resumed.history] == [r["elbo"] for r in through.history]
 
 
-def test_maximise_reaches_parts_at_any_depth(x):
+def test_maximize_reaches_parts_at_any_depth(x):
     part = GaussianMixture(D, 1)
     outer = nn.Sequential(nn.Sequential(nn.Linear(1, 1), part))
-    maximise(lambda: outer, torch.ones(N, 1), x)
+    maximize(lambda: outer, torch.ones(N, 1), x)
     assert_close(part.loc.detach(), x.mean(0, keepdim=True))
 
 
@@ -251,22 +251,22 @@ def targets(x):
     return y
 
 
-def penalised(story, elbo):
+def penalized(story, elbo):
     """The likelihood in nats per row less the penalty on the weights of a softmax gate."""
     return elbo - 0.5e-4 * (story.gate.maps.weight.square().sum() / D).item()
 
 
 @pytest.mark.parametrize("experts", ["normal", "student-t"])
-def test_the_penalised_likelihood_of_an_me_never_falls(experts):
+def test_the_penalized_likelihood_of_an_me_never_falls(experts):
     x, story = torch.randn(N, D), ME(D, D, K, experts=experts)
     y = targets(x)
     story.adapt(x, y)
     em = EM(story.model, story.guide, (x, y), epochs=25, seed=0, tolerance=-1.0)
-    before, scores = penalised(story, em.log_joint().logsumexp(0).mean().item()), []
+    before, scores = penalized(story, em.log_joint().logsumexp(0).mean().item()), []
     for record in em:  # whose likelihood is that before its M-step
         scores.append(before)
         assert record["elbo"] == pytest.approx(em.history[-1]["elbo"])
-        before = penalised(story, em.log_joint().logsumexp(0).mean().item())
+        before = penalized(story, em.log_joint().logsumexp(0).mean().item())
     assert (np.diff(scores) > -1e-6).all()  # but for the ridge of least squares
     assert scores[-1] > scores[0] + 0.1
 
@@ -304,7 +304,7 @@ def test_em_and_svi_agree_at_the_optimum_from_the_same_start(regressions, story_
             story.model,
             story.guide,
             (x, y),
-            initialise="keep",
+            initialize="keep",
             progress=False,
             **settings,
         )
@@ -315,12 +315,12 @@ def test_em_and_svi_agree_at_the_optimum_from_the_same_start(regressions, story_
 
 
 @pytest.mark.parametrize("story_type", [ME, GMMMoE])
-def test_maximise_takes_the_m_step_of_a_story_that_has_one(story_type):
+def test_maximize_takes_the_m_step_of_a_story_that_has_one(story_type):
     x, r = torch.randn(N, D), torch.rand(N, K).softmax(-1)
     y = targets(x)
     story, expected = (story_type(D, D, K) for _ in range(2))
     expected.load_state_dict(story.state_dict())
-    maximise(story.model, r, x, x, y)
+    maximize(story.model, r, x, x, y)
     expected.m_step(r, x, x, y)
     assert_close(story.state_dict(), expected.state_dict(), rtol=0, atol=0)
     known = ~y.isnan().any(-1)
@@ -333,5 +333,5 @@ def test_maximise_takes_the_m_step_of_a_story_that_has_one(story_type):
 
 def test_a_gate_without_an_m_step_is_an_error_that_names_its_parameter():
     story, x = DeepMoE(D, D, K, hidden=(4,)), torch.randn(N, D)
-    with pytest.raises(ValueError, match=r"expected parts with a method 'maximise' .*'.*gate"):
+    with pytest.raises(ValueError, match=r"expected parts with a method 'maximize' .*'.*gate"):
         pyro_moe.fit(story.model, story.guide, (x, x), loss="em", progress=False)

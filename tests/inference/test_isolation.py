@@ -247,11 +247,11 @@ def quick(model, guide, **choices):
     ("story", "choices"),
     [
         (GMM(1, 2), {}),
-        (GMM(1, 2), {"initialise": "keep"}),
+        (GMM(1, 2), {"initialize": "keep"}),
         (GMM(1, 2), {"loss": "em"}),
         (DMVAE(1, 1, 2, hidden=(4,)), {}),
         (DMVAE(1, 1, 2, hidden=(4,)), {"loss": "relaxed"}),
-        (DMVAE(1, 1, 2, hidden=(4,)), {"initialise": "autoencoder"}),
+        (DMVAE(1, 1, 2, hidden=(4,)), {"initialize": "autoencoder"}),
     ],
 )
 def test_a_fit_leaves_the_story_as_it_was(story, choices):
@@ -264,17 +264,17 @@ def test_a_fit_leaves_the_story_as_it_was(story, choices):
 
 def test_a_fit_of_plain_functions_leaves_their_modules_as_they_were():
     before = copy.deepcopy(NET.state_dict())
-    fitted = quick(story_model, story_guide, initialise="keep")
+    fitted = quick(story_model, story_guide, initialize="keep")
     assert all(torch.equal(before[name], value) for name, value in NET.state_dict().items())
     assert not torch.equal(fitted.parameters()["bias"], before["bias"])
 
 
-@pytest.mark.parametrize("initialise", ["random", "autoencoder"])
-def test_a_fit_leaves_the_callers_randomness_and_parameter_store(initialise):
+@pytest.mark.parametrize("initialize", ["random", "autoencoder"])
+def test_a_fit_leaves_the_callers_randomness_and_parameter_store(initialize):
     pyro.param("mine", torch.tensor(1.0))
     story = DMVAE(1, 1, 2, hidden=(4,))
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    quick(story.model, story.guide, initialise=initialise)
+    quick(story.model, story.guide, initialize=initialize)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
     assert set(pyro.get_param_store()) == {"mine"}

@@ -191,7 +191,7 @@ def test_particles_are_averaged(make, x):
     assert single[0] != single[1]
 
 
-def test_a_latent_that_is_not_reparametrised_is_an_error_that_names_it(x):
+def test_a_latent_that_is_not_reparameterized_is_an_error_that_names_it(x):
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("count", dist.Poisson(1.0))
@@ -207,8 +207,8 @@ def test_a_pyro_svi_takes_the_marginal_elbo(make, x, loss_and_gradients):
     story.zero_grad()
     pyro.clear_param_store()
     torch.manual_seed(0)
-    optimiser = pyro.optim.SGD({"lr": 1e-3})
-    svi = pyro.infer.SVI(story.model, story.guide, optimiser, loss=MarginalELBO())
+    optimizer = pyro.optim.SGD({"lr": 1e-3})
+    svi = pyro.infer.SVI(story.model, story.guide, optimizer, loss=MarginalELBO())
     assert svi.step(x) == pytest.approx(loss, rel=1e-12)
     expected = {name: value - 1e-3 * gradients[name] for name, value in before.items()}
     assert_close({name: p.detach() for name, p in story.named_parameters()}, expected, **EXACT)

@@ -10,7 +10,7 @@ from pyro_moe.inference.context import running
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.relaxation import (
     CategoricalKL,
-    Discretise,
+    Discretize,
     Enumerate,
     EnumerateInParallel,
     Relax,
@@ -149,9 +149,9 @@ def test_relax_keeps_the_logits_and_sets_the_temperature(family):
     assert_close(fn.logits, logits.log_softmax(-1), **EXACT)
 
 
-def test_discretise_turns_a_relaxed_site_into_one_hot_choices():
+def test_discretize_turns_a_relaxed_site_into_one_hot_choices():
     logits = torch.randn(N, K)
-    site = site_c(Discretise()(Relax(0.3)(choice(logits))))
+    site = site_c(Discretize()(Relax(0.3)(choice(logits))))
     assert isinstance(site["fn"], dist.OneHotCategorical)
     assert_close(site["fn"].logits, logits.log_softmax(-1), **EXACT)
     assert_close(site["value"].sort(-1).values, torch.eye(K)[-1].sort().values.expand(N, K))
@@ -179,7 +179,7 @@ def test_enumerate_in_parallel_marks_the_site_for_pyro():
 
 
 @pytest.mark.parametrize(
-    "treatment", [Relax(0.3), Discretise(), Enumerate(), EnumerateInParallel()]
+    "treatment", [Relax(0.3), Discretize(), Enumerate(), EnumerateInParallel()]
 )
 def test_an_observed_c_is_left_as_it_is(treatment):
     logits, obs = torch.randn(N, K), torch.eye(K)[torch.arange(N) % K]
@@ -189,7 +189,7 @@ def test_an_observed_c_is_left_as_it_is(treatment):
     assert "enumerate" not in site["infer"]
 
 
-@pytest.mark.parametrize("treatment", [Relax(0.3), Discretise(), Enumerate()])
+@pytest.mark.parametrize("treatment", [Relax(0.3), Discretize(), Enumerate()])
 def test_other_sites_are_left_as_they_are(treatment):
     def program():
         return pyro.sample("d", dist.OneHotCategorical(logits=torch.zeros(K)))
@@ -199,7 +199,7 @@ def test_other_sites_are_left_as_they_are(treatment):
     assert node["value"].sum() == 1
 
 
-def test_log_probabilities_are_found_inside_wrappers_and_normalised():
+def test_log_probabilities_are_found_inside_wrappers_and_normalized():
     logits = torch.randn(N, K)
     wrapped = dist.OneHotCategorical(logits=logits).mask(torch.tensor(True))
     assert_close(log_probabilities(wrapped), logits.log_softmax(-1), **EXACT)

@@ -241,7 +241,7 @@ def test_a_resumed_fit_has_the_numbers_of_one_without_a_stop(x, program, loss):
 
 def test_a_fit_stopped_in_its_first_phase_does_not_resume(x):
     story = make()
-    choices = {"epochs": 2, "initial_epochs": 2, "initialise": "autoencoder", "progress": False}
+    choices = {"epochs": 2, "initial_epochs": 2, "initialize": "autoencoder", "progress": False}
     stopped = pyro_moe.fit(story.model, story.guide, x, callback=stop_after(1), **choices)
     with pytest.raises(ValueError, match="in phase 'training'; got one stopped in phase 'autoenc"):
         stopped.resume(progress=False)
@@ -268,7 +268,7 @@ def test_modules_that_are_not_registered_with_pyro_are_learned_by_every_loss(x, 
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
-    fitted = pyro_moe.fit(model, guide, x, epochs=2, loss=loss, initialise="keep", progress=False)
+    fitted = pyro_moe.fit(model, guide, x, epochs=2, loss=loss, initialize="keep", progress=False)
     assert not torch.equal(fitted.parameters()["weight"], net.weight)
 
 

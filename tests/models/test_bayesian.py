@@ -71,7 +71,7 @@ def test_predictions_carry_what_is_open_about_the_experts(rows):
     x, y = rows
     story = BayesianExperts(ME(1, 1, 2), initial_scale=0.2)
     fit = pyro_moe.fit(
-        story.model, story.guide, (x, y), initialise="keep", epochs=0, progress=False
+        story.model, story.guide, (x, y), initialize="keep", epochs=0, progress=False
     )
     prediction = evaluation.predict(fit, x, num_samples=256)
     assert len(prediction.weights) == 256
@@ -107,7 +107,7 @@ def test_any_story_takes_priors_and_a_clustered_start(story, rows):
         bayesian.model,
         bayesian.guide,
         (x, y),
-        initialise=torch.nn.functional.one_hot(labels, 2),
+        initialize=torch.nn.functional.one_hot(labels, 2),
         epochs=2,
         initial_epochs=2,
         progress=False,

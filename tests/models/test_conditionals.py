@@ -11,7 +11,7 @@ from pyro_moe.models import (
     ContinuousBernoulliLikelihood,
     NormalConditional,
     NormalLikelihood,
-    Standardise,
+    Standardize,
 )
 from pyro_moe.models.conditionals import likelihood_of
 
@@ -20,7 +20,7 @@ N, D = 6, 3
 
 
 def adapted_units(x):
-    units = Standardise(D)
+    units = Standardize(D)
     units.adapt(x)
     return units
 
@@ -46,7 +46,7 @@ def test_normal_likelihood_is_a_density_in_the_units_of_the_data():
 
 
 def test_normal_likelihood_has_one_learned_scale_a_dimension():
-    likelihood = NormalLikelihood(nn.Identity(), Standardise(D))
+    likelihood = NormalLikelihood(nn.Identity(), Standardize(D))
     with torch.no_grad():
         likelihood.log_scale.copy_(torch.tensor([0.0, 1.0, 2.0]))
     expected = torch.tensor([0.0, 1.0, 2.0]).exp().expand(N, D)
@@ -89,7 +89,7 @@ def test_categorical_conditional_is_the_softmax():
 @pytest.mark.parametrize("batch", [(), (N,), (4, N)])
 @pytest.mark.parametrize("name", ["normal", "bernoulli", "continuous-bernoulli"])
 def test_likelihoods_take_any_batch(name, batch):
-    p = likelihood_of(name, nn.Linear(2, D), Standardise(D))(torch.zeros(*batch, 2))
+    p = likelihood_of(name, nn.Linear(2, D), Standardize(D))(torch.zeros(*batch, 2))
     assert p.batch_shape == batch
     assert p.event_shape == (D,)
 
@@ -104,11 +104,11 @@ def test_likelihoods_take_any_batch(name, batch):
 )
 def test_likelihood_by_name(name, expected):
     network = nn.Linear(2, D)
-    likelihood = likelihood_of(name, network, Standardise(D))
+    likelihood = likelihood_of(name, network, Standardize(D))
     assert type(likelihood) is expected
     assert likelihood.network is network
 
 
 def test_an_unknown_likelihood_is_an_error():
     with pytest.raises(ValueError, match=r"expected likelihood in .*'normal'.*; got 'gamma'"):
-        likelihood_of("gamma", nn.Linear(2, D), Standardise(D))
+        likelihood_of("gamma", nn.Linear(2, D), Standardize(D))

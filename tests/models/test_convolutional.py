@@ -110,7 +110,7 @@ def noise():
 
 
 def ramp(down, right, height=HEIGHT, width=WIDTH, num=N):
-    """Images whose grey values are a plane around the centre, and their coordinates in pixels."""
+    """Images whose gray values are a plane around the center, and their coordinates in pixels."""
     i = (torch.arange(height) - (height - 1) / 2)[:, None].expand(height, width)
     j = (torch.arange(width) - (width - 1) / 2).expand(height, width)
     plane = (down * i + right * j).flatten().expand(num, -1)
@@ -148,7 +148,7 @@ def test_a_right_angle_turns_an_image(at_the_most):
 
 
 def test_an_image_that_is_not_square_is_turned_without_being_bent(at_the_most):
-    """A plane of grey values is a plane again, with its gradient turned."""
+    """A plane of gray values is a plane again, with its gradient turned."""
     angle = math.radians(7.0)
     rows, i, j = ramp(down=0.3, right=-0.2)
     turned = interior(RandomAffine(SHAPE, degrees=7.0, translate=0.0)(rows), 2)

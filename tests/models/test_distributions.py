@@ -97,7 +97,7 @@ def test_mean_and_variance_by_hand():
     assert mixture.variance.item() == pytest.approx(within + between)
 
 
-def test_weights_are_normalised(make, log_weights):
+def test_weights_are_normalized(make, log_weights):
     components = make("normal")
     y = torch.randn(N)
     shifted = Mixture(log_weights + 7.0, components)
@@ -122,9 +122,9 @@ def test_samples_have_the_mean_and_the_variance(make, log_weights, family):
     mixture, num = Mixture(log_weights, make(family)), 20_000
     draws = mixture.sample((num,))
     assert draws.shape == (num, N, *mixture.event_shape)
-    centred = draws - mixture.mean
-    assert (centred.mean(0).abs() < 4.5 * (mixture.variance / num).sqrt()).all()
-    squares = centred.square()
+    centered = draws - mixture.mean
+    assert (centered.mean(0).abs() < 4.5 * (mixture.variance / num).sqrt()).all()
+    squares = centered.square()
     error = squares.std(0) / math.sqrt(num)
     assert ((squares.mean(0) - mixture.variance).abs() < 4.5 * error).all()
 

@@ -19,7 +19,7 @@ from pyro_moe.models import (
     NormalConditional,
     NormalExperts,
     StackedExperts,
-    Standardise,
+    Standardize,
     StudentTExperts,
 )
 from pyro_moe.models.experts import MIN_SCALE, adapt_experts, experts_of
@@ -27,7 +27,7 @@ from pyro_moe.models.experts import MIN_SCALE, adapt_experts, experts_of
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 N, D, K, M = 30, 2, 3, 2
-PRIOR_SCALE = 5.0  # of the weights in maximise_likelihood
+PRIOR_SCALE = 5.0  # of the weights in maximize_likelihood
 COVARIANCES = ["scalar", "diagonal", "full"]
 each_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 
@@ -54,7 +54,7 @@ def make(scatter, x):
     """A function that makes experts of a family in the units of x and y, scattered."""
 
     def experts(family, y):
-        units = Standardise(D)
+        units = Standardize(D)
         units.adapt(x)
         made = experts_of(family, D, K, M, units=units)
         adapt_experts(made, x, y)
@@ -100,7 +100,7 @@ def test_student_t_experts_are_students_t_around_affine_maps(make, x, y):
 
 @each_covariance
 def test_a_covariance_is_in_the_units_of_the_targets(scatter, x, y, covariance):
-    maps = AffineMaps(D, K, M, units=Standardise(D))
+    maps = AffineMaps(D, K, M, units=Standardize(D))
     experts = scatter(NormalExperts(maps, K, M, covariance=covariance))
     adapt_experts(experts, x, y)
     s = y.numpy().std(0)
@@ -178,12 +178,12 @@ def weighted_residuals(x, y, weights):
 
 
 @each_covariance
-def test_maximise_is_weighted_least_squares_and_the_residuals_covariance(x, y, r, covariance):
-    units = Standardise(D)
+def test_maximize_is_weighted_least_squares_and_the_residuals_covariance(x, y, r, covariance):
+    units = Standardize(D)
     units.adapt(x)
     experts = NormalExperts(AffineMaps(D, K, M, units=units), K, M, covariance=covariance)
     adapt_experts(experts, x, y)
-    experts.maximise(x, y, r)
+    experts.maximize(x, y, r)
     p, s = experts(x), y.numpy().std(0)
     for k in range(K):
         solution, residuals = weighted_residuals(x, y, r[:, k])
@@ -205,7 +205,7 @@ def test_maximise_is_weighted_least_squares_and_the_residuals_covariance(x, y, r
 
 
 @pytest.mark.parametrize("family", ["normal", "student-t", "categorical", "bernoulli", "poisson"])
-def test_maximise_ends_where_the_gradient_is_zero(make, x, y, r, family):
+def test_maximize_ends_where_the_gradient_is_zero(make, x, y, r, family):
     counts = torch.poisson(torch.full((N, M), 3.0))
     target = {
         "categorical": torch.arange(N) % M,
@@ -215,7 +215,7 @@ def test_maximise_ends_where_the_gradient_is_zero(make, x, y, r, family):
     experts = make(family, target)
     event = () if family == "categorical" else (M,)
     for _ in range(8):
-        experts.maximise(x, target, r)
+        experts.maximize(x, target, r)
     score = (r * experts(x).log_prob(target.reshape(N, 1, *event))).sum() / N
     if family != "normal":
         score = score - experts.network.weight.square().sum() / (2 * PRIOR_SCALE**2 * N)
@@ -228,7 +228,7 @@ def test_one_bernoulli_expert_is_logistic_regression():
     x = torch.randn(200, D)
     y = torch.bernoulli((x @ torch.tensor([1.0, -2.0]) + 0.5).sigmoid())
     expert = BernoulliExperts(AffineMaps(D, 1, 1))
-    expert.maximise(x, y, torch.ones(200, 1))
+    expert.maximize(x, y, torch.ones(200, 1))
     strength = PRIOR_SCALE**2 / D  # of weights of x, those of the maps over the root of D
     regression = LogisticRegression(C=strength, tol=1e-10, solver="newton-cg")
     expected = regression.fit(x.numpy(), y.numpy())
@@ -242,7 +242,7 @@ def test_one_categorical_expert_is_softmax_regression():
     logits = x @ torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]])
     y = torch.distributions.Categorical(logits=logits).sample()
     expert = CategoricalExperts(AffineMaps(D, 1, 3))
-    expert.maximise(x, y.double(), torch.ones(300, 1))
+    expert.maximize(x, y.double(), torch.ones(300, 1))
     expected = LogisticRegression(C=1e12, tol=1e-10, solver="newton-cg").fit(x.numpy(), y.numpy())
     got = numbers(expert(x).probs)[:, 0]
     np.testing.assert_allclose(got, expected.predict_proba(x.numpy()), atol=1e-3)
@@ -253,7 +253,7 @@ def test_one_poisson_expert_is_poisson_regression(x):
     y = torch.poisson((z @ torch.tensor([[0.5], [-0.3]]) + 3.0).exp())
     expert = experts_of("poisson", D, 1, 1)
     adapt_experts(expert, z, y)
-    expert.maximise(z, y, torch.ones(N, 1))
+    expert.maximize(z, y, torch.ones(N, 1))
     expected = PoissonRegressor(alpha=0.0, tol=1e-10).fit(z.numpy(), y[:, 0].numpy())
     got = numbers(expert(z).mean)[:, 0, 0]
     np.testing.assert_allclose(got, expected.predict(z.numpy()), rtol=1e-3)
@@ -266,7 +266,7 @@ def test_student_t_experts_mind_outliers_less_than_normal_ones():
     slopes = {}
     for family in ("normal", "student-t"):
         expert = experts_of(family, 1, 1, 1)
-        expert.maximise(x, y, torch.ones(100, 1))
+        expert.maximize(x, y, torch.ones(100, 1))
         slopes[family] = expert.network.weight.item()
     assert abs(slopes["student-t"] - 2.0) < 0.1
     assert abs(slopes["normal"] - 2.0) > 1.0
@@ -276,7 +276,7 @@ def test_student_t_experts_mind_outliers_less_than_normal_ones():
 def test_targets_that_fit_exactly_leave_a_scale_at_the_floor(x, covariance):
     experts = NormalExperts(AffineMaps(D, K, M), K, M, covariance=covariance, min_scale=0.01)
     y = x / 30.0
-    experts.maximise(x, y, torch.ones(N, K))
+    experts.maximize(x, y, torch.ones(N, K))
     scale = experts(x).variance.sqrt()
     assert_close(scale, torch.full_like(scale, 0.01), rtol=0.01, atol=0)
 
@@ -290,19 +290,19 @@ def test_no_parameters_take_a_scale_below_the_floor(covariance):
 
 def test_an_expert_without_rows_stays_finite(x, y):
     experts = NormalExperts(AffineMaps(D, 2, M), 2, M, covariance="full")
-    experts.maximise(x, y, torch.tensor([1.0, 0.0]).expand(N, 2))
+    experts.maximize(x, y, torch.tensor([1.0, 0.0]).expand(N, 2))
     assert experts(x).log_prob(y.unsqueeze(1)).isfinite().all()
 
 
 @each_covariance
-def test_maximise_leaves_out_rows_without_a_target(x, y, r, covariance):
+def test_maximize_leaves_out_rows_without_a_target(x, y, r, covariance):
     y[::3, 0] = torch.nan
     known = ~y.isnan().any(-1)
     first, second = (
         NormalExperts(AffineMaps(D, K, M), K, M, covariance=covariance) for _ in range(2)
     )
-    first.maximise(x, y, r)
-    second.maximise(x[known], y[known], r[known])
+    first.maximize(x, y, r)
+    second.maximize(x[known], y[known], r[known])
     assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
@@ -319,7 +319,7 @@ def test_neural_experts_rise_in_likelihood(x, y, r):
         def forward(self, context):
             return super().forward(context).unflatten(-1, (K, M))
 
-    units = Standardise(D)
+    units = Standardize(D)
     units.adapt(x)
     experts = NormalExperts(Network(units, MLP(D, (8,), K * M)), K, M)
     adapt_experts(experts, x, y)
@@ -329,10 +329,10 @@ def test_neural_experts_rise_in_likelihood(x, y, r):
 
     affine = NormalExperts(AffineMaps(D, K, M, units=units), K, M)
     adapt_experts(affine, x, y)
-    affine.maximise(x, y, r)
+    affine.maximize(x, y, r)
     before = score()
     for _ in range(4):
-        experts.maximise(x, y, r)
+        experts.maximize(x, y, r)
     assert experts(x).batch_shape == (N, K)
     assert score() > before
     assert score() > (r * affine(x).log_prob(y.unsqueeze(1))).sum().item()
@@ -367,13 +367,13 @@ def test_stacked_experts_are_each_by_itself(kinds, y):
         assert_close(each[:, k], expert(x).log_prob(y), rtol=0, atol=0)
 
 
-def test_stacked_experts_are_each_maximised_on_the_rows_of_its_own(x, y):
+def test_stacked_experts_are_each_maximized_on_the_rows_of_its_own(x, y):
     z, y = (x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)
     experts = StackedExperts([Constant(), NormalConditional(nn.Linear(D, 2 * M))])
     labels = torch.arange(N) % 2
     y[labels == 0] = 3.0 + 0.5 * torch.randn(N // 2, M)
     for _ in range(4):
-        experts.maximise(z, y, torch.eye(2)[labels])
+        experts.maximize(z, y, torch.eye(2)[labels])
     assert ((experts.experts[0].loc - 3.0).abs() < 4.5 * 0.5 / (N // 2) ** 0.5).all()
     for k, expert in enumerate(experts.experts):
         score = expert(z[labels == k]).log_prob(y[labels == k]).sum()
@@ -422,6 +422,6 @@ def test_experts_and_components_are_as_many():
 def test_classes_that_can_be_separated_leave_probabilities_within_one():
     x = torch.linspace(-1.0, 1.0, 40).unsqueeze(-1)
     expert = BernoulliExperts(AffineMaps(1, 1, 1))
-    expert.maximise(x, (x > 0).double(), torch.ones(40, 1))
+    expert.maximize(x, (x > 0).double(), torch.ones(40, 1))
     assert 5.0 < expert.network.weight.item() < 30.0
     assert (expert(x).mean < 1.0).all()

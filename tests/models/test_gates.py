@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
-from pyro_moe.models import SoftmaxGate, Standardise
+from pyro_moe.models import SoftmaxGate, Standardize
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K = 60, 4, 3
@@ -19,7 +19,7 @@ def x():
 
 @pytest.fixture
 def gate(x):
-    units = Standardise(D)
+    units = Standardize(D)
     units.adapt(x)
     return SoftmaxGate(D, K, units=units)
 
@@ -31,8 +31,8 @@ def labels(x):
     return torch.distributions.Categorical(logits=2.0 * u[:, :K]).sample()
 
 
-def penalised(gate, x, r, ridge):
-    """The objective of the docstring: w are the weights on standardised columns."""
+def penalized(gate, x, r, ridge):
+    """The objective of the docstring: w are the weights on standardized columns."""
     w = gate.maps.weight / math.sqrt(D)
     return (r * gate(x).logits).sum() / len(x) - 0.5 * ridge * w.square().sum()
 
@@ -46,28 +46,28 @@ def test_it_is_the_softmax_of_affine_maps_and_rows_sum_to_one(gate, x):
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-1])
-def test_maximise_ends_where_the_penalised_likelihood_is_stationary(gate, x, ridge):
+def test_maximize_ends_where_the_penalized_likelihood_is_stationary(gate, x, ridge):
     r = torch.rand(N, K).softmax(-1)
-    before = penalised(gate, x, r, ridge).item()
-    gate.maximise(x, r, ridge=ridge)
-    after = penalised(gate, x, r, ridge)
+    before = penalized(gate, x, r, ridge).item()
+    gate.maximize(x, r, ridge=ridge)
+    after = penalized(gate, x, r, ridge)
     after.backward()
     assert after.item() > before
     for p in gate.parameters():
         assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-6)
 
 
-def test_maximise_does_not_depend_on_where_it_starts(gate, x, scatter):
+def test_maximize_does_not_depend_on_where_it_starts(gate, x, scatter):
     r = torch.rand(N, K).softmax(-1)
-    gate.maximise(x, r)
+    gate.maximize(x, r)
     first = gate(x).probs.detach()
-    scatter(gate, scale=5.0).maximise(x, r)
+    scatter(gate, scale=5.0).maximize(x, r)
     assert_close(gate(x).probs.detach(), first, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-2])
 def test_with_labels_it_is_the_multinomial_regression_of_scikit_learn(gate, x, labels, ridge):
-    gate.maximise(x, torch.eye(K)[labels], ridge=ridge)
+    gate.maximize(x, torch.eye(K)[labels], ridge=ridge)
     u = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     reference = LogisticRegression(
         C=1 / (N * ridge), solver="newton-cg", tol=1e-10, max_iter=1000
@@ -82,15 +82,15 @@ def test_with_labels_it_is_the_multinomial_regression_of_scikit_learn(gate, x, l
 def test_rows_without_weight_do_not_count(gate, x):
     r = torch.rand(N, K).softmax(-1)
     some = torch.arange(N) % 3 > 0
-    gate.maximise(x, r * some.unsqueeze(-1), ridge=1e-2)
+    gate.maximize(x, r * some.unsqueeze(-1), ridge=1e-2)
     first = gate(x).probs.detach()
-    gate.maximise(x[some], r[some], ridge=1e-2 * N / some.sum().item())
+    gate.maximize(x[some], r[some], ridge=1e-2 * N / some.sum().item())
     assert_close(gate(x).probs.detach(), first, rtol=0, atol=1e-5)
 
 
 def test_separable_components_leave_finite_weights(gate, x):
     labels = (x[:, 0] > 3.0).long()
-    gate.maximise(x, torch.eye(K)[labels])
+    gate.maximize(x, torch.eye(K)[labels])
     probs = gate(x).probs.detach()
     assert all(p.isfinite().all() for p in gate.parameters())
     assert_close(probs.argmax(-1), labels)
@@ -100,14 +100,14 @@ def test_separable_components_leave_finite_weights(gate, x):
 def test_it_takes_more_columns_than_rows():
     x, labels = torch.rand(30, 784), torch.arange(30) % K
     gate = SoftmaxGate(784, K)
-    gate.maximise(x, torch.eye(K)[labels])
+    gate.maximize(x, torch.eye(K)[labels])
     assert_close(gate(x).probs.argmax(-1), labels)
 
 
-def test_maximise_in_single_precision_is_computed_in_double(gate, x):
+def test_maximize_in_single_precision_is_computed_in_double(gate, x):
     r = torch.rand(N, K).softmax(-1)
-    gate.maximise(x, r)
+    gate.maximize(x, r)
     expected = gate(x).probs.detach()
     single = gate.float()
-    single.maximise(x.float(), r.float())
+    single.maximize(x.float(), r.float())
     assert_close(single(x.float()).probs.detach().double(), expected, rtol=0, atol=1e-4)

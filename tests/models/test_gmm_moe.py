@@ -118,8 +118,8 @@ def test_the_m_step_is_that_of_the_mixture_and_of_each_expert(make, x):
     story = make(y)
     mixture, experts = deepcopy(story), deepcopy(story)
     story.m_step(r, x, x, y)
-    mixture.mixture.maximise(x, r)
-    experts.experts.maximise(x, y, r)
+    mixture.mixture.maximize(x, r)
+    experts.experts.maximize(x, y, r)
     assert_close(story.mixture.state_dict(), mixture.mixture.state_dict(), rtol=0, atol=0)
     assert_close(story.experts.state_dict(), experts.experts.state_dict(), rtol=0, atol=0)
 
@@ -137,7 +137,7 @@ def test_it_starts_at_distant_rows_in_the_units_of_the_data(x):
 # Many columns
 
 
-def grey_images():
+def gray_images():
     """Images of 784 pixels, a blurred spot at one of three places, and a rim without ink."""
     place, grid = torch.arange(40) % 3, torch.arange(28).double()
     row = (grid - 8.0 - 5.0 * place.unsqueeze(-1)).square()
@@ -159,8 +159,8 @@ def digits():
     [
         (digits, {}),
         (digits, {"common_scale": True}),
-        (grey_images, {"common_scale": True}),
-        (grey_images, {}),
+        (gray_images, {"common_scale": True}),
+        (gray_images, {}),
     ],
 )
 def test_em_in_many_columns_of_which_many_are_constant_stays_finite(data, choices, covariance):

@@ -198,7 +198,7 @@ def test_far_points_have_a_finite_log_density_and_gradient(make):
 # The M-step
 
 
-def hand_maximised(z, r, covariance):
+def hand_maximized(z, r, covariance):
     """Weighted moments with the documented ridge, in numpy."""
     counts = r.sum(0)
     locs = (r.T @ z) / counts[:, None]
@@ -213,19 +213,19 @@ def hand_maximised(z, r, covariance):
 
 
 @each_covariance
-def test_maximise_takes_the_weighted_moments(make, covariance):
+def test_maximize_takes_the_weighted_moments(make, covariance):
     mixture, z, r = make(covariance), 3.0 * torch.randn(N, L), torch.rand(N, K).softmax(-1)
-    mixture.maximise(z, r)
+    mixture.maximize(z, r)
     for got, expected in zip(
-        moments(mixture), hand_maximised(z.numpy(), r.numpy(), covariance), strict=True
+        moments(mixture), hand_maximized(z.numpy(), r.numpy(), covariance), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=3e-5)  # but for the ridge
 
 
 @each_covariance
-def test_maximise_finds_the_likeliest_parameters(make, covariance):
+def test_maximize_finds_the_likeliest_parameters(make, covariance):
     mixture, z, r = make(covariance), torch.randn(N, L), torch.rand(N, K).softmax(-1)
-    mixture.maximise(z, r)
+    mixture.maximize(z, r)
     score = (r * mixture.log_joint(z)).sum()
     score.backward()
     for name, p in mixture.named_parameters():
@@ -233,11 +233,11 @@ def test_maximise_finds_the_likeliest_parameters(make, covariance):
 
 
 @each_covariance
-def test_maximise_with_labels_recovers_each_groups_moments(make, covariance):
+def test_maximize_with_labels_recovers_each_groups_moments(make, covariance):
     mixture, z = make(covariance, num_components=2), torch.randn(N, L)
     labels = torch.arange(N) % 4 == 0
     z[labels] += 10.0
-    mixture.maximise(z, torch.stack([~labels, labels], -1).double())
+    mixture.maximize(z, torch.stack([~labels, labels], -1).double())
     weights, locs, _ = moments(mixture)
     np.testing.assert_allclose(weights, [0.75, 0.25], rtol=1e-12)
     np.testing.assert_allclose(locs[0], z[~labels].mean(0), rtol=1e-12)
@@ -248,21 +248,21 @@ def test_maximise_with_labels_recovers_each_groups_moments(make, covariance):
 def test_an_empty_component_takes_the_moments_of_all_points_and_no_weight(make, covariance):
     mixture, z = make(covariance, num_components=3), torch.randn(N, L)
     r = torch.rand(N, 2).softmax(-1)
-    mixture.maximise(z, torch.cat([r, torch.zeros(N, 1)], -1))
+    mixture.maximize(z, torch.cat([r, torch.zeros(N, 1)], -1))
     weights, locs, covs = moments(mixture)
-    expected = hand_maximised(z.numpy(), np.c_[r.numpy(), np.full(N, 1e-300)], covariance)
+    expected = hand_maximized(z.numpy(), np.c_[r.numpy(), np.full(N, 1e-300)], covariance)
     np.testing.assert_allclose(locs[2], z.mean(0), atol=1e-12)
     np.testing.assert_allclose(covs, expected[2], rtol=1e-4, atol=1e-5)
     assert weights[2] < 1e-30
     assert mixture.log_joint(z).isfinite().all()
 
 
-def test_maximise_does_not_depend_on_the_units_of_the_columns(make):
+def test_maximize_does_not_depend_on_the_units_of_the_columns(make):
     mixture, other = make(num_components=2), make(num_components=2)
     z, r = torch.randn(N, L), torch.rand(N, 2).softmax(-1)
     units = torch.tensor([1.0, 1e-12, 1e5])
-    mixture.maximise(z, r)
-    other.maximise(z * units, r)
+    mixture.maximize(z, r)
+    other.maximize(z * units, r)
     assert_close(
         other.responsibilities(z * units).probs,
         mixture.responsibilities(z).probs,
@@ -274,7 +274,7 @@ def test_maximise_does_not_depend_on_the_units_of_the_columns(make):
 def test_components_that_shrink_onto_one_point_keep_a_positive_covariance(make):
     mixture = make(num_components=2).float()
     z = torch.tensor([[0.0] * L] * 5 + [[1.0] * L] * 5, dtype=torch.float32)
-    mixture.maximise(z, torch.eye(2).repeat_interleave(5, 0))
+    mixture.maximize(z, torch.eye(2).repeat_interleave(5, 0))
     assert mixture.log_joint(z).isfinite().all()
     assert_close(mixture.responsibilities(z).probs.argmax(-1), torch.arange(10) // 5)
 
@@ -283,21 +283,21 @@ def test_components_that_shrink_onto_one_point_keep_a_positive_covariance(make):
 def test_points_that_are_all_the_same_leave_a_density(make, covariance):
     mixture = make(covariance).float()
     z = torch.ones(N, L, dtype=torch.float32)
-    mixture.maximise(z, torch.full((N, K), 1.0 / K))
+    mixture.maximize(z, torch.full((N, K), 1.0 / K))
     assert mixture.log_joint(z).isfinite().all()
 
 
-def test_maximise_in_single_precision_is_computed_in_double(make):
+def test_maximize_in_single_precision_is_computed_in_double(make):
     mixture, z = make().float(), torch.randn(N, L, dtype=torch.float32) + 1e4
     r = torch.rand(N, K).softmax(-1)
-    mixture.maximise(z, r)
-    expected = hand_maximised(z.double().numpy(), r.numpy(), "full")[2]
+    mixture.maximize(z, r)
+    expected = hand_maximized(z.double().numpy(), r.numpy(), "full")[2]
     np.testing.assert_allclose(moments(mixture)[2], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_uniform_weights_are_neither_learned_nor_maximised():
+def test_uniform_weights_are_neither_learned_nor_maximized():
     mixture = GaussianMixture(L, 2, weights="uniform")
-    mixture.maximise(torch.randn(N, L), torch.tensor([0.9, 0.1]).expand(N, 2))
+    mixture.maximize(torch.randn(N, L), torch.tensor([0.9, 0.1]).expand(N, 2))
     assert "logits" not in dict(mixture.named_parameters())
     assert_close(mixture.assignment().probs, torch.tensor([0.5, 0.5]))
 
@@ -326,7 +326,7 @@ def test_spread_over_starts_at_distant_rows_with_the_covariance_of_all(make, cov
     with torch.no_grad():
         mixture.spread_over(x)
     weights, locs, covs = moments(mixture)
-    expected = hand_maximised(x.numpy(), np.full((len(x), K), 1 / K), covariance)[2]
+    expected = hand_maximized(x.numpy(), np.full((len(x), K), 1 / K), covariance)[2]
     rows = [int((x - torch.as_tensor(loc)).norm(dim=-1).argmin()) for loc in locs]
     np.testing.assert_allclose(locs, x[rows])
     assert sorted(row // N for row in rows) == list(range(K))  # one in each group

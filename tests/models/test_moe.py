@@ -256,7 +256,7 @@ def test_the_m_step_of_a_neural_gate_is_that_of_its_experts(make, x, y):
     assert_close({n: p.detach() for n, p in story.gate.named_parameters()}, before, rtol=0, atol=0)
     alone = experts_of("normal", D, K, M, units=story.units)
     alone.adapt(x, y)
-    alone.maximise(x, y, r)
+    alone.maximize(x, y, r)
     assert_close(story.experts.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 

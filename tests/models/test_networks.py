@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.models import MLP, AffineMaps, Standardise
+from pyro_moe.models import MLP, AffineMaps, Standardize
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -36,11 +36,11 @@ def test_mlp_takes_any_batch(batch):
 
 def test_units_start_as_the_identity():
     x = torch.randn(5, 3)
-    assert_close(Standardise(3)(x), x)
+    assert_close(Standardize(3)(x), x)
 
 
 def test_robust_units_are_those_of_the_middle_whatever_wild_values_are():
-    units, x = Standardise(2, robust=True), 3.0 * torch.randn(401, 2) + 7.0
+    units, x = Standardize(2, robust=True), 3.0 * torch.randn(401, 2) + 7.0
     units.adapt(x)
     median, low, high = (torch.quantile(x, q, dim=0) for q in (0.5, 0.25, 0.75))
     assert_close(units.loc, median)
@@ -54,7 +54,7 @@ def test_robust_units_are_those_of_the_middle_whatever_wild_values_are():
 
 
 def test_robust_units_that_columns_share_are_the_root_mean_square_of_their_own():
-    own, common = Standardise(3, robust=True), Standardise(3, robust=True, common=True)
+    own, common = Standardize(3, robust=True), Standardize(3, robust=True, common=True)
     x = torch.randn(50, 3) * torch.tensor([1.0, 2.0, 5.0])
     own.adapt(x)
     common.adapt(x)
@@ -64,20 +64,20 @@ def test_robust_units_that_columns_share_are_the_root_mean_square_of_their_own()
 def test_robust_units_of_a_column_whose_middle_half_is_one_value_are_those_of_all():
     x = torch.zeros(20, 1)
     x[:2] = 5.0
-    units = Standardise(1, robust=True)
+    units = Standardize(1, robust=True)
     units.adapt(x)
     assert_close(units.scale, x.std(0, correction=0))
 
 
 def test_adapted_units_have_zero_mean_and_unit_scale():
-    units, x = Standardise(3), torch.randn(50, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
+    units, x = Standardize(3), torch.randn(50, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
     units.adapt(x)
     assert_close(units(x).mean(0), torch.zeros(3), rtol=0, atol=1e-9)
     assert_close(units(x).std(0, correction=0), torch.ones(3))
 
 
 def test_inverse_goes_back_to_the_units_of_the_data():
-    units, x = Standardise(3), 5.0 * torch.randn(50, 3) + 7.0
+    units, x = Standardize(3), 5.0 * torch.randn(50, 3) + 7.0
     units.adapt(x)
     assert_close(units.inverse(units(x)), x)
 
@@ -85,20 +85,20 @@ def test_inverse_goes_back_to_the_units_of_the_data():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1000.1])
 def test_a_constant_column_keeps_unit_scale(value, dtype):
-    units = Standardise(1).to(dtype)
+    units = Standardize(1).to(dtype)
     units.adapt(torch.full((1000, 1), value, dtype=dtype))
     assert units.scale == 1.0
 
 
 def test_a_single_row_keeps_unit_scale():
-    units = Standardise(2)
+    units = Standardize(2)
     units.adapt(torch.tensor([[3.0, 4.0]]))
     assert_close(units.scale, torch.ones(2))
     assert_close(units.loc, torch.tensor([3.0, 4.0]))
 
 
 def test_units_are_saved_but_not_learned():
-    units = Standardise(2)
+    units = Standardize(2)
     assert not list(units.parameters())
     assert set(units.state_dict()) == {"loc", "scale"}
 
@@ -110,7 +110,7 @@ def test_units_are_saved_but_not_learned():
 def maps():
     """Maps of three columns far from standard units, and rows of these."""
     x = torch.randn(40, 3) * torch.tensor([1.0, 1e-3, 1e4]) + 7.0
-    units = Standardise(3)
+    units = Standardize(3)
     units.adapt(x)
     return AffineMaps(3, 4, 2, units=units), x
 

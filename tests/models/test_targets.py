@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_moe.models import AffineMaps, BernoulliExperts, NormalExperts, choose, observe_target
-from pyro_moe.models.targets import known_rows, log_likelihoods, maximise_likelihood
+from pyro_moe.models.targets import known_rows, log_likelihoods, maximize_likelihood
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K, M = 8, 3, 4, 2
@@ -122,22 +122,22 @@ def score(experts, x, y, r):
     return (r * log_likelihoods(experts(x), y)).sum() / len(y)
 
 
-def test_maximise_likelihood_finds_what_least_squares_finds(scatter):
+def test_maximize_likelihood_finds_what_least_squares_finds(scatter):
     x, y, r = torch.randn(40, D), torch.randn(40, M), torch.rand(40, K)
     found = scatter(NormalExperts(AffineMaps(D, K, M), K, M))
-    maximise_likelihood(found, x, y, r, iterations=200, prior_scale=1e6)
+    maximize_likelihood(found, x, y, r, iterations=200, prior_scale=1e6)
     best = NormalExperts(AffineMaps(D, K, M), K, M)
-    best.maximise(x, y, r)
+    best.maximize(x, y, r)
     assert_close(found.state_dict(), best.state_dict(), rtol=1e-3, atol=1e-3)
     assert score(found, x, y, r).item() == pytest.approx(score(best, x, y, r).item(), abs=1e-6)
 
 
-def test_maximise_likelihood_ends_where_the_gradient_is_zero_and_leaves_none():
+def test_maximize_likelihood_ends_where_the_gradient_is_zero_and_leaves_none():
     experts = BernoulliExperts(nn.Sequential(AffineMaps(D, K, M)))
     x, y = torch.randn(60, D), torch.bernoulli(torch.full((60, M), 0.5))
     r = torch.rand(60, K)
     before = score(experts, x, y, r).item()
-    maximise_likelihood(experts, x, y, r, iterations=200, prior_scale=1e6)
+    maximize_likelihood(experts, x, y, r, iterations=200, prior_scale=1e6)
     assert all(p.grad is None for p in experts.parameters())
     after = score(experts, x, y, r)
     after.backward()
@@ -146,7 +146,7 @@ def test_maximise_likelihood_ends_where_the_gradient_is_zero_and_leaves_none():
         assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-5)
 
 
-def test_maximise_likelihood_undoes_a_step_to_a_parameter_that_is_not_finite():
+def test_maximize_likelihood_undoes_a_step_to_a_parameter_that_is_not_finite():
     class Cliff(nn.Module):
         def __init__(self):
             super().__init__()
@@ -157,11 +157,11 @@ def test_maximise_likelihood_undoes_a_step_to_a_parameter_that_is_not_finite():
             return dist.Normal(loc.expand(len(context), 1), 1.0, validate_args=False)
 
     experts = Cliff()
-    maximise_likelihood(experts, torch.zeros(4, 1), torch.zeros(4), torch.ones(4, 1))
+    maximize_likelihood(experts, torch.zeros(4, 1), torch.zeros(4), torch.ones(4, 1))
     assert experts.loc == 3.0
 
 
-def test_maximise_likelihood_leaves_out_rows_without_a_target(scatter):
+def test_maximize_likelihood_leaves_out_rows_without_a_target(scatter):
     x, y, r = torch.randn(20, D), torch.randn(20, M), torch.rand(20, K)
     y[::4, 1] = torch.nan
     known = ~y.isnan().any(-1)
@@ -169,6 +169,6 @@ def test_maximise_likelihood_leaves_out_rows_without_a_target(scatter):
         scatter(NormalExperts(nn.Sequential(AffineMaps(D, K, M)), K, M), seed=0) for _ in range(2)
     )
     second.load_state_dict(first.state_dict())
-    maximise_likelihood(first, x, y, r, iterations=5)
-    maximise_likelihood(second, x[known], y[known], r[known], iterations=5)
+    maximize_likelihood(first, x, y, r, iterations=5)
+    maximize_likelihood(second, x[known], y[known], r[known], iterations=5)
     assert_close(first.state_dict(), second.state_dict())

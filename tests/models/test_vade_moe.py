@@ -128,8 +128,8 @@ def test_the_m_step_is_that_of_the_prior_on_codes_and_of_the_experts_on_their_co
         story = make(context=context)
         alone = deepcopy(story)
         story.m_step(r, codes, x, y)
-        alone.vade.prior.maximise(codes, r)
-        alone.experts.maximise(sees, y, r)
+        alone.vade.prior.maximize(codes, r)
+        alone.experts.maximize(sees, y, r)
         assert_close(story.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 

@@ -107,7 +107,7 @@ def test_a_target_outside_its_support_is_named(distribution, value):
 
 
 @pytest.mark.parametrize(("value", "hinted"), [(0.5, True), (2.0, False), (-0.5, False)])
-def test_the_continuous_bernoulli_is_suggested_for_grey_values_only(value, hinted):
+def test_the_continuous_bernoulli_is_suggested_for_gray_values_only(value, hinted):
     x = torch.zeros(9, D)
     x[4, 2] = value
     model = observing("x", dist.Bernoulli(0.5).expand([D]).to_event(1))
@@ -158,7 +158,7 @@ def test_a_component_that_ends_without_rows_is_named():
         story.mixture.loc[1] += 1e3
     expected = "rows for each of 3 components; got none for 1: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, initialise="keep", epochs=1, progress=False)
+        pyro_moe.fit(story.model, story.guide, x, initialize="keep", epochs=1, progress=False)
 
 
 def test_components_with_hardly_any_rows_are_told_from_those_with_none():
@@ -178,7 +178,7 @@ def test_a_component_with_hardly_any_rows_is_warned_of():
     story = GMM(4, 2)
     expected = "rows for each of 2 components; got hardly any for 0: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, loss="em", initialise=r, epochs=3, progress=False)
+        pyro_moe.fit(story.model, story.guide, x, loss="em", initialize=r, epochs=3, progress=False)
 
 
 @pytest.mark.parametrize("story", [ME, DeepMoE, DVMoE])

@@ -267,7 +267,7 @@ def by_the_library(data="features.csv"):
     """What `evaluation.predict` says of the story of the run."""
     story, _ = runs.load("run")
     rows = datasets.table(data, columns=["size", "age", "floor"])
-    fit = pyro_moe.fit(story.model, story.guide, rows, initialise="keep", epochs=0, progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, rows, initialize="keep", epochs=0, progress=False)
     return evaluation.predict(fit, rows)
 
 
@@ -564,8 +564,8 @@ def test_the_table_is_reproduced(line, expected, monkeypatch):
             "expected values of site 'x' in the support of its distribution, .*; got 0.* in row .*",
         ),
         (
-            "fit vae --data digits --initialise autoencoder --quiet",
-            "expected a site 'c' in the model for initialise='autoencoder'; got none",
+            "fit vae --data digits --initialize autoencoder --quiet",
+            "expected a site 'c' in the model for initialize='autoencoder'; got none",
         ),
         (
             "fit gmm --data my.csv --num-components 49",
@@ -579,7 +579,7 @@ def test_bad_commands_say_in_one_line_what_was_expected(line, message, table, ca
 
 def test_an_extra_that_is_missing_is_named(table, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    message = fails("fit vade --data my.csv --epochs 1 --initialise umap --quiet", capsys)
+    message = fails("fit vade --data my.csv --epochs 1 --initialize umap --quiet", capsys)
     assert "pip install 'pyro-moe[umap]'" in message
 
 

@@ -108,7 +108,7 @@ def test_digits_split_is_a_partition_of_all_rows() -> None:
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
-def test_digits_are_grey_images() -> None:
+def test_digits_are_gray_images() -> None:
     for part in datasets.digits():
         assert part.image_shape == (1, 8, 8)
         assert (part.x.dtype, part.labels.dtype) == (torch.float32, torch.int64)
@@ -195,10 +195,10 @@ def test_mnist_reads_what_was_written(folder: Path) -> None:
 
 
 def test_mnist_binary_is_split_at_one_half(folder: Path) -> None:
-    (grey, _), (binary, _) = datasets.mnist(folder), datasets.mnist(folder, binary=True)
+    (gray, _), (binary, _) = datasets.mnist(folder), datasets.mnist(folder, binary=True)
     assert binary.x[0].tolist() == [0, 0, 0, 1, 1, 1]
     assert binary.x.dtype == torch.float32
-    assert torch.equal(binary.x == 1, grey.x > 0.5)
+    assert torch.equal(binary.x == 1, gray.x > 0.5)
 
 
 def test_mnist_reads_unpacked_files_and_packed_in_any_way(folder: Path, tmp_path: Path) -> None:

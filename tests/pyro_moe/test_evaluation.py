@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 def as_it_is(model, guide, *columns):
     """A fit whose parameters are those of the programs given."""
     data = columns[0] if len(columns) == 1 else columns
-    return pyro_moe.fit(model, guide, data, epochs=0, initialise="keep", progress=False)
+    return pyro_moe.fit(model, guide, data, epochs=0, initialize="keep", progress=False)
 
 
 def nothing(*columns):
@@ -57,7 +57,7 @@ def fitted(scatter, x):
 # The gate
 
 
-def test_an_amortised_gate_is_exact(fitted, x):
+def test_an_amortized_gate_is_exact(fitted, x):
     fit = fitted("dmvae")
     g, error = evaluation.gate(fit, x, return_error=True)
     assert_close(g, fit.story.gate(x).probs.detach(), **CLOSE)
@@ -693,7 +693,7 @@ def test_samples_are_of_the_posterior_of_what_rows_share():
     def guide(x):
         pyro.sample("m", dist.Normal(torch.tensor(5.0), 2.0))
 
-    fit = pyro_moe.fit(model, guide, torch.zeros(3, 1), epochs=0, initialise="keep", progress=False)
+    fit = pyro_moe.fit(model, guide, torch.zeros(3, 1), epochs=0, initialize="keep", progress=False)
     means = []
     for seed in range(200):
         made = evaluation.sample(fit, 50, seed=seed)

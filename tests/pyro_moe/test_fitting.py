@@ -78,8 +78,8 @@ def labels():
 @pytest.fixture
 def x(labels):
     """Three clusters, ten standard deviations apart."""
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    return centres[labels] + torch.randn(N, D)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    return centers[labels] + torch.randn(N, D)
 
 
 # Same seed, same numbers, and nothing else
@@ -106,7 +106,7 @@ def test_the_seed_alone_decides_the_numbers(x, name):
 def test_the_seed_decides_initial_phases_too(x, labels, start):
     if start == "responsibilities":
         start = torch.eye(K)[labels]
-    first, second = (fit(STORIES["dmvae"](), x, initialise=start) for _ in range(2))
+    first, second = (fit(STORIES["dmvae"](), x, initialize=start) for _ in range(2))
     same(first, second)
 
 
@@ -119,7 +119,7 @@ def test_the_seed_decides_initial_phases_too(x, labels, start):
 def test_the_callers_story_stays_as_it_was(x, name, start):
     story = STORIES[name]()
     before = {key: value.clone() for key, value in story.state_dict().items()}
-    fitted = fit(story, x, initialise=start)
+    fitted = fit(story, x, initialize=start)
     assert_close(dict(story.state_dict()), before, **EXACT)
     assert all(p.grad is None for p in story.parameters())
     assert fitted.story is not story
@@ -127,7 +127,7 @@ def test_the_callers_story_stays_as_it_was(x, name, start):
     assert any(not torch.equal(after[key], before[key]) for key in before)
 
 
-@pytest.mark.parametrize("choices", [{}, {"initialise": "autoencoder"}, {"restarts": 2}])
+@pytest.mark.parametrize("choices", [{}, {"initialize": "autoencoder"}, {"restarts": 2}])
 def test_global_state_stays_as_it_was(x, choices):
     story, mine = STORIES["dmvae"](), torch.tensor([1.0, 2.0])
     pyro.param("mine", mine)
@@ -219,7 +219,7 @@ def test_classes_stay_whole_numbers(x, y):
 
 def test_double_precision_goes_from_end_to_end(x):
     x = x.double()
-    fitted = fit(STORIES["dmvae"]().double(), x, initialise="autoencoder")
+    fitted = fit(STORIES["dmvae"]().double(), x, initialize="autoencoder")
     assert {p.dtype for p in fitted.parameters().values()} == {torch.float64}
     readings = [
         evaluation.gate(fitted, x),
@@ -265,7 +265,7 @@ def test_data_that_cannot_be_fitted_are_an_error(x, spoil, message):
         fit(STORIES["dmvae"](), spoil(x))
 
 
-def test_grey_values_are_an_error_under_a_bernoulli_likelihood(x):
+def test_gray_values_are_an_error_under_a_bernoulli_likelihood(x):
     binary = (x > 5).float()
     story = DMVAE(D, L, K, hidden=(4,), likelihood="bernoulli")
     assert len(fit(story, binary).history) == 2
@@ -290,7 +290,7 @@ def test_restarts_leave_enough_rows_for_the_components():
     ("choices", "message"),
     [
         ({"loss": "elbow"}, r"expected loss in \('marginal', .*\) .*; got 'elbow'"),
-        ({"initialise": "kmeans"}, r"expected initialise in \('random', .*; got 'kmeans'"),
+        ({"initialize": "kmeans"}, r"expected initialize in \('random', .*; got 'kmeans'"),
         ({"restarts": 0}, "expected restarts of at least 1; got 0"),
         ({"epochs": 2.5}, "expected epochs to be an integer; got 2.5"),
         ({"epochs": -1}, "expected epochs of at least 0; got -1"),
@@ -311,7 +311,7 @@ def test_an_argument_that_is_none_of_its_choices_is_an_error(x, choices, message
 
 def test_no_epochs_leave_the_start(x):
     story = STORIES["dmvae"]()
-    fitted = fit(story, x, epochs=0, initialise="keep")
+    fitted = fit(story, x, epochs=0, initialize="keep")
     assert fitted.history == []
     assert_close(fitted.parameters(), dict(story.named_parameters()), **EXACT)
 
@@ -336,7 +336,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "batch_size": 256,
         "learning_rate": interrupt,
         "loss": "marginal",
-        "initialise": "random",
+        "initialize": "random",
         "initial_epochs": 1024,
         "restarts": 1,
         "missing_targets": False,
@@ -348,7 +348,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
     ("choices", "expected"),
     [
         ({"loss": Trace_ELBO()}, {"loss": "Trace_ELBO"}),
-        ({"initialise": np.full((N, K), 1 / K)}, {"initialise": "responsibilities"}),
+        ({"initialize": np.full((N, K), 1 / K)}, {"initialize": "responsibilities"}),
         ({"batch_size": 500}, {"batch_size": N}),
         ({"batch_size": 500, "restarts": 2}, {"batch_size": 27, "restarts": 2}),
         ({"epochs": 7, "initial_epochs": 3}, {"epochs": 7, "initial_epochs": 3}),
@@ -376,7 +376,7 @@ def test_geometric_schedules_have_equal_ratios():
 @each_story
 def test_a_kept_start_without_steps_stays_exactly(x, name, scatter):
     story = scatter(STORIES[name]())
-    fitted = fit(story, x, initialise="keep", learning_rate=stay)
+    fitted = fit(story, x, initialize="keep", learning_rate=stay)
     assert_close(fitted.story.state_dict(), story.state_dict(), **EXACT)
     assert len(fitted.history) == 2
 
@@ -402,26 +402,26 @@ def test_a_random_start_is_drawn_anew_and_takes_the_units_of_the_data(x):
 )
 def test_responsibilities_that_are_none_are_an_error(x, responsibilities, message):
     with pytest.raises(DataError, match=f"expected responsibilities .*{message}"):
-        fit(STORIES["dmvae"](), x, initialise=responsibilities)
+        fit(STORIES["dmvae"](), x, initialize=responsibilities)
 
 
 @pytest.mark.parametrize("kind", ["name", "responsibilities"])
 def test_a_story_without_clusters_cannot_start_from_them(x, kind):
     start = "autoencoder" if kind == "name" else torch.full((N, K), 1 / K)
-    with pytest.raises(SiteError, match="expected a site 'c' in the model for initialise="):
-        fit(STORIES["vae"](), x, initialise=start)
+    with pytest.raises(SiteError, match="expected a site 'c' in the model for initialize="):
+        fit(STORIES["vae"](), x, initialize=start)
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.double])
 def test_responsibilities_may_be_of_any_kind(x, labels, convert):
     r = torch.eye(K)[labels]
-    same(*(fit(STORIES["dmvae"](), x, initialise=start) for start in (r, convert(r))))
+    same(*(fit(STORIES["dmvae"](), x, initialize=start) for start in (r, convert(r))))
 
 
 def test_responsibilities_belong_to_the_rows_that_are_kept(x, labels):
     """A GMM's first M-step sees responsibilities of the same rows as x, held-out ones left out."""
     r = torch.eye(K)[labels]
-    fitted = fit(STORIES["gmm"](), x, initialise=r, loss="em", restarts=2, epochs=1)
+    fitted = fit(STORIES["gmm"](), x, initialize=r, loss="em", restarts=2, epochs=1)
     kept = fitted.run.data[0]
     assert len(kept) == 27
     nearest = torch.stack([labels[(x == row).all(-1)][0] for row in kept])
@@ -441,7 +441,7 @@ def test_a_dmvae_is_taught_responsibilities_before_it_trains_freely(x, labels, p
     fitted = fit(
         DMVAE(D, L, K, hidden=(16,)),
         x,
-        initialise=torch.eye(K)[clusters],
+        initialize=torch.eye(K)[clusters],
         initial_epochs=40,
         learning_rate=6e-2,
         callback=callback,
@@ -455,7 +455,7 @@ def test_a_dmvae_is_taught_responsibilities_before_it_trains_freely(x, labels, p
 
 def test_an_autoencoder_starts_from_a_clustering_of_its_codes(x, labels):
     story = VaDE(D, D, K, hidden=(16,))
-    choices = {"initialise": "autoencoder", "initial_epochs": 15, "learning_rate": 2e-2}
+    choices = {"initialize": "autoencoder", "initial_epochs": 15, "learning_rate": 2e-2}
     fitted = fit(story, x, epochs=0, **choices)
     assert {record["phase"] for record in fitted.history} == {"autoencoder", "assigned"}
     scores = evaluation.clustering_scores(evaluation.gate(fitted, x), labels)
@@ -560,7 +560,7 @@ def test_an_interrupted_fit_keeps_what_was_learned(x):
 
 
 def test_an_interruption_of_an_initial_phase_is_kept(x):
-    fitted = fit(STORIES["dmvae"](), x, initialise="autoencoder", callback=interrupt)
+    fitted = fit(STORIES["dmvae"](), x, initialize="autoencoder", callback=interrupt)
     assert fitted.stopped == "interrupted"
     assert [record["phase"] for record in fitted.history] == ["autoencoder"]
 
@@ -590,7 +590,7 @@ def test_interrupted_restarts_return_the_best_so_far(x, stop_in):
     assert (fitted.stopped == "interrupted") == (fitted.run is runs[-1])
 
 
-@pytest.mark.parametrize("program", ["story", "normalised", "functions"])
+@pytest.mark.parametrize("program", ["story", "normalized", "functions"])
 @pytest.mark.parametrize("epochs_done", [0, 2])
 def test_an_interruption_amid_an_epoch_resumes_with_the_same_numbers(x, epochs_done, program):
     """Ctrl-C comes whenever it comes, not only between epochs."""
@@ -602,7 +602,7 @@ def test_an_interruption_amid_an_epoch_resumes_with_the_same_numbers(x, epochs_d
             raise KeyboardInterrupt
         return 1e-2
 
-    gate = nn.Sequential(nn.BatchNorm1d(D), nn.Linear(D, K)) if program == "normalised" else None
+    gate = nn.Sequential(nn.BatchNorm1d(D), nn.Linear(D, K)) if program == "normalized" else None
     story = DMVAE(D, L, K, hidden=(4,), gate=gate)
     pair = (mixture, nothing) if program == "functions" else (story.model, story.guide)
     choices = {"epochs": 4, "batch_size": 10, "learning_rate": learning_rate, "progress": False}
@@ -616,7 +616,7 @@ def test_an_interruption_amid_an_epoch_resumes_with_the_same_numbers(x, epochs_d
 
 
 def test_data_are_checked_in_evaluation_mode():
-    """The last batch may have one row, which batch normalisation could not learn from."""
+    """The last batch may have one row, which batch normalization could not learn from."""
     gate = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
     story = DMVAE(1, 1, 2, hidden=(4,), gate=gate)
     fitted = pyro_moe.fit(
@@ -860,7 +860,7 @@ def test_columns_by_other_names_than_were_fitted_are_an_error():
 def test_what_is_computed_from_a_fit_has_dropout_at_rest(x):
     gate = nn.Sequential(nn.Linear(D, 8), nn.Dropout(0.5), nn.Linear(8, K))
     story = DeepMoE(D, 1, K, gate=gate)
-    for choices in ({"initialise": "random"}, {"initialise": "keep", "epochs": 0}):
+    for choices in ({"initialize": "random"}, {"initialize": "keep", "epochs": 0}):
         fitted = fit(story, (x, x[:, :1]), **choices)
         g = evaluation.gate(fitted, x)
         assert_close(evaluation.gate(fitted, x), g, **EXACT)

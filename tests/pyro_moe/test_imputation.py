@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 def as_it_is(model, guide, *columns):
     data = columns[0] if len(columns) == 1 else columns
-    return pyro_moe.fit(model, guide, data, epochs=0, initialise="keep", progress=False)
+    return pyro_moe.fit(model, guide, data, epochs=0, initialize="keep", progress=False)
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ def labels():
 @pytest.fixture
 def x(labels):
     """Three clusters, ten standard deviations apart."""
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    return centres[labels] + torch.randn(N, D)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    return centers[labels] + torch.randn(N, D)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def fitted(case, data, labels, **choices):
     name, settings = FITS[case]
     story = STORIES[name]()
     settings = {"epochs": 3, "batch_size": 16, "initial_epochs": 1, "progress": False} | settings
-    settings |= {"initialise": torch.eye(K)[labels], "missing_targets": True} | choices
+    settings |= {"initialize": torch.eye(K)[labels], "missing_targets": True} | choices
     return pyro_moe.fit(story.model, story.guide, data, **settings)
 
 
@@ -130,7 +130,7 @@ def kept(x, scatter):
             story.guide,
             (x, y),
             epochs=0,
-            initialise="keep",
+            initialize="keep",
             missing_targets=True,
             progress=False,
         )
@@ -154,7 +154,7 @@ def test_the_bound_of_a_row_without_a_target_is_that_of_the_story_of_x(kept, x, 
     """At the same samples of z; where the target is known it is another."""
     fit = kept(name, y)
     story = getattr(fit.story, inner)
-    of_x = pyro_moe.fit(story.model, story.guide, x, epochs=0, initialise="keep", progress=False)
+    of_x = pyro_moe.fit(story.model, story.guide, x, epochs=0, initialize="keep", progress=False)
     known = ~y.isnan().any(-1)
     bounds, expected = evaluation.elbo(fit, (x, y)), evaluation.elbo(of_x, x)
     assert_close(bounds[~known], expected[~known], **CLOSE)
@@ -236,7 +236,7 @@ def test_targets_of_every_family_may_be_missing(name, experts, make, x, labels):
         story.guide,
         Rows(x, target),
         epochs=2,
-        initialise=torch.eye(K)[labels],
+        initialize=torch.eye(K)[labels],
         missing_targets=True,
         progress=False,
     )
@@ -248,7 +248,7 @@ def test_targets_of_every_family_may_be_missing(name, experts, make, x, labels):
 def test_a_fit_of_whole_rows_asks_for_whole_rows(x, y, whole):
     story = GMMMoE(D, M, K)
     fit = pyro_moe.fit(
-        story.model, story.guide, (x, whole), epochs=0, initialise="keep", progress=False
+        story.model, story.guide, (x, whole), epochs=0, initialize="keep", progress=False
     )
     with pytest.raises(DataError, match="expected finite values in y; got nan in row 3"):
         evaluation.elbo(fit, (x, y))

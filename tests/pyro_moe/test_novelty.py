@@ -14,7 +14,7 @@ LEVEL = 0.05
 
 def as_it_is(story, *columns):
     data = columns[0] if len(columns) == 1 else columns
-    return pyro_moe.fit(story.model, story.guide, data, epochs=0, initialise="keep", progress=False)
+    return pyro_moe.fit(story.model, story.guide, data, epochs=0, initialize="keep", progress=False)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Each picture shows the rows that it should, in the place and the colour that it should."""
+"""Each picture shows the rows that it should, in the place and the color that it should."""
 
 import subprocess
 import sys
@@ -24,8 +24,8 @@ def plane():
     """Rows of three clusters in the plane, and a DMVAE fitted to them."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
-    centres = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
-    rows = Rows(centres[labels] + torch.randn(60, 2, generator=generator), labels=labels)
+    centers = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    rows = Rows(centers[labels] + torch.randn(60, 2, generator=generator), labels=labels)
     return rows, fitted(models.DMVAE(2, 2, 3, hidden=(8,)), rows)
 
 
@@ -41,7 +41,7 @@ def points(axes):
     return collection.get_offsets()
 
 
-def expected_colours(groups, alpha=0.8):
+def expected_colors(groups, alpha=0.8):
     return [to_rgba(plots.PALETTE[group], alpha) for group in groups]
 
 
@@ -58,8 +58,8 @@ def tile(axes, row, column, size=8):
 
 def ink(x, like):
     scaled = (x - like.min()) / (like.max() - like.min())
-    grey = 1.0 - scaled.clamp(0, 1).reshape(8, 8, 1).numpy()
-    return np.broadcast_to(grey, (8, 8, 3))
+    gray = 1.0 - scaled.clamp(0, 1).reshape(8, 8, 1).numpy()
+    return np.broadcast_to(gray, (8, 8, 3))
 
 
 def test_every_picture_of_points(plane):
@@ -98,7 +98,7 @@ def test_pictures_leave_out_rows_that_are_neither_images_nor_points():
 def test_history_has_a_panel_for_each_phase(plane):
     rows, _ = plane
     story = models.DMVAE(2, 2, 3, hidden=(8,))
-    fit = fitted(story, rows, epochs=3, initial_epochs=2, initialise="autoencoder")
+    fit = fitted(story, rows, epochs=3, initial_epochs=2, initialize="autoencoder")
     panels = plots.history(fit).axes
     assert [axes.get_title() for axes in panels] == ["autoencoder", "assigned", "training"]
     drawn = np.concatenate([axes.lines[0].get_ydata() for axes in panels])
@@ -128,14 +128,14 @@ def test_the_latent_map_shows_codes_by_component_and_by_label(plane):
     for axes in (by_component, by_label):
         assert_close(np.asarray(points(axes)), codes, check_dtype=False)
     assert_close(
-        by_component.collections[0].get_facecolors(), np.array(expected_colours(components))
+        by_component.collections[0].get_facecolors(), np.array(expected_colors(components))
     )
     assert texts(by_component) == sorted(map(str, np.unique(components)))
     assert texts(by_label) == ["0", "1", "2"]
     assert (by_component.get_xlabel(), by_component.get_ylabel()) == ("$z_1$", "$z_2$")
 
 
-def test_labels_take_the_colours_of_their_components():
+def test_labels_take_the_colors_of_their_components():
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
     components = np.array([2, 2, 0, 0, 0, 1, 1])
     assert list(plots._match(labels, components)) == [2, 0, 1]
@@ -198,7 +198,7 @@ def test_images_beside_their_reconstructions(images):
     ]
 
 
-def test_images_in_colour_keep_their_channels():
+def test_images_in_color_keep_their_channels():
     x = torch.linspace(0, 1, 2 * 12).reshape(2, 12)
     grid = drawing._mosaic(x, (3, 2, 2), num_columns=2)
     assert grid.shape == (4, 8, 3)
@@ -223,18 +223,18 @@ def test_generated_points_are_those_of_each_component(plane):
     original, new = plots.generated(fit, num_samples=5, seed=3).axes
     expected = [evaluation.sample(fit, 5, component=k, seed=3) for k in range(3)]
     assert_close(np.asarray(points(new)), torch.cat(expected).numpy(), check_dtype=False)
-    colours = expected_colours(np.arange(3).repeat(5))
-    assert_close(new.collections[0].get_facecolors(), np.array(colours))
+    colors = expected_colors(np.arange(3).repeat(5))
+    assert_close(new.collections[0].get_facecolors(), np.array(colors))
     assert len(points(original)) == 15
 
 
-def test_a_story_without_components_generates_in_one_colour(plane):
+def test_a_story_without_components_generates_in_one_color(plane):
     rows, _ = plane
     vae = fitted(models.VAE(2, 2, hidden=(8,)), rows)
     new = plots.generated(vae, num_samples=9).axes[1]
     assert len(points(new)) == 9
     assert texts(new) == []
-    assert_close(new.collections[0].get_facecolors(), np.array([to_rgba(plots.GREY)]))
+    assert_close(new.collections[0].get_facecolors(), np.array([to_rgba(plots.GRAY)]))
 
 
 def test_the_gate_map_shades_by_component_and_certainty(plane):
@@ -245,7 +245,7 @@ def test_the_gate_map_shades_by_component_and_certainty(plane):
     corner = torch.tensor([[left, bottom], [right, bottom], [left, top], [right, top]])
     g = evaluation.gate(fit, corner)
     shades = image.get_array()[[0, 0, -1, -1], [0, -1, 0, -1]]
-    expected = np.array(expected_colours(g.argmax(1)))
+    expected = np.array(expected_colors(g.argmax(1)))
     assert_close(shades[:, :3], expected[:, :3])
     opacity = 0.6 * (g.max(1).values.numpy() - 1 / 3) / (2 / 3)
     assert_close(shades[:, 3], opacity, rtol=1e-4, atol=1e-4, check_dtype=False)
@@ -289,7 +289,7 @@ def test_pyplot_is_left_alone():
 def test_predictions_beside_targets_with_their_intervals():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     rows = Rows(x, torch.cat([x[:, :1] + 1.0, -x[:, :1]], 1), targets=("price", "area"))
-    fit = fitted(models.ME(3, 2, 2), rows, initialise="keep", epochs=0)
+    fit = fitted(models.ME(3, 2, 2), rows, initialize="keep", epochs=0)
     figure = plots.predictions(fit, rows)
     p = evaluation.predict(fit, rows)
     assert [axes.get_title() for axes in figure.axes] == ["price", "area"]
@@ -308,7 +308,7 @@ def test_predictions_beside_targets_with_their_intervals():
 def test_classes_are_counted_by_what_was_predicted():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     y = torch.arange(40) % 3
-    fit = fitted(models.ME(3, 3, 2, experts="categorical"), (x, y), initialise="keep", epochs=0)
+    fit = fitted(models.ME(3, 3, 2, experts="categorical"), (x, y), initialize="keep", epochs=0)
     (axes,) = plots.predictions(fit, Rows(x, y)).axes
     predicted = evaluation.predict(fit, x).mean.argmax(-1)
     counts = np.array(axes.images[0].get_array())

@@ -33,7 +33,7 @@ LEVELS = (0.01, 0.3, 0.5, 0.95)
 
 def as_it_is(model, guide, *columns):
     """A fit whose parameters are those of the programs given."""
-    return pyro_moe.fit(model, guide, columns, epochs=0, initialise="keep", progress=False)
+    return pyro_moe.fit(model, guide, columns, epochs=0, initialize="keep", progress=False)
 
 
 def softmax_gate(story, x):
@@ -317,12 +317,12 @@ MOVES = {
     "deepmoe": (DeepMoE, {}),
     "student-t": (
         lambda *sizes: DeepMoE(*sizes, experts="student-t"),
-        {"initialise": "random"},
+        {"initialize": "random"},
     ),
     "dvmoe": (lambda *sizes: DVMoE(*sizes, L), {}),
     "vademoe from a clustering": (
         lambda *sizes: VaDEMoE(*sizes, L),
-        {"initialise": (torch.eye(K)[torch.arange(5 * N) % K])},
+        {"initialize": (torch.eye(K)[torch.arange(5 * N) % K])},
     ),
 }
 
@@ -380,7 +380,7 @@ def regimes(x, y=None):
 def test_a_target_may_depend_on_c_directly(x, guide, epochs):
     """Without c in the guide, its probabilities are the model's."""
     y = LEVEL[x.argmax(-1)] + 0.5 * x[:, 0] + 0.5 * torch.randn(N)
-    start = {"initialise": "keep", "epochs": epochs, "progress": False}
+    start = {"initialize": "keep", "epochs": epochs, "progress": False}
     fit = pyro_moe.fit(regimes, guide, (x, y), **start)
     prediction = evaluation.predict(fit, x)
     learned = fit.parameters()
@@ -414,7 +414,7 @@ def torchs_mixture(x, y=None):
 
 
 def test_a_target_may_be_torchs_mixture(x, y):
-    start = {"initialise": "keep", "epochs": 2, "progress": False}
+    start = {"initialize": "keep", "epochs": 2, "progress": False}
     fit = pyro_moe.fit(torchs_mixture, nothing, (x, y[:, 0]), **start)
     learned = fit.parameters()
     prediction = evaluation.predict(fit, x)
@@ -558,7 +558,7 @@ def test_experts_with_priors_have_a_gate_that_does_not_vary(x, y):
 
 def test_a_story_without_a_target_is_told_so(x):
     story = DMVAE(D, L, K, hidden=(5,))
-    fit = pyro_moe.fit(story.model, story.guide, x, epochs=0, initialise="keep", progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, x, epochs=0, initialize="keep", progress=False)
     with pytest.raises(SiteError) as caught:
         evaluation.predict(fit, x)
     assert str(caught.value) == "expected a site 'y' in the model; got sites ['c', 'x', 'z']"

@@ -17,7 +17,7 @@ N = 8
 
 def as_it_is(model, guide, *columns, **options):
     return pyro_moe.fit(
-        model, guide, columns, epochs=0, initialise="keep", progress=False, **options
+        model, guide, columns, epochs=0, initialize="keep", progress=False, **options
     )
 
 

@@ -27,7 +27,7 @@ def message_of(function: Callable[[], Any]) -> str:
 # Piecewise affine
 
 
-def labelled(num_rows: int, classes: list[int], seed: int = 0) -> Rows:
+def labeled(num_rows: int, classes: list[int], seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num_rows, 4, generator=generator)
     labels = torch.tensor(classes).repeat(num_rows)[:num_rows]
@@ -35,7 +35,7 @@ def labelled(num_rows: int, classes: list[int], seed: int = 0) -> Rows:
 
 
 def test_piecewise_affine_is_its_formula() -> None:
-    parts = labelled(9, [7, 2, 5]), labelled(6, [5, 2], seed=1)
+    parts = labeled(9, [7, 2, 5]), labeled(6, [5, 2], seed=1)
     generator = np.random.default_rng(3)
     weights, biases = generator.standard_normal((3, 2, 4)), generator.standard_normal((3, 2))
     for given, rows in zip(parts, datasets.piecewise_affine(*parts, y_dim=2, seed=3), strict=True):
@@ -50,7 +50,7 @@ def test_piecewise_affine_is_its_formula() -> None:
 
 
 def test_piecewise_affine_depends_on_the_seed_alone() -> None:
-    parts = labelled(9, [0, 1]), labelled(4, [0, 1], seed=1)
+    parts = labeled(9, [0, 1]), labeled(4, [0, 1], seed=1)
     train, test = datasets.piecewise_affine(*parts, seed=1)
     assert (train.y.shape, test.y.shape) == ((9, 1), (4, 1))
     torch.manual_seed(99)
@@ -61,12 +61,12 @@ def test_piecewise_affine_depends_on_the_seed_alone() -> None:
 
 
 def test_piecewise_affine_names_what_is_missing() -> None:
-    good, bare = labelled(4, [0, 1]), Rows(torch.zeros(4, 4))
+    good, bare = labeled(4, [0, 1]), Rows(torch.zeros(4, 4))
     for parts, name in [((bare, good), "train"), ((good, bare), "test")]:
         assert message_of(lambda parts=parts: datasets.piecewise_affine(*parts)) == (
             f"expected labels in {name}; got none"
         )
-    assert message_of(lambda: datasets.piecewise_affine(good, labelled(4, [1, 3]))) == (
+    assert message_of(lambda: datasets.piecewise_affine(good, labeled(4, [1, 3]))) == (
         "expected test rows of classes that train has; got class 3"
     )
     narrow = Rows(torch.zeros(4, 3), labels=good.labels)

@@ -66,7 +66,7 @@ def test_a_loaded_story_has_the_same_gate(name, tmp_path):
     fit, folder = saved(name, tmp_path)
     story, _ = runs.load(folder)
     again = pyro_moe.fit(
-        story.model, story.guide, X, initialise="keep", epochs=1, learning_rate=0.0, progress=False
+        story.model, story.guide, X, initialize="keep", epochs=1, learning_rate=0.0, progress=False
     )
     assert torch.equal(evaluation.gate(again, X), evaluation.gate(fit, X))
     assert torch.equal(evaluation.elbo(again, X), evaluation.elbo(fit, X))
@@ -77,7 +77,7 @@ def test_a_loaded_story_predicts_the_same_from_x_alone(name, tmp_path):
     fit, folder = saved(name, tmp_path)
     story, _ = runs.load(folder)
     again = pyro_moe.fit(
-        story.model, story.guide, X[:1], initialise="keep", epochs=0, progress=False
+        story.model, story.guide, X[:1], initialize="keep", epochs=0, progress=False
     )
     first, second = (evaluation.predict(each, X) for each in (fit, again))
     assert torch.equal(first.gate, second.gate)
@@ -399,14 +399,14 @@ def test_why_a_fit_stopped_is_restored(tmp_path):
 
 
 def test_a_fit_without_an_epoch_has_no_history(tmp_path):
-    _, folder = saved("gmm", tmp_path, fitted("gmm", epochs=0, initialise="keep"))
+    _, folder = saved("gmm", tmp_path, fitted("gmm", epochs=0, initialize="keep"))
     assert runs.restore(folder, Rows(X))[0].history == []
 
 
 def test_a_restored_fit_is_not_resumed(tmp_path):
     _, folder = saved("gmm", tmp_path)
     restored, _, _ = runs.restore(folder, Rows(X))
-    with pytest.raises(ValueError, match="expected a fit with its optimiser; got one of a run"):
+    with pytest.raises(ValueError, match="expected a fit with its optimizer; got one of a run"):
         restored.resume(progress=False)
 
 

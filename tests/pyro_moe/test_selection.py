@@ -28,8 +28,8 @@ def clusters(num_clusters, num_rows=300, seed=0):
     """Rows of as many clusters, and their labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_rows) % num_clusters
-    centres = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
-    return centres[labels] + torch.randn(num_rows, 2, generator=generator), labels
+    centers = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    return centers[labels] + torch.randn(num_rows, 2, generator=generator), labels
 
 
 def lines(num_lines, num_rows=300, seed=0):
@@ -196,7 +196,7 @@ X = torch.zeros(10, 2)
         ((gmm, X), {"folds": 1}, "expected folds from 2 to 10, one a row; got 1"),
         ((gmm, X), {"folds": 11}, "expected folds from 2 to 10, one a row; got 11"),
         ((gmm, X[:2]), {}, "expected 2 rows to score and 1 to fit at least; got 2 rows"),
-        ((gmm, X), {"initialise": torch.ones(10, 2)}, "expected initialise by name"),
+        ((gmm, X), {"initialize": torch.ones(10, 2)}, "expected initialize by name"),
     ],
 )
 def test_bad_arguments_are_errors(arguments, options, message):

@@ -83,7 +83,7 @@ def test_gates_with_a_story_of_x_start_from_a_clustering(data):
         clustered.add("GMM-MoE")
     for name in table1.METHODS:
         arguments = table1.method(name, data, 1, start=start)[1]
-        assert (arguments.get("initialise") is start) == (name in clustered)
+        assert (arguments.get("initialize") is start) == (name in clustered)
         assert (arguments.get("loss") == "em") == (name in {"ME", "GMM-MoE"})
 
 

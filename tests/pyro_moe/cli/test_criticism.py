@@ -1,4 +1,4 @@
-"""The commands that criticise a run say what the library says."""
+"""The commands that criticize a run say what the library says."""
 
 import re
 

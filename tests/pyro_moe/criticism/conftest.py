@@ -13,7 +13,7 @@ N, K = 80, 2
 SIZES = {"x_dim": 2, "num_components": K}
 SMALL = {"hidden": (4,)}
 EM = {"loss": "em", "epochs": 5}
-SHORT = {"epochs": 2, "initialise": "random"}
+SHORT = {"epochs": 2, "initialize": "random"}
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def as_it_is():
 
     def make(model, guide, *columns, **options):
         return pyro_moe.fit(
-            model, guide, columns, epochs=0, initialise="keep", progress=False, **options
+            model, guide, columns, epochs=0, initialize="keep", progress=False, **options
         )
 
     return make

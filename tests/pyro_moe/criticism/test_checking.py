@@ -50,7 +50,7 @@ def fitted(story, x, y, c):
         story.model,
         story.guide,
         tuple(r[:N_FITTED] for r in rows),
-        initialise=start[:N_FITTED],
+        initialize=start[:N_FITTED],
         **EM,
     )
 
@@ -117,8 +117,8 @@ def test_too_few_components_are_noticed_in_x():
 def test_a_component_that_stands_for_two_clusters_is_named():
     generator = torch.Generator().manual_seed(0)
     c = torch.arange(N_FITTED + N_NEW) % 3
-    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [8.0, 4.0]])
-    x = centres[c] + torch.randn(len(c), 2, generator=generator)
+    centers = torch.tensor([[0.0, 0.0], [8.0, 0.0], [8.0, 4.0]])
+    x = centers[c] + torch.randn(len(c), 2, generator=generator)
     found = check(fitted(models.GMM(2, 2), x, None, c.clamp_max(1)), x[N_FITTED:])
     surprises = found.surprises()
     of_component = surprises[surprises["component"].notna()]
@@ -325,7 +325,7 @@ def test_a_component_that_replicates_lack_does_no_harm():
     with torch.no_grad():
         story.mixture.logits.copy_(torch.tensor([0.0, -30.0]))
     fit = pyro_moe.fit(
-        story.model, story.guide, x[:N_FITTED], epochs=0, initialise="keep", progress=False
+        story.model, story.guide, x[:N_FITTED], epochs=0, initialize="keep", progress=False
     )
     found = check(
         fit, torch.cat([x[c == 0][:50], x[c == 1][:150] + 30.0]), statistics={"x": {"top": top}}

@@ -20,7 +20,7 @@ from pyro_moe.criticism import (
     pit_histogram,
     replicates,
 )
-from pyro_moe.drawing import colour
+from pyro_moe.drawing import color
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -162,7 +162,7 @@ def test_lines_are_what_each_expert_says_where_it_rules(fits, rows_of):
         for k, line in enumerate(axes.lines):
             own = rows.x[likeliest == k]
             along, said = line.get_data()
-            assert to_rgba(line.get_color()) == to_rgba(colour(k))
+            assert to_rgba(line.get_color()) == to_rgba(color(k))
             ends = own[:, d].quantile(torch.tensor([0.05, 0.95]))
             np.testing.assert_allclose(along[[0, -1]], ends)
             grid = own.median(0).values.repeat(len(along), 1)

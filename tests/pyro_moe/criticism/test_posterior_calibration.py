@@ -98,7 +98,7 @@ def test_the_log_likelihood_sums_over_components():
     def prior(x):
         pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    given = pyro_moe.fit(mixture, prior, X, initialise="keep", **AS_IT_IS)
+    given = pyro_moe.fit(mixture, prior, X, initialize="keep", **AS_IT_IS)
     quantities = calibrating._default_quantities(given)
     assert list(quantities) == ["loc[0]", "loc[1]", "log_likelihood"]
     loc, x = torch.tensor([0.2, -1.0]), torch.randn(5, 1)
@@ -284,8 +284,8 @@ def without_data(x):
         ((model, without_latent), {}, SiteError, "'loc' in the guide; got sites ['x']"),
         ((model, posterior), {"num_draws": 0}, ValueError, "num_draws of at least 1; got 0"),
         ((model, posterior), {"num_simulations": 0}, ValueError, "num_simulations of at least 1"),
-        ((model, posterior), {"initialise": "random"}, ValueError, "initialise='keep', which"),
-        ((model, posterior), {"initialise": X}, ValueError, "got responsibilities"),
+        ((model, posterior), {"initialize": "random"}, ValueError, "initialize='keep', which"),
+        ((model, posterior), {"initialize": X}, ValueError, "got responsibilities"),
         (
             (model, posterior),
             {"quantities": {"f": lambda values, data: float("nan")}},

@@ -136,7 +136,7 @@ def test_a_dead_component_and_an_early_end_are_told(clusters, written):
     with torch.no_grad():
         story.mixture.loc[2] = 100.0
     fit = pyro_moe.fit(
-        story.model, story.guide, clusters[:400], epochs=0, initialise="keep", progress=False
+        story.model, story.guide, clusters[:400], epochs=0, initialize="keep", progress=False
     )
     items = written(fit, clusters[400:]).items
     assert any(item.startswith("no rows for component") for item in items)

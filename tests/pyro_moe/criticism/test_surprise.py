@@ -11,7 +11,7 @@ from pyro_moe.criticism.surprise import (
     adjusted_p_values,
     allowing_for_estimates,
     predictive_p_values,
-    standardised,
+    standardized,
 )
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -54,7 +54,7 @@ STATISTICS = [normal, heavy_tailed, with_constants, with_undefined]
 def least_p_values(make, p_values, repeats=REPEATS):
     generator = torch.Generator().manual_seed(0)
     samples = (make(generator) for _ in range(repeats))
-    return torch.stack([p_values(*standardised(s[0], s[1:])).min() for s in samples])
+    return torch.stack([p_values(*standardized(s[0], s[1:])).min() for s in samples])
 
 
 @pytest.mark.parametrize("make", STATISTICS)
@@ -77,17 +77,17 @@ def test_the_least_p_value_that_is_not_adjusted_is_far_too_often_small():
 def test_observed_data_is_treated_like_any_other(make):
     """Change places with a replicate, and the distances change places."""
     values = make(torch.Generator().manual_seed(0))
-    first, others = standardised(values[0], values[1:])
+    first, others = standardized(values[0], values[1:])
     order = torch.arange(S + 1)
     order[[0, 30]] = order[[30, 0]]
-    swapped, rest = standardised(values[order][0], values[order][1:])
+    swapped, rest = standardized(values[order][0], values[order][1:])
     assert_close(swapped, others[29], **CLOSE)
     assert_close(rest[29], first, **CLOSE)
 
 
 def test_distances_of_a_worked_example():
     observed, replicated = torch.tensor([8.0]), torch.tensor([[0.0], [1.0], [3.0]])
-    t, others = standardised(observed, replicated)
+    t, others = standardized(observed, replicated)
     distances = torch.tensor([5.0, 3.0, 2.0, 0.0])  # from the mean, 3
     unit = distances.quantile(0.99)
     assert_close(t, distances[:1] / unit, **CLOSE)
@@ -111,7 +111,7 @@ def test_p_values_are_fractions_in_double_precision():
 
 def test_an_adjusted_p_value_is_never_the_smaller_one():
     values = heavy_tailed(torch.Generator().manual_seed(0))
-    t = standardised(values[0], values[1:])
+    t = standardized(values[0], values[1:])
     assert (adjusted_p_values(*t) >= predictive_p_values(*t)).all()
     assert (adjusted_p_values(*t) > predictive_p_values(*t)).any()
 
@@ -119,7 +119,7 @@ def test_an_adjusted_p_value_is_never_the_smaller_one():
 def test_a_shift_of_one_statistic_of_fifty_is_found_and_named():
     values = normal(torch.Generator().manual_seed(0))
     values[0, 7] = 9.0
-    p = adjusted_p_values(*standardised(values[0], values[1:]))
+    p = adjusted_p_values(*standardized(values[0], values[1:]))
     assert p[7] == 1 / (S + 1)
     assert (p.argsort()[0], (p <= 0.05).sum()) == (7, 1)
 
@@ -138,11 +138,11 @@ def test_fewer_rows_that_were_fitted_make_observed_data_less_surprising():
     squared = torch.zeros(J, dtype=torch.bool)
     p = [
         predictive_p_values(
-            *standardised(values[0], allowing_for_estimates(values[1:], ratio, squared=squared))
+            *standardized(values[0], allowing_for_estimates(values[1:], ratio, squared=squared))
         )
         for ratio in (0.0, 1.0, 15.0)
     ]
-    assert torch.equal(p[0], predictive_p_values(*standardised(values[0], values[1:])))
+    assert torch.equal(p[0], predictive_p_values(*standardized(values[0], values[1:])))
     assert p[0].mean() < p[1].mean() < p[2].mean()
 
 
@@ -166,7 +166,7 @@ def test_with_what_they_add_estimates_raise_alarms_as_often_as_stated(num_fitted
         replicated = statistics(made, mean, scale)
         allowed = allowing_for_estimates(replicated, number / num_fitted, squared=squared)
         for name, others in (("with", allowed), ("without", replicated)):
-            alarms[name] += bool(adjusted_p_values(*standardised(observed, others)).min() <= 0.05)
+            alarms[name] += bool(adjusted_p_values(*standardized(observed, others)).min() <= 0.05)
     error = (0.05 * 0.95 / repeats) ** 0.5
     assert alarms["with"] / repeats <= 0.05 + 3 * error
     assert alarms["without"] / repeats > 0.05 + 3 * error
@@ -178,20 +178,20 @@ def test_with_what_they_add_estimates_raise_alarms_as_often_as_stated(num_fitted
 def test_what_no_replicate_ever_does_is_surprising():
     values = torch.zeros(S + 1, 1)
     values[0] = 1.0
-    assert predictive_p_values(*standardised(values[0], values[1:])).item() == 1 / (S + 1)
+    assert predictive_p_values(*standardized(values[0], values[1:])).item() == 1 / (S + 1)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_what_is_infinite_is_surprising_beside_finite_replicates(value):
     values = normal(torch.Generator().manual_seed(0))
     values[0, 3] = value
-    p = adjusted_p_values(*standardised(values[0], values[1:]))
+    p = adjusted_p_values(*standardized(values[0], values[1:]))
     assert p[3] == 1 / (S + 1)
 
 
 def test_what_is_undefined_is_not_surprising():
     values = normal(torch.Generator().manual_seed(0))
     values[0, 3], values[1:, 4] = math.nan, math.nan
-    t = standardised(values[0], values[1:])
+    t = standardized(values[0], values[1:])
     assert predictive_p_values(*t)[3:5].tolist() == [1.0, 1.0]
     assert all(part.isfinite().all() for part in t)

@@ -16,13 +16,13 @@ from pyro_moe.inference import (
     MarginalELBO,
     Reconstruction,
     SiteError,
-    initialise,
+    initialize,
 )
-from pyro_moe.inference.initialise import (
+from pyro_moe.inference.initialize import (
     cluster,
     corrected,
     latent_means,
-    neighbour_embedding,
+    neighbor_embedding,
     phases,
     target_log_likelihoods,
 )
@@ -41,8 +41,8 @@ def labels():
 @pytest.fixture
 def x(labels):
     """Three clusters, thirty standard deviations apart."""
-    centres = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])
-    return centres[labels] + torch.randn(N, D)
+    centers = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])
+    return centers[labels] + torch.randn(N, D)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_random_and_keep_go_to_training_at_once(x, name, start):
 def test_a_story_with_codes_is_reconstructed_then_assigned_then_trained(
     monkeypatch, x, responsibilities, name, start
 ):
-    monkeypatch.setattr(initialise, "neighbour_embedding", lambda points, method, seed: points)
+    monkeypatch.setattr(initialize, "neighbor_embedding", lambda points, method, seed: points)
     start = responsibilities if start == "responsibilities" else start
     assert names(svi(STORIES[name](), x), start) == ["autoencoder", "assigned", "training"]
 
@@ -97,7 +97,7 @@ def test_em_takes_responsibilities_as_its_first_m_step(x, responsibilities):
     story, expected = GMM(D, K), GMM(D, K)
     training = EM(story.model, story.guide, (x,), 3, 0)
     assert names(training, responsibilities) == ["training"]
-    expected.mixture.maximise(x, responsibilities)
+    expected.mixture.maximize(x, responsibilities)
     first = expected.mixture.log_joint(x).logsumexp(-1).mean().item()
     assert training.history[0]["elbo"] == pytest.approx(first, rel=1e-9)
 
@@ -124,7 +124,7 @@ def test_before_it_is_assigned_the_prior_has_the_moments_of_the_codes(x, respons
         if name == "assigned":
             break
     expected = DMVAE(D, 1, K, hidden=(4,)).prior
-    expected.maximise(story.encoder(x).mean.detach(), responsibilities)
+    expected.maximize(story.encoder(x).mean.detach(), responsibilities)
     assert_close(story.prior.state_dict(), expected.state_dict())
 
 
@@ -172,7 +172,7 @@ def test_cluster_may_embed_its_points_first(monkeypatch, x):
         seen.append((points.shape, seed))
         return points[:, :1]
 
-    monkeypatch.setattr(initialise, "neighbour_embedding", embedding)
+    monkeypatch.setattr(initialize, "neighbor_embedding", embedding)
     assert cluster(x, K, embedding="tsne", seed=5).shape == (N, K)
     assert seen == [((N, D), 5)]
 
@@ -180,7 +180,7 @@ def test_cluster_may_embed_its_points_first(monkeypatch, x):
 def test_without_umap_the_error_says_what_to_install(monkeypatch, x):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match=r"umap-learn .*pip install 'pyro-moe\[umap\]'"):
-        neighbour_embedding(x.numpy(), "umap", seed=0)
+        neighbor_embedding(x.numpy(), "umap", seed=0)
 
 
 def test_a_fit_from_responsibilities_starts_with_their_components(x, responsibilities, labels):
@@ -189,7 +189,7 @@ def test_a_fit_from_responsibilities_starts_with_their_components(x, responsibil
         story.model,
         story.guide,
         x,
-        initialise=responsibilities,
+        initialize=responsibilities,
         initial_epochs=1,
         epochs=1,
         learning_rate=0.0,
@@ -293,7 +293,7 @@ def test_targets_that_do_not_depend_on_c_have_no_log_likelihoods(x, y, responsib
 def test_a_clustering_without_targets_is_returned_as_it_is(x, responsibilities):
     story, expected = GMM(D, K), GMM(D, K)
     assert corrected(run_of(story, x), responsibilities, x) is responsibilities
-    expected.mixture.maximise(x, responsibilities)
+    expected.mixture.maximize(x, responsibilities)
     assert_close(story.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
@@ -385,4 +385,4 @@ def test_a_fit_from_a_clustering_of_x_alone_needs_no_targets(story, x, responsib
 @pytest.mark.parametrize("method", ["tsne", "umap"])
 def test_codes_that_are_all_the_same_are_not_embedded(method):
     with pytest.raises(DataError, match="expected rows whose codes differ; got one code for all"):
-        neighbour_embedding(torch.ones(N, D).numpy(), method, seed=0)
+        neighbor_embedding(torch.ones(N, D).numpy(), method, seed=0)

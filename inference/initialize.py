@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
 
 from .context import reproducible, running
-from .em import EM, maximise
+from .em import EM, maximize
 from .errors import DataError, SiteError
 from .isolation import modules
 from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
@@ -43,7 +43,7 @@ def phases(
     Args:
         training: The last run.
         start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` clusters the
-            codes, ``"tsne"`` and ``"umap"`` their neighbour embedding; a tensor (N, K) holds
+            codes, ``"tsne"`` and ``"umap"`` their neighbor embedding; a tensor (N, K) holds
             responsibilities.
         epochs: Passes over the data in run 1; run 3, which starts close, takes a fifth of them.
         num_components: K, for a clustering of the codes.
@@ -56,7 +56,7 @@ def phases(
         yield "training", training
         return
     if num_components is None:
-        raise SiteError(f"expected a site 'c' in the model for initialise={name!r}; got none")
+        raise SiteError(f"expected a site 'c' in the model for initialize={name!r}; got none")
     if name == "umap":
         expect_umap()  # before the minutes of an autoencoder
     one_row = replace(training, data=tuple(column[:1] for column in training.data))
@@ -104,7 +104,7 @@ def corrected(
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
     background, share = None, 0.05
     for _ in range(iterations):
-        maximise(run.model, weights, points, *run.data)
+        maximize(run.model, weights, points, *run.data)
         log_likelihoods = target_log_likelihoods(run)
         if log_likelihoods is None:
             break
@@ -163,7 +163,7 @@ def cluster(
     Args:
         points: Shape (N, L); of more than 50 columns, as of images, 50 principal components.
         num_components: K.
-        embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbour embedding instead of
+        embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbor embedding instead of
             the points.
         seed: Seed of the embedding and of the starts.
     """
@@ -171,18 +171,18 @@ def cluster(
     if min(array.shape) > 50:
         array = PCA(50, random_state=seed).fit_transform(array)
     if embedding is not None:
-        array = neighbour_embedding(array, embedding, seed=seed)
+        array = neighbor_embedding(array, embedding, seed=seed)
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
     return torch.as_tensor(mixture.fit(array).predict_proba(array))
 
 
-def neighbour_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndarray:
-    """Points embedded so that neighbours stay together and gaps open between groups.
+def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndarray:
+    """Points embedded so that neighbors stay together and gaps open between groups.
 
     Args:
         points: Shape (N, L).
         method: ``"tsne"`` into the plane (scikit-learn's; up to some ten thousand rows), or
-            ``"umap"`` into ten dimensions, with 20 neighbours and no minimal distance: settings
+            ``"umap"`` into ten dimensions, with 20 neighbors and no minimal distance: settings
             for clustering rather than for pictures (McInnes, Healy, Melville 2018). It wants
             the extra ``pyro-moe[umap]``.
         seed: Seed of the embedding.
@@ -217,6 +217,6 @@ def expect_umap() -> None:
     """
     if find_spec("umap") is None:
         raise ImportError(
-            "expected the package umap-learn for initialise='umap'; "
+            "expected the package umap-learn for initialize='umap'; "
             "got none: pip install 'pyro-moe[umap]'"
         )
