@@ -2,8 +2,8 @@
 
 from .em import EM
 from .errors import DataError, DataWarning, EmptyComponentWarning, NonFiniteWarning, SiteError
+from .handlers import CategoricalKL, Discretize, Enumerate, Relax
 from .objectives import AssignedELBO, MarginalELBO, Reconstruction
-from .relaxation import CategoricalKL, Discretize, Enumerate, Relax
 from .svi import SVI
 
 __all__ = [

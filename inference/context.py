@@ -8,7 +8,7 @@ import numpy as np
 import pyro
 import torch
 
-from .isolation import Program, modules, restore, state
+from .programs import Program, modules, restore, state
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import torch
 
 from .context import all_or_nothing, reproducible, running
 from .errors import SiteError
-from .isolation import isolated, learned, modules
-from .objectives import Program, enumerated_traces, row_log_weights
+from .programs import Program, isolated, learned, modules
 from .svi import Data
+from .traces import enumerated_traces, row_log_weights
 
 
 @dataclass

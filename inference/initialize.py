@@ -20,8 +20,9 @@ from sklearn.mixture import GaussianMixture
 from .context import reproducible, running
 from .em import EM, maximize
 from .errors import DataError, SiteError
-from .isolation import modules
-from .objectives import AssignedELBO, AtTheMean, Reconstruction, objective
+from .handlers import AtTheMean
+from .objectives import AssignedELBO, Reconstruction, objective
+from .programs import modules
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")

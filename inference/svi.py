@@ -14,10 +14,10 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
+from .caching import evaluated_once
 from .context import reproducible, running, training_mode
-from .isolation import isolated, learned, restore, state
-from .objectives import Program, Treatment
-from .sharing import evaluated_once
+from .objectives import Treatment
+from .programs import Program, isolated, learned, restore, state
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]

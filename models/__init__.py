@@ -1,23 +1,27 @@
 """The generative stories: one a file, the equations beside the code."""
 
+from pyro_moe.distributions.mixture import Mixture, Stacked
+
 from .bayesian import BayesianExperts, default_prior
-from .conditionals import (
+from .dmvae import DMVAE
+from .dvmoe import DVMoE
+from .gmm import GMM
+from .gmm_moe import GMMMoE
+from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
+from .parts.conditionals import (
     BernoulliLikelihood,
     CategoricalConditional,
     ContinuousBernoulliLikelihood,
     NormalConditional,
     NormalLikelihood,
 )
-from .convolutional import (
+from .parts.convolutional import (
     ConvolutionalClassifier,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     RandomAffine,
 )
-from .distributions import Mixture, Stacked
-from .dmvae import DMVAE
-from .dvmoe import DVMoE
-from .experts import (
+from .parts.experts import (
     BernoulliExperts,
     CategoricalExperts,
     NormalExperts,
@@ -25,13 +29,10 @@ from .experts import (
     StackedExperts,
     StudentTExperts,
 )
-from .gates import SoftmaxGate
-from .gmm import GMM
-from .gmm_moe import GMMMoE
-from .mixture import GaussianMixture
-from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
-from .networks import MLP, AffineMaps, Standardize
-from .targets import choose, log_likelihoods, observe_target
+from .parts.gates import SoftmaxGate
+from .parts.mixture import GaussianMixture
+from .parts.networks import MLP, AffineMaps, Standardize
+from .parts.targets import choose, log_likelihoods, observe_target
 from .vade import VaDE
 from .vade_moe import VaDEMoE
 from .vae import VAE

@@ -6,9 +6,9 @@ import pyro
 import torch
 from torch import nn
 
-from .conditionals import CategoricalConditional, NormalConditional, likelihood_of
-from .mixture import GaussianMixture
-from .networks import MLP, Standardize
+from .parts.conditionals import CategoricalConditional, NormalConditional, likelihood_of
+from .parts.mixture import GaussianMixture
+from .parts.networks import MLP, Standardize
 
 
 class DMVAE(nn.Module):

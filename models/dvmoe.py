@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .distributions import Mixture
+from pyro_moe.distributions.mixture import Mixture
+
 from .dmvae import DMVAE
-from .experts import CONTEXTS, adapt_experts, experts_of
-from .targets import log_likelihoods, observe_target
+from .parts.experts import CONTEXTS, adapt_experts, experts_of
+from .parts.targets import log_likelihoods, observe_target
 
 
 class DVMoE(nn.Module):

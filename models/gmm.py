@@ -4,7 +4,7 @@ import pyro
 import torch
 from torch import nn
 
-from .mixture import GaussianMixture
+from .parts.mixture import GaussianMixture
 
 
 class GMM(nn.Module):

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .experts import adapt_experts, experts_of
-from .mixture import GaussianMixture
-from .networks import Standardize
-from .targets import choose, log_likelihoods, observe_target
+from .parts.experts import adapt_experts, experts_of
+from .parts.mixture import GaussianMixture
+from .parts.networks import Standardize
+from .parts.targets import choose, log_likelihoods, observe_target
 
 
 class GMMMoE(nn.Module):

@@ -8,12 +8,13 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .conditionals import CategoricalConditional
-from .distributions import Mixture
-from .experts import adapt_experts, experts_of
-from .gates import SoftmaxGate
-from .networks import MLP, Standardize
-from .targets import choose, log_likelihoods, observe_target
+from pyro_moe.distributions.mixture import Mixture
+
+from .parts.conditionals import CategoricalConditional
+from .parts.experts import adapt_experts, experts_of
+from .parts.gates import SoftmaxGate
+from .parts.networks import MLP, Standardize
+from .parts.targets import choose, log_likelihoods, observe_target
 
 
 class MixtureOfExperts(nn.Module):

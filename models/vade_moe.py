@@ -8,8 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .experts import CONTEXTS, adapt_experts, experts_of
-from .targets import choose, log_likelihoods, observe_target
+from .parts.experts import CONTEXTS, adapt_experts, experts_of
+from .parts.targets import choose, log_likelihoods, observe_target
 from .vade import VaDE
 
 

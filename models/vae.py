@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from .conditionals import NormalConditional, likelihood_of
-from .networks import MLP, Standardize
+from .parts.conditionals import NormalConditional, likelihood_of
+from .parts.networks import MLP, Standardize
 
 
 class VAE(nn.Module):

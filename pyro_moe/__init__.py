@@ -6,7 +6,7 @@ from pkgutil import extend_path
 # installed also when Python was started in the checkout and imports this folder first.
 __path__ = extend_path(__path__, __name__)
 
-from pyro_moe import models
+from pyro_moe import runs
 from pyro_moe.inference.errors import (
     DataError,
     DataWarning,
@@ -15,8 +15,9 @@ from pyro_moe.inference.errors import (
     SiteError,
 )
 
-from . import criticism, datasets, evaluation, images, plots, runs
-from .fitting import Fit, fit
+from . import criticism, datasets, evaluation, images, models, plots
+from .fitted import Fit
+from .fitting import fit, resume
 from .rows import Rows
 from .selection import Selection, select
 
@@ -36,6 +37,10 @@ __all__ = [
     "images",
     "models",
     "plots",
+    "resume",
     "runs",
     "select",
 ]
+
+Fit.report = criticism.report
+Fit.resume = resume

@@ -1,12 +1,10 @@
-"""The front door: `fit`, and the `Fit` that it gives."""
+"""The front door: `fit`."""
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,144 +16,16 @@ from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError, NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS, phases
-from pyro_moe.inference.isolation import isolated, modules, owner
-from pyro_moe.inference.objectives import Program, enumerated_traces, objective, row_bounds
+from pyro_moe.inference.objectives import objective
+from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
+from pyro_moe.inference.traces import enumerated_traces, row_bounds
 
-from .checks import check, check_components, check_resolution, check_target
+from .fitted import Fit
 from .rows import Data, as_tensors, column_names
+from .validation import check, check_components, check_resolution, check_target
 
 STEPS = 4000
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted model and guide, with the history of how they came about.
-
-    Attributes:
-        run: The run of SVI or EM, at the state where it ended.
-        history: One record an epoch: phase, epoch, elbo (nats per row), temperature,
-            learning_rate, seconds.
-        settings: What `fit` was asked, defaults filled in.
-        held_out_elbo: The marginal ELBO in nats per row of the rows that were held out to
-            choose among restarts; None with one start.
-        stopped: Why training ended early, or None.
-        columns: Names of the columns of x, if what was fitted had names.
-    """
-
-    run: SVI | EM
-    history: list[dict[str, Any]]
-    settings: dict[str, Any]
-    held_out_elbo: float | None = None
-    stopped: str | None = None
-    columns: tuple[str, ...] | None = None
-
-    @property
-    def model(self) -> Program:
-        """The fitted model, callable on data like the one that was given to `fit`."""
-        return _in_store(self.run.model, self.run.store)
-
-    @property
-    def guide(self) -> Program:
-        """The fitted guide, callable on data like the one that was given to `fit`."""
-        return _in_store(self.run.guide, self.run.store)
-
-    @property
-    def story(self) -> Any:
-        """This fit's own copy of the object whose methods model and guide are, or None."""
-        return owner(self.run.model)
-
-    @property
-    def x_dim(self) -> int:
-        """Columns of the x that was fitted."""
-        return self.run.data[0].shape[1]
-
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Copies of the learned parameters by name, unconstrained."""
-        return {name: p.detach().clone() for name, p in self.run.parameters().items()}
-
-    def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
-        """Data of the kind that was fitted, as checked tensors on the fit's device.
-
-        Targets beside x are left out if the fit was of x alone, and may be missing, NaN, if
-        they might be in what was fitted.
-
-        Raises:
-            DataError: If the data is bad or lacks targets that were fitted, or x is not as wide
-                as the x that was fitted, or has other columns by their names.
-        """
-        columns = self._checked(data)[: len(self.run.data)]
-        if len(columns) < len(self.run.data):
-            raise DataError("expected data (x, y), as fitted; got x alone")
-        return columns
-
-    def features(self, data: Data) -> tuple[Any, ...]:
-        """The arguments of `model` and `guide` for rows of which x alone is known.
-
-        Returns:
-            x, checked like `as_tensors` does, and None for each column beside it that was fitted.
-
-        Raises:
-            DataError: If x is bad, or not as wide as the x that was fitted, or has other columns
-                by their names.
-        """
-        return (self._checked(data)[0], *(None for _ in self.run.data[1:]))
-
-    def _checked(self, data: Data) -> tuple[torch.Tensor, ...]:
-        like = self.run.data[0]
-        missing = self.settings.get("missing_targets", False)
-        columns = as_tensors(data, dtype=like.dtype, missing_targets=missing)
-        if columns[0].shape[1] != self.x_dim:
-            raise DataError(
-                f"expected x with {self.x_dim} columns, as fitted; got {columns[0].shape[1]}"
-            )
-        names = column_names(data)
-        for i, (fitted, given) in enumerate(zip(self.columns or (), names or (), strict=False)):
-            if fitted != given:
-                raise DataError(
-                    f"expected column {i} of x to be {fitted!r}, as fitted; got {given!r}"
-                )
-        return tuple(column.to(like.device) for column in columns)
-
-    def report(self, path: str | Path, data: Data | None = None, **options: Any) -> Path:
-        """Write one self-contained page about this fit, see `criticism.report`.
-
-        Args:
-            path: The file to write, such as ``report.html``.
-            data: Rows to judge the fit by, best such that it has not seen.
-            **options: Those of `criticism.report`.
-        """
-        from .criticism import report  # which itself is about fits
-
-        return report(self, path, data, **options)
-
-    def resume(self, *, epochs: int | None = None, progress: bool = True) -> "Fit":
-        """Go on from where training ended, with the same numbers as if it had not stopped.
-
-        Args:
-            epochs: Epochs of the whole run; those asked for at first if None.
-            progress: Whether to show a progress bar.
-
-        Returns:
-            Another fit; this one stays as it is.
-
-        Raises:
-            ValueError: If training stopped in an initial phase, before it began in earnest, or
-                the fit was restored from a run folder, which does not hold the optimizer.
-        """
-        if self.history and not self.run.history:
-            if self.history[-1]["phase"] == "training":
-                raise ValueError("expected a fit with its optimizer; got one of a run folder")
-            raise ValueError(
-                "expected a fit that was stopped in phase 'training'; got one stopped in phase "
-                f"{self.history[-1]['phase']!r}"
-            )
-        run = self.run.copy(epochs=self.run.epochs if epochs is None else epochs)
-        settings = {**self.settings, "epochs": run.epochs}
-        resumed = replace(
-            self, run=run, history=list(self.history), settings=settings, held_out_elbo=None
-        )
-        return _train(resumed, [("training", run)], _bar(progress), None)
 
 
 def fit(
@@ -297,7 +167,7 @@ def fit(
         run = _run(model, guide, tuple(column[kept] for column in columns), loss, restart, settings)
         label = f"start {restart + 1} of {restarts}" if restarts > 1 else ""
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
-        started = Fit(run, [], settings, columns=column_names(data))
+        started = _begun(run, settings, column_names(data))
         fitted = _train(started, runs, _bar(progress, label), callback)
         if restarts > 1:
             try:
@@ -310,8 +180,42 @@ def fit(
             break
     best = max(fits, key=_score)
     if best.history:
-        check_components(best.run)
+        check_components(best)
     return best
+
+
+def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit:
+    """Go on from where training ended, with the same numbers as if it had not stopped.
+
+    Args:
+        fit: What `fit` gave.
+        epochs: Epochs of the whole run; those asked for at first if None.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Another fit; the one given stays as it is.
+
+    Raises:
+        ValueError: If training stopped in an initial phase, before it began in earnest, or
+            the fit was restored from a run folder, which does not hold the optimizer.
+    """
+    if fit.training is None:
+        raise ValueError("expected a fit with its optimizer; got one of a run folder")
+    if fit.history and not fit.training.history:
+        raise ValueError(
+            "expected a fit that was stopped in phase 'training'; got one stopped in phase "
+            f"{fit.history[-1]['phase']!r}"
+        )
+    run = fit.training.copy(epochs=fit.training.epochs if epochs is None else epochs)
+    settings = {**fit.settings, "epochs": run.epochs}
+    resumed = replace(_begun(run, settings, fit.columns), history=list(fit.history))
+    return _train(resumed, [("training", run)], _bar(progress), None)
+
+
+def _begun(run: SVI | EM, settings: dict[str, Any], columns: tuple[str, ...] | None) -> Fit:
+    """A fit whose training has not begun."""
+    programs = Programs(run.model, run.guide, run.store)
+    return Fit(programs, run.data, [], settings, columns=columns, training=run)
 
 
 def _score(fitted: Fit) -> float:
@@ -496,12 +400,3 @@ def _marginal_elbo(
                 traces = enumerated_traces(run.model, run.guide, *batch)
                 total += row_bounds(*traces).sum().item()
     return total / num_particles / len(columns[0])
-
-
-def _in_store(program: Program, store: dict[str, Any]) -> Program:
-    @functools.wraps(program)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with running(store):
-            return program(*args, **kwargs)
-
-    return run

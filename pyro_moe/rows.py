@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
 
 Data = Any  # a tensor, array, data frame, Rows, torch Dataset, or a tuple (x, y) of the first three
@@ -44,6 +45,29 @@ class Rows:
         """Some of the rows, by number or as a slice."""
         y, labels = (None if part is None else part[chosen] for part in (self.y, self.labels))
         return replace(self, x=self.x[chosen], y=y, labels=labels)
+
+    def subsample(self, number: int, seed: int) -> "Rows":
+        """At most so many of the rows, drawn at random."""
+        if len(self) <= number:
+            return self
+        with reproducible(seed):
+            chosen = torch.randperm(len(self))[:number]
+        return self.take(chosen)
+
+    def split(self, test_share: float, seed: int) -> tuple["Rows", "Rows"]:
+        """Training and test rows, drawn at random.
+
+        Raises:
+            DataError: If there are fewer than two rows.
+            ValueError: If test_share is not between 0 and 1.
+        """
+        if not 0 < test_share < 1:
+            raise ValueError(f"expected test_share between 0 and 1; got {test_share}")
+        if len(self) < 2:
+            raise DataError(f"expected at least 2 rows, to train and to test on; got {len(self)}")
+        num_test = min(max(round(test_share * len(self)), 1), len(self) - 1)
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
+        return self.take(order[num_test:]), self.take(order[:num_test])
 
     def with_targets(self) -> "Rows":
         """The rows that have a target."""

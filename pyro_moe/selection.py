@@ -13,12 +13,13 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from pyro_moe.evaluation.bounds import importance_weighted_bound
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, EmptyComponentWarning
+from pyro_moe.plots.style import PALETTE
 
-from .drawing import PALETTE
-from .evaluation import importance_weighted_bound
-from .fitting import Fit, fit
+from .fitted import Fit
+from .fitting import fit
 from .rows import Data, as_tensors
 
 

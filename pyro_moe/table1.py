@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyro_moe import models
 from pyro_moe.inference.errors import DataError
 
-from . import datasets, evaluation
+from . import datasets, evaluation, models
 from .fitting import fit
 from .images import cluster_images
 from .rows import Rows

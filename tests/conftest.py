@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from pyro_moe.inference import MarginalELBO
-from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
+from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pyro_moe.inference.errors import SiteError
+from pyro_moe.runs import story_file
 
-from .. import story_files
 from . import check, compare, demo, fit, new, predict, report, reproduce
 
 __all__ = ["COMMANDS", "main", "parser"]
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:
-        message = story_files.explain(error)
+        message = story_file.explain(error)
         if message is None and not isinstance(error, _EXPECTED):
             raise
         return _fail(" ".join((message or str(error)).split()), 2)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from .. import criticism, runs
-from ..inference.errors import SiteError
+from pyro_moe import criticism, runs
+from pyro_moe.inference.errors import SiteError
 
 COLUMNS = ["site", "component", "statistic", "column", "observed", "replicated"]
 P_VALUES = ["p_value", "adjusted_p_value"]

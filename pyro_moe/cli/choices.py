@@ -10,13 +10,13 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
+from pyro_moe import datasets, runs
+from pyro_moe.datasets.source import Source
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.relaxation import Discretize
-
-from .. import datasets, runs, story_files
-from ..rows import Rows
-from ..sources import Source
-from ..story_files import StoryFile
+from pyro_moe.inference.handlers import Discretize
+from pyro_moe.rows import Rows
+from pyro_moe.runs import story_file
+from pyro_moe.runs.story_file import StoryFile
 
 # What a story is made with, and how it is fitted, unless the command line says otherwise.
 STORY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
     """A shipped story by its name, or that of a file by its path, and the file."""
     if name in runs.STORIES:
         return runs.STORIES[name], None
-    file = story_files.read(name)
+    file = story_file.read(name)
     return file.story, file
 
 

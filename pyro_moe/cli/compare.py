@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from .. import criticism, runs
-from ..inference.errors import DataError
+from pyro_moe import criticism, runs
+from pyro_moe.inference.errors import DataError
 
 
 def add(commands: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..demo import COMMANDS, baselines
+from pyro_moe.demo import COMMANDS, baselines
+
 from . import choices, fit
 
 

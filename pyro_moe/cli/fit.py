@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
+from pyro_moe import plots, runs
+from pyro_moe.fitted import Fit
+from pyro_moe.fitting import fit
 from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
-from pyro_moe.models.conditionals import LIKELIHOODS
-from pyro_moe.models.experts import CONTEXTS, FAMILIES
-from pyro_moe.models.mixture import COVARIANCES
+from pyro_moe.models.parts.conditionals import LIKELIHOODS
+from pyro_moe.models.parts.experts import CONTEXTS, FAMILIES
+from pyro_moe.models.parts.mixture import COVARIANCES
 
-from .. import plots, runs
-from ..fitting import Fit, fit
 from . import choices, scoring
 
 FIT_DEFAULTS: dict[str, dict[str, Any]] = {

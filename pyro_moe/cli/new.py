@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from .. import story_files
+from pyro_moe.runs import story_file
+
 from . import choices
 from .fit import FIT_DEFAULTS
 
@@ -16,7 +17,7 @@ def add(commands: Any) -> None:
         "--from",
         dest="template",
         required=True,
-        choices=story_files.TEMPLATES,
+        choices=story_file.TEMPLATES,
         metavar="STORY",
         help="the story that is in it: %(choices)s",
     )
@@ -25,9 +26,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the file, and say how it is fitted."""
-    path = story_files.write(options.file, options.template)
+    path = story_file.write(options.file, options.template)
     line = f"pyro-moe fit {path} --data TABLE.csv"
-    if choices.has_target(choices.parameters(story_files.read(path).story)):
+    if choices.has_target(choices.parameters(story_file.read(path).story)):
         line += " --target COLUMN"
     if "loss" in FIT_DEFAULTS.get(options.template, {}):
         line += f" --loss {FIT_DEFAULTS[options.template]['loss']}"

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from .. import datasets, evaluation, runs
-from ..marginals import has_classes
+from pyro_moe import datasets, evaluation, runs
+from pyro_moe.evaluation.marginals import has_classes
 
 UNLIKE = 0.01
 

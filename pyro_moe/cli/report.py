@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .. import runs
+from pyro_moe import runs
 
 
 def add(commands: Any) -> None:

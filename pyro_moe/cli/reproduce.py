@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
+from pyro_moe import table1
 from pyro_moe.inference.errors import EmptyComponentWarning
-
-from .. import table1
 
 
 def add(commands: Any) -> None:

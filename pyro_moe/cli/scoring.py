@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
+from pyro_moe import evaluation
+from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import SiteError
-
-from .. import evaluation
-from ..fitting import Fit
-from ..marginals import has_classes
-from ..rows import Rows, has_target
+from pyro_moe.rows import Rows, has_target
 
 NAMES = {
     "test_elbo": "test ELBO, nats per row",

@@ -1,15 +1,12 @@
 """Criticism of a fitted story: checks, comparison, health, ArviZ, a report."""
 
 from .calibration import calibration, normal_scores, probability_integral_transform
-from .checking import Check, check
 from .comparison import compare
 from .figures import calibration_curve, expert_table, experts, pit_histogram, replicates
 from .health import Health, health
 from .inference_data import to_arviz
-from .posterior_calibration import (
-    SimulationBasedCalibration,
-    simulation_based_calibration,
-)
+from .posterior_calibration import SimulationBasedCalibration, simulation_based_calibration
+from .predictive_check import Check, check
 from .report import report
 from .statistics import Sample, Statistic
 

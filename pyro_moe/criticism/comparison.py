@@ -8,12 +8,12 @@ import torch
 from pyro import poutine
 
 from pyro_moe import evaluation
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.novelty import feature_log_density
+from pyro_moe.evaluation.traces import observed_sites, shared_latents
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.relaxation import Discretize
-from pyro_moe.novelty import feature_log_density
-from pyro_moe.reading import observed_sites, shared_latents
+from pyro_moe.inference.handlers import Discretize
 from pyro_moe.rows import Data, has_target
 from pyro_moe.selection import compare_log_densities
 
@@ -118,7 +118,7 @@ def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
 
 def _is_bayesian(fit: Fit) -> bool:
     """Whether the model's parameters have a posterior, and none is a learned point."""
-    few = tuple(column[:1] for column in fit.run.data)
+    few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
         trace = poutine.trace(fit.model, param_only=False).get_trace(*few)
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]

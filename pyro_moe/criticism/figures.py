@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from pyro_moe import evaluation
-from pyro_moe.drawing import GRAY, PALETTE, color, panels_of, show_images, some
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError
-from pyro_moe.marginals import has_classes
+from pyro_moe.plots.images import show_images
+from pyro_moe.plots.style import GRAY, PALETTE, color, panels_of
 from pyro_moe.rows import Rows, numbered
 
-from .checking import Check
+from .predictive_check import Check
 
 DATA = "black"
 MODEL = PALETTE[4]
@@ -101,7 +102,7 @@ def replicates(
         max_columns: The most columns to show.
         seed: Seed of the replicates.
     """
-    if rows.y is not None and len(fit.run.data) > 1:
+    if rows.y is not None and len(fit.data) > 1:
         return _replicated_targets(fit, rows, num_replicates, max_columns, seed)
     if rows.image_shape is not None:
         return _replicated_images(fit, rows, seed)
@@ -175,7 +176,7 @@ def _replicated_images(fit: Fit, rows: Rows, seed: int) -> Figure:
     shape = rows.image_shape
     if shape is None:
         raise DataError("expected rows of images; got image_shape=None")
-    shown = some(rows, 40, seed)
+    shown = rows.subsample(40, seed)
     made = evaluation.sample(fit, len(shown), seed=seed)
     figure, panels = panels_of(2, height=0.5 + 0.56 * -(-len(shown) // 8))
     for axes, x, title in zip(panels, (shown.x, made), ("Data", "Replicates"), strict=True):

@@ -7,18 +7,13 @@ import torch
 from pyro.poutine import Trace
 
 from pyro_moe import evaluation
-from pyro_moe.checks import empty, starving
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.traces import batches
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.objectives import (
-    LOSSES,
-    MarginalELBO,
-    enumerated_traces,
-    log_assignment,
-    objective,
-)
-from pyro_moe.reading import batches
+from pyro_moe.inference.objectives import LOSSES, MarginalELBO, objective
+from pyro_moe.inference.traces import enumerated_traces, log_assignment
 from pyro_moe.rows import Data
+from pyro_moe.validation import empty, starving
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def health(fit: Fit, data: Data | None = None, *, num_samples: int = 8, seed: in
         >>> sorted(round(share, 2) for share in health(fit).shares.tolist())
         [0.33, 0.67]
     """
-    columns = fit.run.data if data is None else fit.as_tensors(data)
+    columns = fit.data if data is None else fit.as_tensors(data)
     g = evaluation.gate(fit, columns[0], num_samples=num_samples, seed=seed)
     return Health(
         shares=g.mean(0),

@@ -12,14 +12,14 @@ import torch
 from pyro import poutine
 
 from pyro_moe import evaluation
-from pyro_moe.conditioning import Marginal, OnlyColumn
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.conditioning import Marginal, OnlyColumn
+from pyro_moe.evaluation.novelty import feature_log_density
+from pyro_moe.evaluation.traces import Given, observed_sites, shared_latents
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.objectives import enumerated_traces, log_assignment, row_log_weights
-from pyro_moe.inference.relaxation import Discretize
-from pyro_moe.novelty import feature_log_density
-from pyro_moe.reading import Given, observed_sites, shared_latents
+from pyro_moe.inference.handlers import Discretize
+from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.rows import Data, column_names, has_target
 
 from .replicates import feature_blocks
@@ -91,7 +91,7 @@ def to_arviz(
     arviz = import_arviz()
     if num_draws < 8 or num_draws % 8:
         raise ValueError(f"expected num_draws to be a multiple of 8; got {num_draws}")
-    columns = fit.run.data if data is None else fit.as_tensors(data)
+    columns = fit.data if data is None else fit.as_tensors(data)
     numbers = 2 * num_draws * sum(column.numel() for column in columns)
     if numbers > MOST_NUMBERS:
         raise DataError(

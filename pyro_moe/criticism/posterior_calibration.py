@@ -16,14 +16,15 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from pyro_moe.drawing import GRAY, PALETTE
-from pyro_moe.fitting import Fit, fit
+from pyro_moe.evaluation.traces import is_shared, missing_site, node
+from pyro_moe.fitted import Fit
+from pyro_moe.fitting import fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError
-from pyro_moe.inference.isolation import learned
-from pyro_moe.inference.objectives import enumerated_traces, row_log_weights
-from pyro_moe.inference.relaxation import Discretize
-from pyro_moe.reading import is_shared, missing_site, node
+from pyro_moe.inference.handlers import Discretize
+from pyro_moe.inference.programs import learned
+from pyro_moe.inference.traces import enumerated_traces, row_log_weights
+from pyro_moe.plots.style import GRAY, PALETTE
 from pyro_moe.rows import Data
 
 from . import uniformity
@@ -216,7 +217,9 @@ def _simulation(
     """The rank of each quantity in one simulation."""
     seeds = (seed, simulation)
     truth, columns = _simulate(given, *seeds)
-    fitted = fit(given.run.model, given.run.guide, columns, seed=stream(*seeds), **options)
+    fitted = fit(
+        given.programs.model, given.programs.guide, columns, seed=stream(*seeds), **options
+    )
     if fitted.stopped == "interrupted" and "callback" not in options:
         raise KeyboardInterrupt
     draws = _draws(fitted, list(truth), num_draws, *seeds)
@@ -244,7 +247,7 @@ def _check_arguments(num_simulations: int, num_draws: int, fit_options: dict[str
 def _prior_trace(given: Fit) -> Trace:
     """What the model makes of nothing but the number of rows, and x where that is no site."""
     with Discretize():
-        trace = poutine.trace(poutine.uncondition(given.model)).get_trace(*given.run.data)
+        trace = poutine.trace(poutine.uncondition(given.model)).get_trace(*given.data)
     return prune_subsample_sites(trace)
 
 
@@ -266,11 +269,11 @@ def _hold_parameters(given: Fit) -> None:
 
 def _model_parameters(given: Fit) -> dict[str, torch.Tensor]:
     """The parameters that the model's density depends on, by name."""
-    run = given.run
-    run.store.update({"params": {}, "constraints": {}})
+    store = given.programs.store
+    store.update({"params": {}, "constraints": {}})
     with reproducible(0):
         density = torch.as_tensor(_prior_trace(given).log_prob_sum())
-    parameters = learned(run.store, run.model)
+    parameters = learned(store, given.programs.model)
     if not (parameters and density.requires_grad):
         return {}
     gradients = torch.autograd.grad(density, list(parameters.values()), allow_unused=True)
@@ -294,7 +297,7 @@ def _simulate(given: Fit, *seeds: int) -> tuple[Values, Columns]:
     if not latent:
         names = sorted(trace.stochastic_nodes)
         raise SiteError(f"expected a latent site outside the plate 'data'; got sites {names}")
-    columns = list(given.run.data)
+    columns = list(given.data)
     made = [name for name in ("x", "y") if name in trace.nodes and _was_observed(trace, name)]
     if not made:
         raise missing_site("y", "model", trace)
@@ -312,7 +315,7 @@ def _draws(fitted: Fit, sites: list[str], num_draws: int, *seeds: int) -> list[V
     draws = []
     with torch.no_grad(), reproducible(*seeds, 1), Discretize():
         for _ in range(num_draws):
-            trace = poutine.trace(fitted.guide).get_trace(*fitted.run.data)
+            trace = poutine.trace(fitted.guide).get_trace(*fitted.data)
             draws.append({name: node(trace, name, "guide")["value"] for name in sites})
     return draws
 

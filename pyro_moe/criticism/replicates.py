@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from pyro_moe import evaluation
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.evaluation.traces import feature_batches, shared_latents
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.objectives import enumerated_traces, row_bounds
-from pyro_moe.marginals import has_classes
-from pyro_moe.reading import feature_batches, shared_latents
+from pyro_moe.inference.traces import enumerated_traces, row_bounds
 from pyro_moe.rows import has_target, numbered
 
 from .calibration import normal_scores, probability_integral_transform

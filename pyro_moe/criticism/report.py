@@ -15,14 +15,14 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_moe import evaluation, plots
-from pyro_moe.fitting import Fit
+from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.marginals import has_classes
 from pyro_moe.rows import Data, Rows
 
 from . import figures
-from .checking import Check, check
 from .health import Health, health
+from .predictive_check import Check, check
 
 WIDE = 7.5  # inches from which on a picture is scrolled on a narrow screen, not shrunk
 
@@ -94,7 +94,7 @@ def report(
 
 def _rows(fit: Fit, data: Data | None) -> Rows:
     """The rows with their names, on the CPU."""
-    x, *others = fit.run.data if data is None else fit.as_tensors(data)
+    x, *others = fit.data if data is None else fit.as_tensors(data)
     like = data if isinstance(data, Rows) else Rows(x, columns=fit.columns)
     return Rows(
         x.cpu(),
@@ -143,7 +143,7 @@ def _what(fit: Fit, rows: Rows, seen: bool) -> str:
     settings = {key: value for key, value in fit.settings.items() if not callable(value)}
     size = sum(parameter.numel() for parameter in fit.parameters().values())
     facts = {
-        "rows fitted": f"{len(fit.run.data[0]):,}",
+        "rows fitted": f"{len(fit.data[0]):,}",
         "rows of this report": f"{len(rows):,}" + (" (those that were fitted)" if seen else ""),
         "columns of x": str(fit.x_dim),
         "parameters": f"{size:,}",

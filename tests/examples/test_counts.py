@@ -6,7 +6,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from pyro_moe import criticism, evaluation
-from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.programs import modules
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_new_rows_are_likeliest_with_overdispersion(fits, held_out):
 
 def test_the_density_is_a_mixture_of_scipys(fits, held_out):
     fit = fits["negative_binomial"]
-    (story,) = modules(fit.run.model)
+    (story,) = modules(fit.programs.model)
     size = fit.parameters()["size"].exp()
     with torch.no_grad():
         gate, rate = story.gate(held_out.x).probs, story.experts(held_out.x).base_dist.rate

@@ -7,7 +7,7 @@ from sklearn.datasets import load_breast_cancer
 from torch.testing import assert_close
 
 from pyro_moe import criticism, evaluation
-from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.programs import modules
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_new_rows_are_likelier_with_full_covariances(fits, rows):
 @pytest.mark.parametrize("name", ["diagonal", "full"])
 def test_the_density_is_a_mixture_of_scipys(fits, rows, name):
     fit, x = fits[name], rows[1].x
-    (story,) = modules(fit.run.model)
+    (story,) = modules(fit.programs.model)
     mixture = story.mixture
     density = 0.0
     for k, weight in enumerate(mixture.logits.detach().double().softmax(-1)):

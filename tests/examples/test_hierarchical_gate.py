@@ -4,7 +4,7 @@ import pytest
 from torch.testing import assert_close
 
 from pyro_moe import criticism, evaluation, models
-from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.programs import modules
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_leaves_of_a_branch_sum_to_the_branch(example, held_out):
 def test_the_tree_is_the_librarys_hierarchical_mixture(fits, held_out):
     """With the same parameters `models.HierarchicalME` gives the same density of y."""
     fit = fits["tree"]
-    story, tree = sorted(modules(fit.run.model), key=lambda part: not hasattr(part, "experts"))
+    story, tree = sorted(modules(fit.programs.model), key=lambda part: not hasattr(part, "experts"))
     hierarchical = models.HierarchicalME(x_dim=3, y_dim=1, num_components=(2, 2))
     hierarchical.units.load_state_dict(story.units.state_dict())
     hierarchical.gate.load_state_dict(tree.root.state_dict())

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from pyro_moe import criticism, evaluation
 from pyro_moe.inference import MarginalELBO
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.programs import modules
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_posterior_is_that_of_counted_rows(fits, train):
 def test_shares_are_outside_the_plate(fits, train):
     """The bound of all rows is log p(x|w) of each, and once log p(w) - log q(w)."""
     fit = fits["learned"]
-    (story,) = modules(fit.run.model)
+    (story,) = modules(fit.programs.model)
     with reproducible(3), torch.no_grad():
         bound = -MarginalELBO().loss(fit.model, fit.guide, train.x)
     with reproducible(3), torch.no_grad():
@@ -76,7 +76,7 @@ def test_shares_are_outside_the_plate(fits, train):
 def test_data_sets_differ_in_their_shares_as_the_posterior_has_it(fits):
     """Replicates carry what is not known of the shares: their counts spread beyond a binomial."""
     fit = fits["learned"]
-    q = poutine.trace(fit.guide).get_trace(fit.run.data[0]).nodes["weights"]["fn"]
+    q = poutine.trace(fit.guide).get_trace(fit.data[0]).nodes["weights"]["fn"]
     common = int(q.mean.argmax())
     center = fit.parameters()["mixture.loc"]
     draws = torch.stack([evaluation.sample(fit, 400, seed=seed) for seed in range(300)])

@@ -6,7 +6,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from pyro_moe import criticism, evaluation
-from pyro_moe.inference.isolation import modules
+from pyro_moe.inference.programs import modules
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_new_rows_are_likelier_with_heavy_tails(fits, held_out):
 
 def test_the_density_is_a_mixture_of_scipys(fits, held_out):
     fit = fits["student_t"]
-    (story,) = modules(fit.run.model)
+    (story,) = modules(fit.programs.model)
     df = 2.0 + fit.parameters()["df"].exp()
     with torch.no_grad():
         gate, lines = story.gate(held_out.x).probs, story.experts(held_out.x).base_dist
@@ -59,7 +59,7 @@ def test_the_density_is_a_mixture_of_scipys(fits, held_out):
 def test_the_empty_guide_loses_nothing(fits, held_out):
     """The marginal ELBO is the log density, and the gate that of the module."""
     for fit in fits.values():
-        (story,) = modules(fit.run.model)
+        (story,) = modules(fit.programs.model)
         density = evaluation.predict(fit, held_out.x).log_prob(held_out.y)
         assert_close(evaluation.elbo(fit, held_out), density, rtol=1e-4, atol=1e-4)
         gate = evaluation.gate(fit, held_out.x)

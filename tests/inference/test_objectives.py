@@ -11,13 +11,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from torch.testing import assert_close
 
 from pyro_moe.inference.context import running
-from pyro_moe.inference.objectives import (
-    AssignedELBO,
-    MarginalELBO,
-    Reconstruction,
-    objective,
-)
-from pyro_moe.inference.relaxation import CategoricalKL, EnumerateInParallel, Relax
+from pyro_moe.inference.handlers import CategoricalKL, EnumerateInParallel, Relax
+from pyro_moe.inference.objectives import AssignedELBO, MarginalELBO, Reconstruction, objective
 from pyro_moe.models import DMVAE, GMM, VaDE
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -18,7 +18,7 @@ from pyro_moe.models import (
     NormalConditional,
     SoftmaxGate,
 )
-from pyro_moe.models.experts import experts_of
+from pyro_moe.models.parts.experts import experts_of
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K, M = 12, 3, 4, 2

@@ -157,8 +157,8 @@ def test_two_fits_of_one_story_do_not_meet(x):
     before = first.parameters()
     second = fit(story, 5 * x, seed=1)
     assert_close(first.parameters(), before, **EXACT)
-    shared = {id(p) for p in first.run.parameters().values()}
-    assert shared.isdisjoint(id(p) for p in second.run.parameters().values())
+    shared = {id(p) for p in first.programs.parameters().values()}
+    assert shared.isdisjoint(id(p) for p in second.programs.parameters().values())
 
 
 # Data
@@ -234,7 +234,7 @@ def test_double_precision_goes_from_end_to_end(x):
 
 def test_data_takes_the_type_of_the_parameters(x):
     same(fit(STORIES["gmm"]().double(), x), fit(STORIES["gmm"]().double(), x.double()))
-    assert fit(STORIES["gmm"](), x.double()).run.data[0].dtype == torch.float32
+    assert fit(STORIES["gmm"](), x.double()).data[0].dtype == torch.float32
 
 
 def test_a_device_may_be_named(x):
@@ -422,7 +422,7 @@ def test_responsibilities_belong_to_the_rows_that_are_kept(x, labels):
     """A GMM's first M-step sees responsibilities of the same rows as x, held-out ones left out."""
     r = torch.eye(K)[labels]
     fitted = fit(STORIES["gmm"](), x, initialize=r, loss="em", restarts=2, epochs=1)
-    kept = fitted.run.data[0]
+    kept = fitted.data[0]
     assert len(kept) == 27
     nearest = torch.stack([labels[(x == row).all(-1)][0] for row in kept])
     expected = torch.stack([kept[nearest == k].mean(0) for k in range(K)])
@@ -470,14 +470,14 @@ def captured(x, **choices):
     last = {}
 
     def callback(fitted):
-        last[id(fitted.run)] = fitted
+        last[id(fitted.training)] = fitted
 
     fitted = fit(GMM(D, 4).double(), x, callback=callback, **choices)
     return fitted, list(last.values())
 
 
 def held_out_rows(fitted, x):
-    kept = fitted.run.data[0]
+    kept = fitted.data[0]
     return x[~(x[:, None] == kept).all(-1).any(-1)]
 
 
@@ -492,7 +492,7 @@ def test_of_restarts_the_best_on_held_out_rows_is_returned():
     assert len(set(scores)) == 4  # starts differ
     assert fitted.held_out_elbo == pytest.approx(max(scores), rel=1e-9)
     best = starts[scores.index(max(scores))]
-    assert fitted.run is best.run
+    assert fitted.training is best.training
     same(fitted, best)
     assert [each.held_out_elbo for each in starts] == [None] * 4  # while they train
 
@@ -508,7 +508,7 @@ def test_starts_do_not_depend_on_their_number(x):
 def test_one_start_holds_nothing_out(x):
     fitted = fit(STORIES["gmm"](), x)
     assert fitted.held_out_elbo is None
-    assert_close(fitted.run.data[0], x, **EXACT)
+    assert_close(fitted.data[0], x, **EXACT)
 
 
 class Fragile(nn.Module):
@@ -576,18 +576,18 @@ def test_interrupted_restarts_return_the_best_so_far(x, stop_in):
 
     def callback(fitted):
         seen.append(fitted)
-        if len({id(each.run) for each in seen}) == stop_in:
+        if len({id(each.training) for each in seen}) == stop_in:
             raise KeyboardInterrupt
 
     story = STORIES["gmm"]().double()
     fitted = fit(story, x, restarts=5, epochs=4, batch_size=3, callback=callback)
-    runs = list({id(each.run): each.run for each in seen}.values())
+    runs = list({id(each.training): each.training for each in seen}.values())
     assert len(runs) == stop_in
     held = held_out_rows(fitted, x)
     scores = [run.model.__self__.mixture.log_joint(held).logsumexp(-1).mean() for run in runs]
     assert fitted.held_out_elbo == pytest.approx(max(scores).item(), rel=1e-9)
-    assert fitted.run is runs[scores.index(max(scores))]
-    assert (fitted.stopped == "interrupted") == (fitted.run is runs[-1])
+    assert fitted.training is runs[scores.index(max(scores))]
+    assert (fitted.stopped == "interrupted") == (fitted.training is runs[-1])
 
 
 @pytest.mark.parametrize("program", ["story", "normalized", "functions"])
@@ -706,8 +706,8 @@ def test_a_relaxed_objective_by_name_is_pyros_own(x):
 
 def test_em_is_a_choice_of_its_own(x):
     fitted = fit(STORIES["gmm"](), x, loss="em", epochs=3)
-    assert isinstance(fitted.run, EM)
-    assert isinstance(fit(STORIES["gmm"](), x).run, SVI)
+    assert isinstance(fitted.training, EM)
+    assert isinstance(fit(STORIES["gmm"](), x).training, SVI)
 
 
 # Stories from scratch

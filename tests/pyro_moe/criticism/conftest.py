@@ -109,4 +109,4 @@ def as_it_is():
 @pytest.fixture(scope="session")
 def rows_of():
     """A function from a fit to the rows that were fitted."""
-    return lambda fit, **names: Rows(*fit.run.data, **names)
+    return lambda fit, **names: Rows(*fit.data, **names)

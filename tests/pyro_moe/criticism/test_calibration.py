@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from pyro_moe import DataError
 from pyro_moe.criticism import calibration, normal_scores, probability_integral_transform
+from pyro_moe.distributions.mixture import Stacked
 from pyro_moe.evaluation import Prediction
-from pyro_moe.models.distributions import Stacked
 
 pytestmark = pytest.mark.usefixtures("double")
 N, K = 2000, 3

@@ -221,7 +221,7 @@ def test_held_out_density_of_an_exact_posterior_is_its_predictive_density(
 def test_loo_is_not_given_where_parameters_are_points(fits, name):
     """As are the gate of a story with Bayesian experts and every parameter of the others."""
     fit = fits(name)
-    data = fit.run.data
+    data = fit.data
     scores = compare({"it": fit}, data if len(data) > 1 else data[0], num_samples=8).loc["it"]
     assert math.isnan(scores["loo"])
     assert math.isnan(scores["loo_standard_error"])

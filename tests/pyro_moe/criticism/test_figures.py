@@ -20,7 +20,7 @@ from pyro_moe.criticism import (
     pit_histogram,
     replicates,
 )
-from pyro_moe.drawing import color
+from pyro_moe.plots.style import color
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -96,7 +96,7 @@ def test_counts_have_a_bin_each(fits, rows_of):
     fit = fits("me, counts")
     (axes,) = replicates(fit, rows_of(fit), num_replicates=2).axes
     heights, edges, _ = stairs(axes)[-1]
-    y = fit.run.data[1]
+    y = fit.data[1]
     assert (edges % 1 == 0.5).all()
     counted = {value: heights[np.searchsorted(edges, value) - 1] for value in y.unique().tolist()}
     assert counted == {value: (y == value).sum().item() for value in counted}
@@ -106,10 +106,10 @@ def test_shares_of_classes_are_beside_those_of_replicates(fits, rows_of):
     fit = fits("me, classes")
     (axes,) = replicates(fit, rows_of(fit), num_replicates=30).axes
     band, points = axes.collections
-    y = fit.run.data[1]
+    y = fit.data[1]
     shares = np.bincount(y, minlength=3) / len(y)
     np.testing.assert_allclose(points.get_offsets(), np.stack([np.arange(3), shares], 1))
-    made = evaluation.predict(fit, fit.run.data[0]).sample(30)
+    made = evaluation.predict(fit, fit.data[0]).sample(30)
     replicated = torch.nn.functional.one_hot(made.long(), 3).double().mean(1)
     ends = np.quantile(replicated, (0.025, 0.975), axis=0)
     drawn = np.array([segment[:, 1] for segment in band.get_segments()])
@@ -119,7 +119,7 @@ def test_shares_of_classes_are_beside_those_of_replicates(fits, rows_of):
 def test_rows_without_a_target_are_not_shown(fits, rows_of):
     fit = fits("me, missing targets")
     (axes,) = replicates(fit, rows_of(fit), num_replicates=2).axes
-    known = (~fit.run.data[1].isnan()).sum().item()
+    known = (~fit.data[1].isnan()).sum().item()
     assert [heights.sum() for heights, _, _ in stairs(axes)] == [known] * 3
 
 
@@ -176,7 +176,7 @@ def test_of_classes_lines_are_the_probability_of_the_last(fits, rows_of):
     axes = experts(fit, rows_of(fit), max_columns=1).axes[0]
     line = axes.lines[0]
     k = int(line.get_label())
-    own = fit.run.data[0][evaluation.gate(fit, fit.run.data[0]).argmax(-1) == k]
+    own = fit.data[0][evaluation.gate(fit, fit.data[0]).argmax(-1) == k]
     grid = own.median(0).values.repeat(50, 1)
     grid[:, 0] = torch.as_tensor(line.get_xdata())
     expected = fit.story.experts(grid).probs[:, k, 2]
@@ -186,7 +186,7 @@ def test_of_classes_lines_are_the_probability_of_the_last(fits, rows_of):
 def test_the_table_says_where_each_expert_rules_and_how_well(fits, rows_of):
     fit = fits("me")
     table = expert_table(fit, rows_of(fit))
-    x, y = fit.run.data
+    x, y = fit.data
     g, said = fit.story.gate(x).probs.detach(), fit.story.experts(x)
     log_density = fit.story(x).log_prob(y).detach()
     likeliest = g.argmax(-1)
@@ -220,4 +220,4 @@ def test_an_expert_that_rules_nowhere_has_no_mean(as_it_is):
 
 def test_rows_without_a_target_are_not_in_the_table(fits, rows_of):
     fit = fits("me, missing targets")
-    assert expert_table(fit, rows_of(fit))["rows"].sum() == (~fit.run.data[1].isnan()).sum()
+    assert expert_table(fit, rows_of(fit))["rows"].sum() == (~fit.data[1].isnan()).sum()

@@ -97,7 +97,7 @@ def test_a_story_of_x_has_its_groups_and_dimensions(fits):
         "observed_data": {"x": ("row", "feature")},
     }
     assert dict(idata.posterior.sizes) == {"chain": 4, "draw": 4, "row": N, "latent": 2}
-    np.testing.assert_array_equal(idata.observed_data["x"], fits("vade").run.data[0])
+    np.testing.assert_array_equal(idata.observed_data["x"], fits("vade").data[0])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_story_of_y_has_its_groups_and_dimensions(fits, name, of_row):
     assert idata.posterior_predictive["y"].dims == ("chain", "draw", "row", *of_row)
     assert idata.prior_predictive["y"].dims == ("chain", "draw", "row", *of_row)
     assert idata.log_likelihood["y"].dims == ("chain", "draw", "row")
-    x, y = fit.run.data
+    x, y = fit.data
     np.testing.assert_array_equal(idata.constant_data["x"], x)
     observed = idata.observed_data["y"]
     assert observed.dims == ("row", *of_row)
@@ -168,7 +168,7 @@ def normals_by_hand(fit, x, y):
 def test_of_targets_the_assignment_is_summed_out(fits):
     fit = fits("me")
     found = values(to_arviz(fit, num_draws=40), "log_likelihood", "y")
-    expected = normals_by_hand(fit, *fit.run.data).numpy()
+    expected = normals_by_hand(fit, *fit.data).numpy()
     np.testing.assert_allclose(found.mean(0), expected, rtol=0, atol=1e-10)
     assert abs(found - expected).max() <= RESOLUTION + 1e-12
     assert (np.unique(found, axis=0).shape[0], found.std(0).min() > 0) == (40, True)
@@ -177,7 +177,7 @@ def test_of_targets_the_assignment_is_summed_out(fits):
 def test_of_features_the_assignment_is_summed_out(fits):
     fit = fits("gmm")
     found = values(to_arviz(fit, num_draws=40), "log_likelihood", "x")
-    mixture, x = fit.story.mixture, fit.run.data[0]
+    mixture, x = fit.story.mixture, fit.data[0]
     p = MultivariateNormal(mixture.loc, scale_tril=mixture.scale_tril)
     each = p.log_prob(x.unsqueeze(1)) + mixture.assignment().logits.log_softmax(-1)
     np.testing.assert_allclose(found.mean(0), each.logsumexp(-1).detach(), rtol=0, atol=1e-10)
@@ -207,7 +207,7 @@ def test_of_features_with_a_code_it_is_averaged_by_importance_weights(as_it_is):
 def test_of_experts_with_a_posterior_it_is_that_of_each_draw(fits):
     """Averaged, it is the density that is predicted; draws differ by what they leave open."""
     fit = fits("bayesian")
-    x, y = fit.run.data
+    x, y = fit.data
     found = torch.as_tensor(values(to_arviz(fit, num_draws=16, seed=3), "log_likelihood", "y"))
     prediction = evaluation.predict(fit, x, num_samples=16, seed=3)
     averaged = found.logsumexp(0) - math.log(16)
@@ -245,11 +245,11 @@ def test_assignments_are_discrete_and_as_probable_as_the_guide_says(fits):
     drawn = values(to_arviz(fit, num_draws=DRAWS), "posterior", "c")
     assert set(np.unique(drawn)) <= {0, 1}
     assert np.issubdtype(drawn.dtype, np.integer)
-    g = evaluation.gate(fit, fit.run.data[0])[:, 1].numpy()
+    g = evaluation.gate(fit, fit.data[0])[:, 1].numpy()
     assert moments_agree(drawn, g, g * (1 - g))
 
     fit = fits("me, student-t")
-    x, y = fit.run.data
+    x, y = fit.data
     story = fit.story
     with torch.no_grad():
         logits = story.gate(x).logits + story.target_log_likelihoods(x, y)
@@ -262,7 +262,7 @@ def test_assignments_are_discrete_and_as_probable_as_the_guide_says(fits):
 def test_codes_are_draws_of_the_guide(fits):
     fit = fits("vade")
     drawn = values(to_arviz(fit, num_draws=DRAWS), "posterior", "z")
-    posterior = fit.story.encoder(fit.run.data[0])
+    posterior = fit.story.encoder(fit.data[0])
     assert moments_agree(
         drawn, posterior.mean.numpy(force=True), posterior.variance.numpy(force=True)
     )
@@ -291,7 +291,7 @@ def test_a_code_that_depends_on_the_assignment_is_that_of_the_one_drawn(as_it_is
 @pytest.mark.parametrize("name", ["me", "me, two targets", "me, counts", "gmmmoe", "bayesian"])
 def test_replicated_targets_have_the_moments_of_the_prediction(fits, name):
     fit = fits(name)
-    prediction = evaluation.predict(fit, fit.run.data[0], num_samples=DRAWS)
+    prediction = evaluation.predict(fit, fit.data[0], num_samples=DRAWS)
     drawn = values(to_arviz(fit, num_draws=DRAWS), "posterior_predictive", "y")
     drawn = drawn.reshape(DRAWS, N, -1)
     assert moments_agree(drawn, prediction.mean.numpy(), prediction.variance.numpy())
@@ -338,7 +338,7 @@ def test_what_rows_share_has_its_prior_and_its_posterior(as_it_is):
 
 def test_of_one_column_of_a_mixture_it_is_its_marginal(fits):
     fit = fits("gmm")
-    (x,) = fit.run.data
+    (x,) = fit.data
     idata = to_arviz(fit, num_draws=8, column=1)
     mixture = fit.story.mixture
     components = mixture.component(torch.eye(2))
@@ -354,7 +354,7 @@ def test_of_one_column_of_a_mixture_it_is_its_marginal(fits):
 
 def test_of_one_target_it_is_the_marginal_of_its_experts(fits):
     fit = fits("me, two targets")
-    x, y = fit.run.data
+    x, y = fit.data
     idata = to_arviz(fit, num_draws=8, column=0)
     story = fit.story
     experts = story.experts(x).base_dist
@@ -409,7 +409,7 @@ def test_a_column_may_be_given_by_its_name(clusters_with_names):
 @pytest.fixture
 def clusters_with_names(fits):
     fit = fits("gmm")
-    return fit, Rows(fit.run.data[0], columns=("age", "weight"))
+    return fit, Rows(fit.data[0], columns=("age", "weight"))
 
 
 # ArviZ at work
@@ -418,7 +418,7 @@ def clusters_with_names(fits):
 def test_arviz_works_on_every_story(fits, az, story):
     fit = fits(story)
     idata = to_arviz(fit, num_draws=40)
-    name = "y" if len(fit.run.data) > 1 else "x"
+    name = "y" if len(fit.data) > 1 else "x"
     estimate, p = elpd(az, idata)
     draws = values(idata, "log_likelihood", name)
     pointwise = np.logaddexp.reduce(draws, axis=0) - math.log(len(draws))
@@ -441,11 +441,11 @@ def test_arviz_works_on_every_story(fits, az, story):
 def test_arviz_has_a_loo_transform_of_every_story(fits, az, story):
     """Of one column, where there are several: for more, and of classes, ArviZ has none."""
     fit = fits(story)
-    size = fit.run.data[-1][0].numel()
+    size = fit.data[-1][0].numel()
     idata = to_arviz(fit, num_draws=40, column=None if size == 1 else 1)
     plt = sys.modules["matplotlib.pyplot"]
     plt.close("all")
-    name = "y" if len(fit.run.data) > 1 else "x"
+    name = "y" if len(fit.data) > 1 else "x"
     az.plot_loo_pit(idata, **({} if is_new(az) else {"y": name}))
     assert len(plt.get_fignums()) == 1
     plt.close("all")
@@ -459,7 +459,7 @@ def test_comparison_in_arviz_is_by_the_log_densities(fits, az):
         {name: to_arviz(f, num_draws=40) for name, f in (("worse", worse), ("better", fit))},
         **({"round_to": "none"} if is_new(az) else {}),
     )
-    x, y = fit.run.data
+    x, y = fit.data
     expected = {
         name: evaluation.predict(f, x).log_prob(y).sum().item()
         for name, f in (("better", fit), ("worse", worse))

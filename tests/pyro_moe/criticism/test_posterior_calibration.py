@@ -212,8 +212,8 @@ def test_parameters_of_the_model_are_held(fits, scatter):
     calibrate(story.model, story.guide, data, **options)
     assert len(fits) == 3
     for fit in fits[1:]:
-        assert torch.equal(fit.run.data[0], data[0])
-        assert fit.run.data[1].std() > 0  # simulated
+        assert torch.equal(fit.data[0], data[0])
+        assert fit.data[1].std() > 0  # simulated
         for name, p in fit.story.named_parameters():
             assert torch.equal(p, before[name]) == ("gate" in name), name
     for name, p in story.named_parameters():

@@ -12,7 +12,7 @@ pytestmark = [
 ASKED = {
     "check": lambda fit: criticism.check(fit, num_replicates=5),
     "compare": lambda fit: criticism.compare(
-        {"it": fit}, fit.run.data if len(fit.run.data) > 1 else fit.run.data[0], num_samples=8
+        {"it": fit}, fit.data if len(fit.data) > 1 else fit.data[0], num_samples=8
     ),
     "health": criticism.health,
     "to_arviz": lambda fit: criticism.to_arviz(fit, num_draws=8),

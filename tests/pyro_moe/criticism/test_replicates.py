@@ -55,7 +55,7 @@ def means_of(part, number=S):
 
 def test_features_are_drawn_by_the_story_in_data_sets_of_equal_size(gmm):
     fit = gmm()
-    part = Features(fit, fit.run.data[0], names=("x0", "x1")[: fit.x_dim])
+    part = Features(fit, fit.data[0], names=("x0", "x1")[: fit.x_dim])
     made = torch.stack([sample.x for sample, _ in part.replicates(S)])
     assert made.shape == (S, N, 2)
     assert len(made.flatten(0, 1).unique(dim=0)) == S * N
@@ -69,7 +69,7 @@ def test_features_are_drawn_by_the_story_in_data_sets_of_equal_size(gmm):
 def test_what_is_said_of_features_is_what_is_said_of_each_row(gmm, monkeypatch, at_once):
     monkeypatch.setattr(sys.modules[Features.__module__], "ROWS_AT_ONCE", at_once)
     fit = gmm()
-    part = Features(fit, fit.run.data[0], names=("x0", "x1")[: fit.x_dim])
+    part = Features(fit, fit.data[0], names=("x0", "x1")[: fit.x_dim])
     made = [part.observed(), *part.replicates(5)]
     assert len(made) == 6
     for sample, component in made:
@@ -80,13 +80,13 @@ def test_what_is_said_of_features_is_what_is_said_of_each_row(gmm, monkeypatch, 
 
 def test_each_data_set_of_features_has_its_own_draw_of_what_rows_share(as_it_is):
     fit = as_it_is(shared_mean, posterior_of_mean, torch.zeros(N, 1))
-    means = means_of(Features(fit, fit.run.data[0], names=("x0", "x1")[: fit.x_dim]))
+    means = means_of(Features(fit, fit.data[0], names=("x0", "x1")[: fit.x_dim]))
     assert abs(means.mean() - 5.0) < 4 * 2.0 / S**0.5
     assert means.std().item() == pytest.approx(2.0, rel=4 / (2 * S) ** 0.5)
 
 
 def test_targets_are_drawn_at_the_rows_own_x(me):
-    x, y = me.run.data
+    x, y = me.data
     prediction = evaluation.predict(me, x)
     part = Targets(me, (x, y), x_names=("x0", "x1"))
     made = torch.stack([sample.y for sample, _ in part.replicates(S)])
@@ -105,7 +105,7 @@ def test_each_data_set_of_targets_has_its_own_draw_of_the_experts(fits):
     with torch.no_grad():
         wide = fit.story.log_scale["network_bias"].fill_(0.0)
     try:
-        x, y = fit.run.data
+        x, y = fit.data
         prediction = evaluation.predict(fit, x)
         by_draw = torch.stack(
             [
@@ -137,8 +137,8 @@ def test_entries_of_statistics_have_labels(as_it_is, dim):
     story = models.GMMMoE(dim, 2, 1)
     fit = as_it_is(story.model, story.guide, torch.randn(9, dim), torch.randn(9, 2))
     columns = [f"x{d}" for d in range(dim)]
-    features = Features(fit, fit.run.data[0], names=tuple(columns))
-    targets = Targets(fit, fit.run.data, x_names=tuple(columns))
+    features = Features(fit, fit.data[0], names=tuple(columns))
+    targets = Targets(fit, fit.data, x_names=tuple(columns))
     assert features.labels("mean", dim) == columns
     pairs = {1: [], 2: ["x0, x1"], 3: ["x0, x1", "x0, x2", "x1, x2"]}[dim]
     assert features.labels("correlation", len(pairs)) == pairs
@@ -151,9 +151,7 @@ def test_entries_of_statistics_have_labels(as_it_is, dim):
 
 
 def test_a_story_without_components_has_one(fits):
-    sample, component = Features(
-        fits("vae"), fits("vae").run.data[0], names=("x0", "x1")
-    ).observed()
+    sample, component = Features(fits("vae"), fits("vae").data[0], names=("x0", "x1")).observed()
     assert component.tolist() == [0] * len(sample)
 
 
@@ -161,7 +159,7 @@ def test_a_story_without_components_has_one(fits):
 def test_of_images_single_columns_are_not_compared_in_distribution(as_it_is, dim):
     story = models.VAE(dim, 1, hidden=(2,))
     fit = as_it_is(story.model, story.guide, torch.randn(9, dim))
-    part = Features(fit, fit.run.data[0], names=("x",) * dim)
+    part = Features(fit, fit.data[0], names=("x",) * dim)
     for statistics in (part.statistics, part.statistics_of(0)):
         assert ("distance of distributions" in statistics) is (dim == 100)
         assert "mean" in statistics

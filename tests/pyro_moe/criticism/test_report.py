@@ -166,7 +166,7 @@ def test_what_was_fitted_and_its_scores_are_there(clusters, written):
 
 def test_scores_are_of_rows_with_a_target(fits, written):
     fit = fits("me, missing targets")
-    x, y = fit.run.data
+    x, y = fit.data
     known = ~y.isnan().flatten()
     prediction = pyro_moe.evaluation.predict(fit, x[known])
     rmse = pyro_moe.evaluation.regression_scores(prediction, y[known])["rmse"]

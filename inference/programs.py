@@ -1,0 +1,217 @@
+"""Copies of a model and a guide, so that a fit owns its parameters.
+
+Nothing here touches Pyro's parameter store or the caller's modules.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import nn
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A model and its guide, with the part of Pyro's parameter store that is theirs.
+
+    Attributes:
+        model: A Pyro program.
+        guide: Its guide.
+        store: A state of Pyro's parameter store.
+    """
+
+    model: Program
+    guide: Program
+    store: dict[str, Any]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The outermost modules that they are made of."""
+        return modules(self.model, self.guide)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors that are learned, by name."""
+        return learned(self.store, self.model, self.guide)
+
+
+def isolated(*programs: Any) -> tuple[Any, ...]:
+    """Copies that share no parameter with the originals, but share among each other what these did.
+
+    Methods and modules are deep-copied. A plain function is rebuilt around copies of the
+    modules that it names, as globals or in its closure, and so are the functions of its own
+    file that it calls. `pyro.param` statements need no copy: they live in a parameter store.
+
+    Args:
+        programs: Pyro models and guides: functions, methods or modules; and what else refers to
+            their parameters, such as an optimizer.
+
+    Returns:
+        The copies, in the order given.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> def model(x): return layer(x)
+        >>> (copied,) = isolated(model)
+        >>> modules(copied)[0] is layer
+        False
+    """
+    memo: dict[int, Any] = {}
+    return tuple(_copy(program, memo) for program in programs)
+
+
+def modules(*programs: Program) -> list[nn.Module]:
+    """The outermost modules that programs are made of, each once: owners, closures, globals."""
+    found: dict[int, nn.Module] = {}
+    for part in _parts(programs, {}):
+        found.setdefault(id(part), part)
+    nested = {id(child) for part in found.values() for child in list(part.modules())[1:]}
+    return [part for part in found.values() if id(part) not in nested]
+
+
+def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """The tensors that programs learn, by name: those of their modules, then of `pyro.param`.
+
+    Args:
+        store: The state of Pyro's parameter store for these programs.
+        programs: Models and guides.
+    """
+    named: dict[str, torch.Tensor] = {}
+    parts = modules(*programs)
+    for index, part in enumerate(parts):
+        prefix = f"{index}." if len(parts) > 1 else ""
+        for name, value in part.named_parameters(prefix=prefix.rstrip(".")):
+            if value.requires_grad:
+                named[name] = value
+    known = {id(value) for value in named.values()}
+    for name, value in store["params"].items():
+        if id(value) not in known and value.requires_grad:
+            named[name] = value
+    return named
+
+
+def state(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """Copies of what training changes, by name: parameters, and the modules' buffers."""
+    tensors = _changing(store, *programs)
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Program) -> None:
+    """Set the tensors to a state; what has appeared since it was taken is left."""
+    with torch.no_grad():
+        for name, value in _changing(store, *programs).items():
+            if name in state:
+                value.copy_(state[name])
+
+
+def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
+    """`learned`, and buffers such as those of batch normalization."""
+    tensors = learned(store, *programs)
+    for index, part in enumerate(modules(*programs)):
+        tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))
+    return tensors
+
+
+def owner(program: Program) -> Any:
+    """The object that a method belongs to, or the module itself; None for a plain function."""
+    return program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+
+
+def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
+    """The modules that things are or refer to, in the order in which they are met."""
+    for thing in things:
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            yield thing
+        elif isinstance(thing, MethodType):
+            own = thing.__self__
+            yield from _parts([own] if isinstance(own, nn.Module) else vars(own).values(), seen)
+        elif isinstance(thing, functools.partial):
+            yield from _parts([thing.func, *thing.args, *thing.keywords.values()], seen)
+        elif isinstance(thing, dict):
+            yield from _parts(thing.values(), seen)
+        elif isinstance(thing, list | tuple):
+            yield from _parts(thing, seen)
+        elif isinstance(thing, FunctionType):
+            defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+            yield from _parts([*_references(thing).values(), *defaults], seen)
+
+
+def _references(function: FunctionType) -> dict[str, Any]:
+    """What a function names that may hold parameters: modules, and functions of its own file."""
+    named = {
+        name: function.__globals__[name]
+        for name in _names(function.__code__)
+        if name in function.__globals__
+    }
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a variable that is not assigned yet
+            named[name] = cell.cell_contents
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, nn.Module | MethodType | functools.partial | list | tuple | dict)
+        or (isinstance(value, FunctionType) and value.__module__ == function.__module__)
+    }
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names in a function's code and in that of the functions inside it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _copy(thing: Any, memo: dict[int, Any]) -> Any:
+    if id(thing) in memo:
+        return memo[id(thing)]
+    if isinstance(thing, functools.partial):
+        # Pyro's handlers make a kind of partial whose own ``func`` hides that of its arguments.
+        function = functools.partial.func.__get__(thing)
+        arguments = [_copy(argument, memo) for argument in thing.args]
+        keywords = {name: _copy(argument, memo) for name, argument in thing.keywords.items()}
+        return functools.partial(_copy(function, memo), *arguments, **keywords)
+    if isinstance(thing, FunctionType):
+        return _rebuild(thing, memo) if any(True for _ in _parts([thing], {})) else thing
+    if isinstance(thing, AutoGuide):
+        return _copy_autoguide(thing, memo)
+    return copy.deepcopy(thing, memo)
+
+
+def _copy_autoguide(guide: AutoGuide, memo: dict[int, Any]) -> AutoGuide:
+    """A copy that has its model, of which Pyro strips an automatic guide that is copied."""
+    model = guide._model
+    copied = copy.deepcopy(guide, memo)
+    guide._model = model
+    copied._model = None if model is None else (_copy(model[0], memo),)
+    return copied
+
+
+def _rebuild(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function around copies of what it refers to."""
+    references = _references(function)
+    names = function.__code__.co_freevars
+    cells = {name: CellType() for name in names if name in references}
+    closure = tuple(
+        cells.get(name, cell) for name, cell in zip(names, function.__closure__ or (), strict=True)
+    )
+    scope = dict(function.__globals__)
+    rebuilt = FunctionType(function.__code__, scope, function.__name__, None, closure)
+    memo[id(function)] = rebuilt  # before descending: functions may call each other
+    functools.update_wrapper(rebuilt, function)
+    rebuilt.__defaults__ = copy.deepcopy(function.__defaults__, memo)
+    rebuilt.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, memo)
+    for name, value in references.items():
+        if name in cells:
+            cells[name].cell_contents = _copy(value, memo)
+        else:
+            scope[name] = _copy(value, memo)
+    return rebuilt

@@ -1,0 +1,90 @@
+"""Traces of a model and its guide at every value of ``c``, and sums of their log-probabilities."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+
+from .handlers import Enumerate, has_rsample
+from .programs import Program
+
+
+def enumerated_traces(
+    model: Program, guide: Program, *args: Any, **kwargs: Any
+) -> tuple[Trace, Trace]:
+    """Traces of model and guide at all K values of ``c``, with their log-probabilities.
+
+    Sites that depend on ``c`` have batch shape (K, N), the others (N,), or () outside the plate.
+    """
+    with Enumerate():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+    model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
+    for name in guide_trace.stochastic_nodes:
+        if name != "c" and not has_rsample(guide_trace.nodes[name]["fn"]):
+            raise ValueError(
+                "expected reparameterized latent sites besides 'c'; "
+                f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"
+            )
+    guide_trace.compute_log_prob()
+    model_trace.compute_log_prob()
+    return model_trace, guide_trace
+
+
+def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    r"""Σ_k q(c=k) [log p(x, z, c=k) − log q(z, c=k)] of each row, shape (N,).
+
+    Without ``c`` in the guide, log Σ_k p(x, z, c=k) − log q(z).
+    """
+    log_weights = row_log_weights(model_trace, guide_trace)
+    if "c" in guide_trace.nodes:
+        log_q, scaled = (guide_trace.nodes["c"][key] for key in ("unscaled_log_prob", "log_prob"))
+        return (log_q.exp() * (log_weights - scaled)).sum(0)
+    scale = model_trace.nodes["c"]["scale"] if "c" in model_trace.nodes else 1.0
+    return scale * (log_weights / scale).logsumexp(0)
+
+
+def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    r"""Log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
+    model_terms = _model_log_probs(model_trace, guide_trace, in_plate=True)
+    guide_terms = _log_probs(guide_trace, in_plate=True)
+    total = sum(model_terms.values()) - sum(
+        term for name, term in guide_terms.items() if name != "c"
+    )
+    return torch.atleast_2d(torch.as_tensor(total))
+
+
+def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
+    """Log q(c=k), shape (K, N), or None for a guide without ``c``."""
+    return guide_trace.nodes["c"]["log_prob"] if "c" in guide_trace.nodes else None
+
+
+def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | float:
+    """Log p − log q of the latent variables outside the plate ``"data"``."""
+    model_terms = _model_log_probs(model_trace, guide_trace, in_plate=False)
+    guide_terms = _log_probs(guide_trace, in_plate=False)
+    return sum(term.sum() for term in model_terms.values()) - sum(
+        term.sum() for term in guide_terms.values()
+    )
+
+
+def _model_log_probs(
+    model_trace: Trace, guide_trace: Trace, in_plate: bool
+) -> dict[str, torch.Tensor]:
+    """Without sites that only the model draws, such as unknown y: it is its own guide there."""
+    drawn = set(model_trace.stochastic_nodes) - set(guide_trace.nodes) - {"c"}
+    terms = _log_probs(model_trace, in_plate)
+    return {name: term for name, term in terms.items() if name not in drawn}
+
+
+def _log_probs(trace: Trace, in_plate: bool) -> dict[str, torch.Tensor]:
+    return {
+        name: site["log_prob"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and any(frame.name == "data" for frame in site["cond_indep_stack"]) is in_plate
+    }

@@ -1,0 +1,1 @@
+"""What stories are made of: networks, conditional distributions, gates, experts."""

@@ -1,0 +1,203 @@
+"""Predictive checks: does data from the fitted story look like the data at hand?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from pyro_moe.evaluation.traces import observed_sites
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.errors import SiteError
+from pyro_moe.rows import Data, column_names, numbered
+
+from .calibration import calibration
+from .replicates import Features, Replicate, Targets
+from .statistics import DISTANCE, Statistic
+from .surprise import adjusted_p_values, allowing_for_estimates, predictive_p_values, standardized
+
+LEAST_ROWS = 20  # of a component that is looked at by itself
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a predictive check found.
+
+    Attributes:
+        table: A row for each statistic: ``site``, ``component`` (None for all rows),
+            ``statistic``, ``column``, ``observed``, ``replicated`` (the mean over replicates),
+            ``standard_deviation``, ``p_value`` and ``adjusted_p_value``.
+        pit: F(y_m|x) of each target, shape (N, M), uniform if the story is true; None for
+            classes and for stories without a target.
+        num_rows: Rows that were checked.
+        num_replicates: Data sets that were made.
+    """
+
+    table: pd.DataFrame
+    pit: torch.Tensor | None
+    num_rows: int
+    num_replicates: int
+
+    @property
+    def p_value(self) -> float:
+        """The least adjusted p-value, below α with a probability of α if the story is true."""
+        return float(self.table["adjusted_p_value"].min())
+
+    @property
+    def calibration(self) -> pd.DataFrame | None:
+        """Share of targets in central intervals by level, see `calibration`."""
+        return None if self.pit is None else calibration(self.pit)
+
+    def surprises(self, level: float = 0.05) -> pd.DataFrame:
+        """The statistics that the story does not reproduce, the most surprising ones first."""
+        found = self.table[self.table["adjusted_p_value"] <= level]
+        return found.sort_values(["adjusted_p_value", "p_value"], kind="stable")
+
+    def __str__(self) -> str:
+        number = len(self.surprises())
+        verdict = (
+            f"{number} of {len(self.table)} statistics of the data are not as the story has them"
+            if number
+            else f"none of {len(self.table)} statistics of the data is unlike the story's"
+        )
+        return f"{verdict} (p = {self.p_value:.3f}, allowing for their number)"
+
+
+def check(
+    fit: Fit,
+    data: Data | None = None,
+    *,
+    statistics: Mapping[str, Mapping[str, Statistic]] | None = None,
+    num_replicates: int = 200,
+    seed: int = 0,
+) -> Check:
+    r"""Compare data with replicates that the fitted story makes, overall and by component.
+
+    .. math:: y^{rep}_n \sim p(y \mid x_n), \quad x^{rep} \sim p(x), \quad
+              p_j = P\big(|T_j(y^{rep}) - \bar T_j| \ge |T_j(y) - \bar T_j|\big)
+
+    Targets are replicated at the rows' own x, features as whole new rows, and every replicate is
+    a data set of as many rows, made by the discrete story. A component's rows are those of which
+    the gate holds it likeliest from x alone, in data and replicates alike.
+
+    The rows should be such as the fit has not seen: on its training rows the story looks better
+    than it is. Parameters are estimates, which replicates at their values do not show: they are
+    spread by :math:`\sqrt{1 + N / N_{fit}}`, the most that efficient estimates from the fitted
+    rows add (squared distances are multiplied by :math:`1 + N / N_{fit}`). Many statistics are
+    looked at; the adjusted p-values allow for their number and dependence, so that a true story
+    raises an alarm at level α with probability about α in all.
+
+    Args:
+        fit: A fitted story with a site ``y`` or ``x``.
+        data: Rows of the kind that was fitted; the training rows if None.
+        statistics: Further test statistics, ``{"y": {"range": function}, "x": …}``: functions of
+            a `Sample` which return a number, or one for each column.
+        num_replicates: S. The least p-value is 1 / (S + 1).
+        seed: Seed of the replicates.
+
+    Raises:
+        DataError: If the data is not such as was fitted, or less than two rows, with targets if
+            there are any.
+        SiteError: If the model has no site ``y`` and no site ``x``.
+        ValueError: If ``statistics`` are of another site.
+
+    Source:
+        Gelman, Meng and Stern, "Posterior predictive assessment of model fitness via realized
+        discrepancies", Statistica Sinica 1996; Westfall and Young, "Resampling-based multiple
+        testing", 1993 (maximum-T adjustment).
+
+    Example:
+        >>> import pyro_moe
+        >>> from pyro_moe import models
+        >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> story = models.GMM(x_dim=2, num_components=1)
+        >>> fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=5, progress=False)
+        >>> wider = check(fit, 2 * x[:100])
+        >>> "standard deviation" in wider.surprises()["statistic"].tolist()
+        True
+    """
+    columns = fit.data if data is None else fit.as_tensors(data)
+    sites = observed_sites(fit)
+    if not {"x", "y"} & set(sites):
+        raise SiteError(f"expected an observed site 'x' or 'y' in the model; got {sites}")
+    parts: list[Targets | Features] = []
+    names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
+    if "y" in sites:
+        targets = getattr(data, "targets", None)
+        parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))
+    if "x" in sites:
+        parts.append(Features(fit, columns[0], names=names, seed=seed))
+    given = statistics or {}
+    if not set(given) <= {part.site for part in parts}:
+        raise ValueError(
+            f"expected statistics of sites {[part.site for part in parts]}; got {list(given)}"
+        )
+    with torch.no_grad():
+        compared = [_compare(part, given.get(part.site, {}), num_replicates) for part in parts]
+    ratio = len(columns[0]) / len(fit.data[0])
+    pit = next((part.pit for part in parts if isinstance(part, Targets)), None)
+    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Statistics of the data, shape (J,), and of replicates, shape (S, J), with what they are."""
+
+    labels: list[tuple[str, int | None, str, str]]  # site, component, statistic, column
+    observed: torch.Tensor
+    replicated: torch.Tensor
+
+
+def _compare(
+    part: Targets | Features, given: Mapping[str, Statistic], num_replicates: int
+) -> _Compared:
+    sample, component = part.observed()
+    counts = torch.bincount(component)
+    views: list[tuple[int | None, Mapping[str, Statistic]]] = [(None, {**part.statistics, **given})]
+    if len(counts) > 1:
+        large = (counts >= LEAST_ROWS).nonzero().flatten().tolist()
+        views += [(k, {**part.statistics_of(k), **given}) for k in large]
+
+    def evaluate(replicate: Replicate, like: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        sample, component = replicate
+        values: list[torch.Tensor] = []
+        for k, statistics in views:
+            members = sample if k is None else sample.take((component == k).nonzero().flatten())
+            if len(members) < 2:  # a component that a replicate lacks
+                lacking = like[len(values) : len(values) + len(statistics)]
+                values += [torch.full_like(value, torch.nan) for value in lacking]
+            else:
+                found = [torch.as_tensor(f(members)) for f in statistics.values()]
+                values += [value.double().reshape(-1) for value in found]
+        return values
+
+    observed = evaluate((sample, component))
+    names = [(k, name) for k, statistics in views for name in statistics]
+    labels = [
+        (part.site, k, name, label)
+        for (k, name), value in zip(names, observed, strict=True)
+        for label in part.labels(name, len(value))
+    ]
+    replicated = [
+        torch.cat(evaluate(replicate, observed)) for replicate in part.replicates(num_replicates)
+    ]
+    return _Compared(labels, torch.cat(observed), torch.stack(replicated))
+
+
+def _judged(compared: list[_Compared], ratio: float) -> pd.DataFrame:
+    observed = torch.cat([part.observed for part in compared])
+    replicated = torch.cat([part.replicated for part in compared], 1)
+    labels = [label for part in compared for label in part.labels]
+    squared = torch.tensor([name == DISTANCE for _, _, name, _ in labels])
+    allowed = allowing_for_estimates(replicated, ratio, squared=squared.to(replicated.device))
+    distances = standardized(observed, allowed)
+    table = pd.DataFrame(labels, columns=["site", "component", "statistic", "column"])
+    numbers = {
+        "observed": observed,
+        "replicated": replicated.nanmean(0),
+        "standard_deviation": (replicated - replicated.nanmean(0)).square().nanmean(0).sqrt(),
+        "p_value": predictive_p_values(*distances),
+        "adjusted_p_value": adjusted_p_values(*distances),
+    }
+    table["component"] = table["component"].astype("Int64")
+    return table.assign(**{name: number.cpu().numpy() for name, number in numbers.items()})

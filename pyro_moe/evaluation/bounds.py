@@ -1,0 +1,83 @@
+"""Bounds on the log density of each row."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from pyro.poutine import Trace
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.traces import enumerated_traces, row_bounds, row_log_weights
+from pyro_moe.rows import Data
+
+from .traces import batches
+
+
+def elbo(fit: Fit, data: Data, *, num_samples: int = 8, seed: int = 0) -> torch.Tensor:
+    r"""The marginal ELBO of each row, a lower bound on log p(x), in nats.
+
+    .. math:: L_n = E_{q(z, c \mid x_n)} [\log p(x_n, z, c) - \log q(z, c \mid x_n)]
+
+    with ``c`` summed out exactly, whatever loss was trained on; the gap between the two is a
+    measure of what a relaxation costs. Terms outside the plate are not part of a row's bound.
+
+    Args:
+        fit: A fitted story.
+        data: Rows, held out if the bound is to say something about new ones.
+        num_samples: Samples of z to average over.
+        seed: Seed of the samples.
+
+    Returns:
+        Bounds, shape (N,).
+    """
+    return _over_samples(fit, data, row_bounds, num_samples, seed).mean(0)
+
+
+def importance_weighted_bound(
+    fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0
+) -> torch.Tensor:
+    r"""The importance-weighted bound on each row's log p(x), in nats (Burda et al. 2016).
+
+    .. math:: L_n^S = E \log \frac{1}{S} \sum_{s=1}^S \sum_k
+              \frac{p(x_n, z_s, c = k)}{q(z_s \mid x_n)}
+
+    It rises to log p(x) as S grows. Terms outside the plate are not part of a row's bound.
+
+    Args:
+        fit: A fitted story.
+        data: Rows, held out if the bound is to say something about new ones.
+        num_samples: S.
+        seed: Seed of the samples.
+
+    Returns:
+        Bounds, shape (N,).
+    """
+
+    def log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+        return row_log_weights(model_trace, guide_trace).logsumexp(0)
+
+    log_weights = _over_samples(fit, data, log_weight, num_samples, seed)
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def _over_samples(
+    fit: Fit,
+    data: Data,
+    read: Callable[[Trace, Trace], torch.Tensor],
+    num_samples: int,
+    seed: int,
+) -> torch.Tensor:
+    """What is read off traces, shape (num_samples, N); (1, N) if nothing but c is latent."""
+    results = []
+    with torch.no_grad(), reproducible(seed):
+        for batch in batches(fit, data):
+            samples = []
+            for _ in range(num_samples):
+                model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
+                samples.append(read(model_trace, guide_trace))
+                drawn = {*guide_trace.stochastic_nodes, *model_trace.stochastic_nodes}
+                if not drawn - {"c"}:
+                    break  # every sample would be the same
+            results.append(torch.stack(samples))
+    return torch.cat(results, dim=-1)

@@ -1,0 +1,146 @@
+"""The gate of a fitted story: how probable each component is for each row."""
+
+import math
+from typing import Any, Literal, overload
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.handlers import Discretize, has_rsample, log_probabilities
+from pyro_moe.inference.traces import enumerated_traces, row_log_weights
+from pyro_moe.rows import Data
+
+from .traces import feature_batches, missing_site
+
+REPLICATES = 8
+
+
+@overload
+def gate(
+    fit: Fit,
+    x: Data,
+    *,
+    num_samples: int = ...,
+    seed: int = ...,
+    return_error: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def gate(
+    fit: Fit, x: Data, *, num_samples: int = ..., seed: int = ..., return_error: Literal[True]
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def gate(
+    fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0, return_error: bool = False
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    r"""How probable each component is for each row.
+
+    .. math:: g_k(x) = E_{q(z \mid x)}\, q(c = k \mid x, z)
+
+    Exact where q(c|x) is amortized, as in a DMVAE. Where it depends on a latent z, as in VaDE
+    (paper §5.1), the expectation is taken over scrambled Sobol points, whose error falls nearly
+    as 1/S for a smooth gate, where that of the paper's random samples falls as 1/√S. A guide
+    without ``c`` leaves it to the model: p(c|x, z). Targets are not looked at: a story that has
+    them is run with None in their place.
+
+    Args:
+        fit: A fitted story with a site ``c``.
+        x: Rows, shape (N, D).
+        num_samples: S, points z for each row, a multiple of 8; unused where q(c|x) is exact.
+        seed: Seed of the points.
+        return_error: Whether to return the standard error, too.
+
+    Returns:
+        g of shape (N, K), rows summing to one; and its standard error, estimated from eight
+        independent scramblings, if asked for (zeros where g is exact).
+
+    Raises:
+        SiteError: If neither guide nor model has a site ``c``.
+    """
+    if num_samples < REPLICATES or num_samples % REPLICATES:
+        raise ValueError(
+            f"expected num_samples to be a multiple of {REPLICATES}; got {num_samples}"
+        )
+    with torch.no_grad(), reproducible(seed):
+        blocks = [_gate(fit, batch, num_samples) for batch in feature_batches(fit, x, 1024)]
+    means = torch.cat(blocks, dim=1)
+    g = means.mean(0)
+    return (g, means.std(0) / math.sqrt(len(means))) if return_error else g
+
+
+def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
+    """Independent estimates of the gate, shape (replicates, N, K); equal ones if exact."""
+    with SobolSamples(num_samples), Discretize():
+        guide_trace = poutine.trace(fit.guide).get_trace(*batch)
+    if "c" not in guide_trace.nodes:
+        return _model_gate(fit, batch, num_samples)
+    probs = _assignment_probs(guide_trace)
+    if probs.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
+        return probs.expand(2, *probs.shape)
+    if probs.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
+        with Discretize():
+            traces = (poutine.trace(fit.guide).get_trace(*batch) for _ in range(num_samples))
+            probs = torch.stack([*map(_assignment_probs, traces)])
+    return probs.reshape(REPLICATES, -1, *probs.shape[1:]).mean(1)
+
+
+def _assignment_probs(guide_trace: Trace) -> torch.Tensor:
+    return log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
+
+
+def _model_gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
+    """The same for a guide without ``c``: p(c|x, z) at random samples z."""
+    sums = [torch.tensor(0.0)] * REPLICATES
+    model = poutine.block(fit.model, hide=["y"]) if None in batch else fit.model
+    for sample in range(num_samples):
+        traces = enumerated_traces(model, fit.guide, *batch)
+        if "c" not in traces[0].nodes:
+            raise missing_site("c", "guide or the model", *traces)
+        sums[sample % REPLICATES] = sums[sample % REPLICATES] + row_log_weights(*traces).softmax(0)
+    return torch.stack(sums).mT * (REPLICATES / num_samples)
+
+
+class SobolSamples(Messenger):
+    """Give normal latent sites S quasi-random values at once, along a new leftmost dimension.
+
+    The points are eight independently scrambled Sobol sequences of S/8 points each, one after
+    the other. Latent sites that are not normal get S random values.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+
+    def _pyro_sample(self, msg: Any) -> None:
+        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        if msg["is_observed"] or msg["name"] == "c" or not in_plate or not has_rsample(msg["fn"]):
+            return
+        msg["value"], msg["done"] = self._values(msg["fn"]), True
+
+    def _values(self, distribution: Any) -> torch.Tensor:
+        if len(distribution.batch_shape) > 1:  # depends on a site that has S values already
+            return distribution.rsample()
+        independent = isinstance(distribution, torch.distributions.Independent)
+        base = distribution.base_dist if independent else distribution
+        if not isinstance(base, torch.distributions.Normal):
+            return distribution.rsample((self.num_samples,))
+        size = distribution.event_shape.numel()
+        noise = standard_normal_points(self.num_samples, size).to(base.loc)
+        return base.loc + base.scale * noise.reshape(-1, 1, *distribution.event_shape)
+
+
+def standard_normal_points(num_points: int, dim: int) -> torch.Tensor:
+    """Eight scrambled Sobol sequences in a row, shape (num_points, dim), mapped to N(0, I)."""
+    blocks = []
+    for _ in range(REPLICATES):
+        engine = torch.quasirandom.SobolEngine(
+            dim, scramble=True, seed=int(torch.randint(2**31 - 1, ()))
+        )
+        points = engine.draw(num_points // REPLICATES, dtype=torch.float64)
+        order = torch.randperm(len(points))  # sites are paired at random, not along the sequence
+        blocks.append(points[order])
+    uniform = torch.cat(blocks).clamp(1e-10, 1 - 1e-10)
+    return math.sqrt(2.0) * torch.erfinv(2.0 * uniform - 1.0)

@@ -1,0 +1,107 @@
+"""Codes, reconstructions and samples of a fitted story."""
+
+from collections.abc import Callable
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.handlers import AtTheMean, Discretize
+from pyro_moe.rows import Data
+
+from .traces import feature_batches, node, shared_latents
+
+
+def encode(fit: Fit, x: Data) -> torch.Tensor:
+    r"""The latent means :math:`E_q[z \mid x]`.
+
+    Args:
+        fit: A fitted story with a site ``z``.
+        x: Rows, shape (N, D).
+
+    Returns:
+        Codes, shape (N, L).
+
+    Raises:
+        SiteError: If the guide has no site ``z``.
+    """
+    return _at_the_mean(fit, x, lambda guide, model: node(guide, "z", "guide")["value"])
+
+
+def reconstruct(fit: Fit, x: Data) -> torch.Tensor:
+    r"""What the story makes of each row's code, :math:`E[x \mid z = E_q[z \mid x]]`.
+
+    Args:
+        fit: A fitted story with sites ``z`` and ``x``.
+        x: Rows, shape (N, D).
+
+    Returns:
+        Reconstructions, shape (N, D).
+
+    Raises:
+        SiteError: If the guide has no site ``z``, or the model no site ``x``.
+    """
+
+    def mean_of_x(guide: Trace, model: Trace) -> torch.Tensor:
+        node(guide, "z", "guide")
+        return node(model, "x", "model")["fn"].mean
+
+    return _at_the_mean(fit, x, mean_of_x)
+
+
+def _at_the_mean(fit: Fit, x: Data, read: Callable[[Trace, Trace], torch.Tensor]) -> torch.Tensor:
+    results = []
+    with torch.no_grad(), reproducible(0), Discretize():
+        for batch in feature_batches(fit, x):
+            with AtTheMean():
+                guide_trace = poutine.trace(fit.guide).get_trace(*batch)
+            replayed = poutine.replay(fit.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*batch)
+            results.append(read(guide_trace, model_trace))
+    return torch.cat(results)
+
+
+def sample(
+    fit: Fit,
+    num_samples: int,
+    *,
+    component: int | None = None,
+    noise: bool = True,
+    seed: int = 0,
+) -> torch.Tensor:
+    r"""Rows that the story generates, of all components or of one: :math:`x \sim p(x \mid c = k)`.
+
+    Latent variables of a row come from the model, those that rows share from the guide: the
+    draws are of the posterior predictive distribution of new rows.
+
+    Args:
+        fit: A fitted story with a site ``x``.
+        num_samples: N, rows to draw.
+        component: k, or None for c ~ p(c).
+        noise: Whether to draw x given z, rather than take its mean, the smooth picture.
+        seed: Seed of the draws.
+
+    Returns:
+        Rows, shape (N, D).
+
+    Raises:
+        SiteError: If the model has no site ``x``, or ``component`` is given and it has no ``c``.
+        ValueError: If there is no such component.
+    """
+    template = tuple(column[:1].expand(num_samples, *column.shape[1:]) for column in fit.data)
+    with torch.no_grad(), reproducible(seed), Discretize():
+        model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
+        trace = poutine.trace(model).get_trace(*template)
+        if component is not None:
+            num_components = node(trace, "c", "model")["value"].shape[-1]
+            if not 0 <= component < num_components:
+                raise ValueError(
+                    f"expected component from 0 to {num_components - 1}; got {component}"
+                )
+            c = torch.zeros_like(trace.nodes["c"]["value"])
+            c[..., component] = 1.0
+            trace = poutine.trace(poutine.condition(model, {"c": c})).get_trace(*template)
+        site = node(trace, "x", "model")
+        return site["value"] if noise else site["fn"].mean

@@ -1,0 +1,304 @@
+"""What a mixture of experts says of the target of each row."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_moe.distributions.mixture import Stacked
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.handlers import Enumerate, log_probabilities
+from pyro_moe.inference.traces import row_log_weights
+from pyro_moe.rows import Data, as_tensors
+
+from .gating import gate
+from .marginals import cdf_of, has_classes, mean_of, variance_of
+from .traces import node
+
+
+@dataclass(frozen=True)
+class Prediction:
+    r"""The predictive distribution of each of N rows, a mixture of S x K experts.
+
+    .. math:: p(y \mid x) = \frac{1}{S} \sum_s \sum_k g_{sk}(x)\, p_{sk}(y \mid x)
+
+    S is one unless what the experts say depends on latent variables besides ``c``, of which there
+    are then S draws.
+
+    Attributes:
+        weights: g of each draw, shape (S, N, K).
+        distributions: For each draw the K experts' distributions, of batch shape (N, K), or
+            (K, N) if ``leading``.
+        leading: Whether K is the first batch dimension of the distributions.
+    """
+
+    weights: torch.Tensor
+    distributions: tuple[Any, ...]
+    leading: bool = False
+
+    def __len__(self) -> int:
+        return self.weights.shape[1]
+
+    @property
+    def gate(self) -> torch.Tensor:
+        """How probable each expert is, shape (N, K)."""
+        return self.weights.mean(0)
+
+    @property
+    def experts(self) -> torch.Tensor:
+        """Each expert's mean, shape (N, K, M); of classes, their probabilities."""
+        return self._means().mean(0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean of y, shape (N, M); of classes, their probabilities."""
+        return self._average(self._means())
+
+    @property
+    def within(self) -> torch.Tensor:
+        """The variance that experts have by themselves, on average, shape (N, M)."""
+        return self._average(self._stack(variance_of))
+
+    @property
+    def between(self) -> torch.Tensor:
+        """The variance between experts' means, and between draws, shape (N, M)."""
+        return self._average((self._means() - self.mean.unsqueeze(1)).square())
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The variance of y, within + between, shape (N, M)."""
+        return self.within + self.between
+
+    def log_prob(self, y: ArrayLike) -> torch.Tensor:
+        """The log-density of targets, jointly over their columns, shape (N,).
+
+        Args:
+            y: Targets, shape (N,) or (N, M), in their own units.
+
+        Raises:
+            DataError: If there are not as many rows and columns as were predicted, or a value is
+                impossible, such as a class that was not fitted.
+        """
+        value = self._along_batch(self.targets(y))
+        self._check_support(value)
+        each = self._stack(lambda p: p.log_prob(value), events=False)
+        return (each + self.weights.log()).logsumexp(-1).logsumexp(0) - math.log(len(each))
+
+    def cdf(self, y: ArrayLike) -> torch.Tensor:
+        """P(y_m ≤ value) for each column by itself, shape (N, M).
+
+        Raises:
+            DataError: If y has not the shape of what was predicted, or y is a class.
+        """
+        return self._cdf(self.targets(y))
+
+    def _cdf(self, value: torch.Tensor) -> torch.Tensor:
+        along = self._along_batch(value)
+        return self._average(self._stack(lambda p: cdf_of(p, along)))
+
+    def quantile(self, q: float) -> torch.Tensor:
+        """The value below which a column lies with probability q, shape (N, M).
+
+        Found by bisection of `cdf`; of counts, the least whole number with at least that much.
+
+        Args:
+            q: Between 0 and 1.
+
+        Raises:
+            DataError: If y is a class.
+            ValueError: If q is not between 0 and 1.
+        """
+        if not 0 < q < 1:
+            raise ValueError(f"expected q between 0 and 1; got {q}")
+        if has_classes(self.distributions[0]):
+            raise DataError("expected a target whose values have an order; got classes")
+        low, high = self._bracket(q)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return high.round() if self.distributions[0].support.is_discrete else high
+
+    def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values below and above the quantile, shape (N, M)."""
+        means, deviations = self._means(), self._stack(variance_of).sqrt()
+        reach = min(q, 1 - q) ** -0.5  # Chebyshev's inequality, for each expert
+        low = (means - reach * deviations).amin((0, 2)) - 1e-6
+        high = (means + reach * deviations).amax((0, 2)) + 1e-6
+        if low.isfinite().all() and high.isfinite().all():
+            return low, high
+        # Heavy tails have no variance, or no mean: feel the way out from the middle.
+        middle = means.nan_to_num().mean((0, 2))
+        return self._beyond(middle, -1, q), self._beyond(middle, 1, q)
+
+    def _beyond(self, middle: torch.Tensor, side: int, q: float) -> torch.Tensor:
+        """Values on one side, far enough from the middle to have the quantile between."""
+        step = torch.ones_like(middle)
+        while True:
+            value = middle + side * step
+            below = self._cdf(value.reshape(len(self), *self.distributions[0].event_shape)) < q
+            near = below if side > 0 else ~below
+            if not near.any() or not value.isfinite().all():
+                return value
+            step = torch.where(near, 2 * step, step)
+
+    def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
+        """Draws of the target of every row, shape (num_samples, N) or (num_samples, N, M).
+
+        Each holds all rows under one draw of the latent variables that they share.
+
+        Args:
+            num_samples: Draws of each row.
+            seed: Seed of the draws.
+        """
+        with reproducible(seed):
+            draws = [self._sample(i % len(self.weights)) for i in range(num_samples)]
+        return torch.stack(draws)
+
+    def _sample(self, draw: int) -> torch.Tensor:
+        each = self.distributions[draw].sample()
+        each = each.transpose(0, 1) if self.leading else each
+        chosen = torch.multinomial(self.weights[draw], 1).squeeze(-1)
+        return each[torch.arange(len(self), device=each.device), chosen]
+
+    def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights (N, S K, 1), means and variances (N, S K, M) of all that is mixed."""
+        shares = self.weights.unsqueeze(-1) / len(self.weights)
+        parts = (shares, self._means(), self._stack(variance_of))
+        weights, means, variances = (part.transpose(0, 1).flatten(1, 2) for part in parts)
+        return weights, means, variances
+
+    def _means(self) -> torch.Tensor:
+        return self._stack(mean_of)
+
+    def _stack(self, read: Callable[[Any], torch.Tensor], *, events: bool = True) -> torch.Tensor:
+        """What is read off each draw's distributions, shape (S, N, K), and M if ``events``."""
+        each = torch.stack([read(p) for p in self.distributions])
+        if self.leading:
+            each = each.transpose(1, 2)
+        return each.reshape(*each.shape[:3], -1) if events else each
+
+    def _average(self, each: torch.Tensor) -> torch.Tensor:
+        return (self.weights.unsqueeze(-1) * each).sum(2).mean(0)
+
+    def targets(self, y: ArrayLike) -> torch.Tensor:
+        """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).
+
+        Raises:
+            DataError: If there are not as many rows and columns as were predicted, or a value is
+                no finite number.
+        """
+        event_shape = self.distributions[0].event_shape
+        _, value = as_tensors((self.gate, y), dtype=self.weights.dtype)
+        value = value.to(self.weights)
+        if value.shape[1:].numel() != event_shape.numel():
+            expected = (len(self), *event_shape)
+            raise DataError(f"expected y of shape {expected}; got {tuple(value.shape)}")
+        return value.reshape(len(self), *event_shape)
+
+    def _check_support(self, value: torch.Tensor) -> None:
+        support = self.distributions[0].support
+        possible = support.check(value).reshape(len(self), -1).all(-1)
+        if not possible.all():
+            row = int((~possible).nonzero()[0])
+            base = getattr(support, "base_constraint", support)
+            got = value.reshape(len(self), -1)[row].tolist()
+            raise DataError(f"expected y in the support of its distribution, {base}; got {got}")
+
+    def _along_batch(self, value: torch.Tensor) -> torch.Tensor:
+        return value if self.leading else value.unsqueeze(1)
+
+
+def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Prediction:
+    r"""What a fitted story says of the target of each row.
+
+    .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
+
+    It is read off the model's site ``y``, be that a mixture, or one expert's distribution that
+    depends on ``c`` under the gate that `gate` gives. Where y depends on other latent variables
+    too, experts' weights or a sampled z, the prediction averages over draws from the guide.
+
+    Args:
+        fit: A fitted story with a site ``y``, whose model and guide take None for y.
+        x: Rows, shape (N, D).
+        num_samples: Draws of latent variables, a multiple of 8; one is taken where y depends on
+            none.
+        seed: Seed of the draws.
+
+    Returns:
+        The prediction, in the units of the targets that were fitted.
+
+    Raises:
+        SiteError: If the model has no site ``y``.
+    """
+    arguments = fit.features(x)
+    with torch.no_grad(), reproducible(seed):
+        draws = [_draw(fit, arguments) for _ in range(2)]
+        same = all(
+            torch.equal(read(draws[0].distribution), read(draws[1].distribution))
+            for read in (mean_of, variance_of)
+        )
+        if same and draws[0].of_assignment:
+            weights = gate(fit, arguments[0], num_samples=num_samples, seed=seed)
+            draws = [replace(draws[0], weights=weights)]
+        elif same and torch.equal(draws[0].weights, draws[1].weights):
+            draws = draws[:1]
+        else:
+            draws += [_draw(fit, arguments) for _ in range(num_samples - 2)]
+    return Prediction(
+        torch.stack([draw.weights for draw in draws]),
+        tuple(draw.distribution for draw in draws),
+        draws[0].leading,
+    )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The experts' distributions and weights (N, K) at one draw of the latent variables."""
+
+    distribution: Any
+    weights: torch.Tensor
+    leading: bool = False
+    of_assignment: bool = False  # whether the weights are those of the site c
+
+
+def _draw(fit: Fit, arguments: tuple[torch.Tensor | None, ...]) -> _Draw:
+    with Enumerate():
+        guide_trace = poutine.trace(fit.guide).get_trace(*arguments)
+        replayed = poutine.replay(fit.model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*arguments)
+    p = node(model_trace, "y", "model")["fn"]
+    if len(p.batch_shape) == 1:
+        if hasattr(p, "component_distribution"):
+            return _Draw(p.component_distribution, p.mixture_distribution.probs)
+        return _Draw(Stacked([p]), mean_of(p).new_ones(*p.batch_shape, 1))
+    weights = _assignment(model_trace, guide_trace)
+    if _chooses(p):
+        return _Draw(p.component_distribution, weights, of_assignment=True)
+    return _Draw(p, weights, leading=True, of_assignment=True)
+
+
+def _assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    """The probabilities (N, K) of c in the guide, or by Bayes' rule from all but y."""
+    if "c" in guide_trace.nodes:
+        return log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
+    model_trace = model_trace.copy()
+    model_trace.remove_node("y")
+    pruned = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
+    for trace in pruned:
+        trace.compute_log_prob()
+    return row_log_weights(*pruned).softmax(0).T
+
+
+def _chooses(p: Any) -> bool:
+    """Whether p is what `models.choose` makes of each of the K values of c."""
+    log_weights = getattr(p, "log_weights", None)
+    return log_weights is not None and bool((log_weights.exp().amax(-1) == 1).all())

@@ -1,0 +1,171 @@
+"""Scores: of clusters against labels, of predictions against targets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import as_tensor
+
+from .marginals import families, has_classes
+from .prediction import Prediction
+
+
+def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    r"""How well clusters agree with labels that no training saw.
+
+    .. math:: \mathrm{accuracy} = \max_\pi \frac{1}{N} \sum_n 1[\pi(\hat c_n) = y_n]
+
+    over one-to-one maps π from clusters to labels.
+
+    Args:
+        gate: Responsibilities (N, K), whose largest entries decide, or clusters (N,).
+        labels: Labels (N,), integers.
+
+    Returns:
+        ``"accuracy"``, ``"nmi"`` (normalized mutual information) and ``"ari"`` (adjusted Rand
+        index).
+
+    Raises:
+        DataError: If there are not as many labels as rows, or a label is no number.
+
+    Example:
+        >>> clustering_scores([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [1, 0, 0])["accuracy"]
+        1.0
+    """
+    clusters, truth = as_tensor(gate, "gate"), as_tensor(labels, "labels")
+    if clusters.dim() == 2:
+        clusters = clusters.argmax(-1)
+    if truth.shape != clusters.shape:
+        raise DataError(f"expected {len(clusters)} labels; got shape {tuple(truth.shape)}")
+    predicted, actual = clusters.cpu().numpy(), truth.cpu().numpy()
+    counts = contingency_matrix(actual, predicted)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return {
+        "accuracy": float(counts[rows, columns].sum() / counts.sum()),
+        "nmi": float(normalized_mutual_info_score(actual, predicted)),
+        "ari": float(adjusted_rand_score(actual, predicted)),
+    }
+
+
+def regression_scores(
+    prediction: Prediction, y: ArrayLike, *, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+) -> dict[str, Any]:
+    r"""How far predictions are from targets, and how well their spread says so.
+
+    .. math:: \mathrm{error} = \frac{1}{N} \sum_n |y_n - E[y|x_n]|^2, \quad
+              \mathrm{crps} = \int (F(t) - 1\{t \ge y\})^2 dt
+              = 2 \int_0^1 \rho_q(y - F^{-1}(q))\, dq
+
+    Args:
+        prediction: What `predict` gave.
+        y: Targets, shape (N,) or (N, M), in their own units.
+        levels: Probabilities of central intervals.
+
+    Returns:
+        ``"error"`` (the mean over rows of the squared error summed over columns, which is the
+        paper's), ``"rmse"`` (root mean square over rows and columns), ``"log_likelihood"`` (nats
+        per row, jointly over columns), ``"crps"`` (mean over rows and columns, in the units of
+        y, see `continuous_ranked_probability_score`) and ``"coverage"`` (by level, the share of
+        targets that lie in their central interval).
+
+    Raises:
+        DataError: If y has not the shape of what was predicted, or y is a class.
+
+    Source:
+        Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA
+        2007, section 4.2.
+    """
+    target = prediction.targets(y).reshape(len(prediction), -1)
+    squared = (target - prediction.mean).square()
+    coverage = {}
+    for level in levels:
+        low, high = (prediction.quantile(0.5 + side * level / 2) for side in (-1, 1))
+        coverage[level] = ((low <= target) & (target <= high)).float().mean().item()
+    return {
+        "error": squared.sum(-1).mean().item(),
+        "rmse": squared.mean().sqrt().item(),
+        "log_likelihood": prediction.log_prob(y).mean().item(),
+        "crps": continuous_ranked_probability_score(prediction, y).mean().item(),
+        "coverage": coverage,
+    }
+
+
+def continuous_ranked_probability_score(prediction: Prediction, y: ArrayLike) -> torch.Tensor:
+    r"""How far predictive distributions are from targets, in the units of y, shape (N, M).
+
+    .. math:: \mathrm{crps} = \int (F(t) - 1\{t \ge y\})^2\, dt
+              = E|Y - y| - \tfrac{1}{2} E|Y - Y'| = 2 \int_0^1 \rho_q(y - F^{-1}(q))\, dq
+
+    In closed form for normal experts, and by 50 quantiles at midpoints for others.
+
+    Args:
+        prediction: What `predict` gave.
+        y: Targets, shape (N,) or (N, M).
+
+    Raises:
+        DataError: If y has not the shape of what was predicted, or y is a class.
+
+    Source:
+        Grimit, Gneiting, Berrocal and Johnson, "The continuous ranked probability score for
+        circular variables and its application to mesoscale forecast ensemble verification", 2006,
+        section 2 (mixtures of normals); Gneiting and Raftery, JASA 2007, section 4.2.
+    """
+    target = prediction.targets(y).reshape(len(prediction), -1)
+    if all(isinstance(_base(p), (Normal, MultivariateNormal)) for p in prediction.distributions):
+        return _of_normals(prediction, target)
+    losses = []
+    for q in ((torch.arange(50) + 0.5) / 50).tolist():
+        excess = target - prediction.quantile(q)
+        losses.append(torch.maximum(q * excess, (q - 1) * excess))
+    return 2 * torch.stack(losses).mean(0)
+
+
+def _base(p: Any) -> Any:
+    return p.base_dist if isinstance(p, Independent) else p
+
+
+def _of_normals(prediction: Prediction, target: torch.Tensor) -> torch.Tensor:
+    """Σ_i w_i A(y − μ_i, σ_i²) − ½ Σ_ij w_i w_j A(μ_i − μ_j, σ_i² + σ_j²), shape (N, M)."""
+    weights, means, variances = prediction.components()
+    near = (weights * _absolute(target.unsqueeze(1) - means, variances)).sum(1)
+    spread = sum(
+        (weights[:, i, None] * weights * _absolute(means[:, i, None] - means, v + variances)).sum(1)
+        for i, v in enumerate(variances.unsqueeze(2).unbind(1))
+    )
+    return near - spread / 2
+
+
+def _absolute(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """E|X| of a normal X."""
+    deviation = variance.sqrt()
+    unit = Normal(torch.zeros_like(mean), 1.0)
+    standard = mean / deviation
+    return 2 * deviation * unit.log_prob(standard).exp() + mean * (2 * unit.cdf(standard) - 1)
+
+
+def classification_scores(prediction: Prediction, y: ArrayLike) -> dict[str, float]:
+    r"""How often the most probable class is the right one, and how probable the right one is.
+
+    Args:
+        prediction: What `predict` gave for classes.
+        y: Classes, shape (N,).
+
+    Returns:
+        ``"accuracy"`` and ``"log_loss"``, :math:`-\frac{1}{N} \sum_n \log p(y_n | x_n)`.
+
+    Raises:
+        DataError: If there are not as many classes as rows, or y is no class.
+    """
+    if not has_classes(prediction.distributions[0]):
+        (family, *_) = families(prediction.distributions[0])
+        raise DataError(f"expected a prediction of classes; got one of {type(family).__name__}")
+    log_prob = prediction.log_prob(y)
+    right = prediction.mean.argmax(-1) == prediction.targets(y)
+    return {"accuracy": right.float().mean().item(), "log_loss": -log_prob.mean().item()}

@@ -1,0 +1,87 @@
+"""Reading a fitted story: its rows in minibatches, and the sites of its traces by name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.errors import SiteError
+from pyro_moe.inference.handlers import Discretize
+from pyro_moe.rows import Data
+
+
+def batches(fit: Fit, data: Data, rows: int = 4096) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Minibatches of data of the kind that was fitted."""
+    return zip(*(column.split(rows) for column in fit.as_tensors(data)), strict=True)
+
+
+def feature_batches(
+    fit: Fit, data: Data, rows: int = 4096
+) -> Iterator[tuple[torch.Tensor | None, ...]]:
+    """Minibatches of x, with None for what was fitted beside it."""
+    x, *others = fit.features(data)
+    return ((batch, *others) for batch in x.split(rows))
+
+
+def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
+    """A draw from the guide of the latent variables that rows share, those outside the plate."""
+    trace = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.data))
+    sites = prune_subsample_sites(trace).nodes
+    return {
+        name: sites[name]["value"]
+        for name in trace.stochastic_nodes
+        if name in sites and is_shared(sites[name])
+    }
+
+
+class Given(Messenger):
+    """Give latent sites these values instead of samples."""
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def observed_sites(fit: Fit) -> list[str]:
+    """Names of the model's sites that data was given for."""
+    few = tuple(column[:1] for column in fit.data)
+    with torch.no_grad(), reproducible(0), Discretize():
+        trace = poutine.trace(fit.model).get_trace(*few)
+    return [name for name in trace.observation_nodes if not is_shared(trace.nodes[name])]
+
+
+def is_shared(site: Any) -> bool:
+    """Whether a site of a trace is outside the plate ``"data"``."""
+    return not any(frame.name == "data" for frame in site["cond_indep_stack"])
+
+
+def node(trace: Trace, site: str, program: str) -> Any:
+    """A site of a trace.
+
+    Raises:
+        SiteError: If there is none of that name.
+    """
+    if site not in trace.nodes:
+        raise missing_site(site, program, trace)
+    return trace.nodes[site]
+
+
+def missing_site(site: str, program: str, *traces: Trace) -> SiteError:
+    """What to raise where a site is in none of the traces."""
+    names = {
+        name
+        for trace in traces
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+    }
+    return SiteError(f"expected a site {site!r} in the {program}; got sites {sorted(names)}")

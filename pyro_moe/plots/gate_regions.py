@@ -1,0 +1,53 @@
+"""Which component answers where in the plane."""
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from pyro_moe import evaluation
+from pyro_moe.fitted import Fit
+from pyro_moe.rows import Rows
+
+from .points import expect_image_or_plane, label_plane, number_groups
+from .style import color, panels_of
+
+
+def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> Figure:
+    """Which component answers where in the data plane, and where the gate is unsure.
+
+    A region has the color of its likeliest component, the paler the less certain it is.
+
+    Args:
+        fit: A fitted story with a site ``c``, over two columns.
+        rows: Rows to draw over the regions, at most 2,000 of them.
+        resolution: Points along each side of the grid at which the gate is read off.
+        seed: Decides which rows are shown.
+
+    Raises:
+        DataError: If rows are not points in the plane.
+        SiteError: If neither guide nor model has a site ``c``.
+    """
+    expect_image_or_plane(fit, None)
+    shown = rows.subsample(2000, seed)
+    points = shown.x.cpu().numpy()
+    margin = 0.08 * np.ptp(points, axis=0).max() or 1.0
+    low, high = points.min(0) - margin, points.max(0) + margin
+    sides = [np.linspace(low[d], high[d], resolution) for d in range(2)]
+    grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
+    g = evaluation.gate(fit, grid).cpu().numpy()
+    chance = 1.0 / g.shape[1]
+    certainty = (g.max(1) - chance) / (1.0 - chance) if chance < 1.0 else np.ones(len(g))
+    colors = np.array([to_rgb(color(k)) for k in range(g.shape[1])])[g.argmax(1)]
+    shades = np.concatenate((colors, 0.6 * certainty[:, None].clip(0, 1)), axis=1)
+    figure, (axes,) = panels_of(1, width=5.2, height=5)
+    axes.imshow(
+        shades.reshape(resolution, resolution, 4),
+        extent=(low[0], high[0], low[1], high[1]),
+        origin="lower",
+        interpolation="nearest",
+    )
+    axes.scatter(points[:, 0], points[:, 1], s=3, color="black", linewidths=0)
+    number_groups(axes, points, evaluation.gate(fit, shown).cpu().numpy().argmax(1))
+    axes.set_title("Which component answers (paler: less certain)")
+    label_plane(axes)
+    return figure

@@ -1,0 +1,48 @@
+"""Every picture that makes sense for a fit."""
+
+from collections.abc import Callable
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.errors import SiteError
+from pyro_moe.rows import Rows
+
+from .gate_regions import gate_map
+from .latent import generated, latent_map, reconstructions
+from .targets import predictions
+from .training import history
+
+
+def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
+    """Every picture that makes sense for a fit and its rows, by name.
+
+    Args:
+        fit: A fitted story.
+        rows: Rows to show, best such that the fit has not seen.
+        seed: Decides which rows and samples are shown.
+
+    Returns:
+        Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"``,
+        ``"gate_map"`` and ``"predictions"``: without those of sites that the story lacks, and
+        without pictures of x unless a row is an image or a point in the plane.
+    """
+    drawings: dict[str, Callable[[], Figure]] = {
+        "history": partial(history, fit),
+        "latent_map": partial(latent_map, fit, rows, seed=seed),
+    }
+    if rows.image_shape is not None or fit.x_dim == 2:
+        drawings["reconstructions"] = partial(reconstructions, fit, rows, seed=seed)
+        drawings["generated"] = partial(generated, fit, image_shape=rows.image_shape, seed=seed)
+    if rows.image_shape is None and fit.x_dim == 2:
+        drawings["gate_map"] = partial(gate_map, fit, rows, seed=seed)
+    if rows.y is not None and len(fit.data) > 1:
+        drawings["predictions"] = partial(predictions, fit, rows, seed=seed)
+    figures = {}
+    for name, draw in drawings.items():
+        try:
+            figures[name] = draw()
+        except SiteError:  # the story lacks what would be shown
+            continue
+    return figures

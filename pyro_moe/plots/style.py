@@ -1,0 +1,43 @@
+"""Colors, and figures of several panels."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+# Paul Tol's "muted" scheme, which the color-blind can tell apart, and black.
+PALETTE = [
+    "#CC6677",
+    "#332288",
+    "#DDCC77",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#44AA99",
+    "#999933",
+    "#AA4499",
+    "#000000",
+]
+
+
+GRAY = "#666666"
+
+
+def panels_of(
+    number: int,
+    *,
+    rows: int = 1,
+    width: float = 4.5,
+    height: float = 4.2,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels in each row, of a size in inches each, and the panels in order."""
+    layout = ConstrainedLayoutEngine(compress=True, wspace=0.05)
+    figure = Figure(figsize=(width * number, height * rows), layout=layout)
+    panels = figure.subplots(rows, number, squeeze=False, sharex=sharex, sharey=sharey)
+    return figure, panels.reshape(-1)
+
+
+def color(index: int) -> str:
+    """The color of a component."""
+    return PALETTE[index % len(PALETTE)]

@@ -1,0 +1,75 @@
+"""Targets beside their predictions."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_moe import evaluation
+from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import Rows, numbered
+
+from .style import GRAY, color, panels_of
+
+
+def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
+    """Targets against their predicted means, a panel a column; of classes, who is taken for whom.
+
+    Points have the color of the expert that the gate holds likeliest, and a line across their
+    central 90 % interval. Where targets are what was predicted, points lie on the diagonal.
+
+    Args:
+        fit: A fitted story with a site ``y``.
+        rows: Rows with targets, best such that the fit has not seen.
+        max_rows: The most to show.
+        seed: Decides which rows are shown, and the draws of `evaluation.predict`.
+
+    Raises:
+        DataError: If the rows have no targets.
+        SiteError: If the model has no site ``y``.
+    """
+    if rows.y is None:
+        raise DataError("expected rows with targets; got y=None")
+    one = evaluation.predict(fit, rows.take(slice(1)), seed=seed)
+    if has_classes(one.distributions[0]):
+        probabilities = evaluation.predict(fit, rows, seed=seed).mean
+        return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy())
+    rows = rows.subsample(max_rows, seed)
+    prediction = evaluation.predict(fit, rows, seed=seed)
+    target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()
+    mean, low, high = (
+        part.cpu().numpy()
+        for part in (prediction.mean, prediction.quantile(0.05), prediction.quantile(0.95))
+    )
+    experts = prediction.gate.argmax(-1).cpu().numpy()
+    figure, panels = panels_of(target.shape[1])
+    names = rows.targets or numbered("y", target.shape[1])
+    for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        for k in np.unique(experts):
+            of_k = experts == k
+            axes.vlines(
+                mean[of_k, m], low[of_k, m], high[of_k, m], color(k), linewidth=0.8, alpha=0.35
+            )
+            axes.scatter(
+                mean[of_k, m], target[of_k, m], s=10, c=color(k), label=str(k), linewidths=0
+            )
+        ends = [mean[:, m].min(), mean[:, m].max()]
+        axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
+        axes.set(title=name, xlabel="predicted mean, with its 90 % interval")
+    panels[0].set_ylabel("target")
+    panels[0].legend(title="likeliest expert", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
+    size = probabilities.shape[1]
+    counts = np.zeros((size, size), dtype=int)
+    np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
+    figure, (axes,) = panels_of(1)
+    axes.imshow(counts, cmap="Blues", norm="linear")
+    for (row, column), count in np.ndenumerate(counts):
+        dark = count > counts.max() / 2
+        axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
+    axes.set(xlabel="likeliest class", ylabel="class", title="Rows by class and prediction")
+    axes.set(xticks=range(size), yticks=range(size))
+    return figure

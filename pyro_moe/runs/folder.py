@@ -1,0 +1,363 @@
+"""Run folders: what a fit learned, how, and how well, as files that any tool can read.
+
+A folder holds ``parameters.safetensors``, ``settings.json``, ``history.csv`` and ``scores.json``,
+and ``story.py`` if the story is one of a person's own.
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pyro_moe import models
+from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.programs import modules
+from pyro_moe.inference.traces import enumerated_traces
+
+
+from pyro_moe.fitted import Fit
+from pyro_moe.fitting import fit
+from pyro_moe.rows import Data, Rows
+from pyro_moe.datasets.source import Source
+from .story_file import StoryFile, read
+
+_STORY_COPY = "story.py"
+_PARAM = "pyro.param."
+STORIES: dict[str, type[nn.Module]] = {
+    "gmm": models.GMM,
+    "vae": models.VAE,
+    "vade": models.VaDE,
+    "dmvae": models.DMVAE,
+    "me": models.ME,
+    "deepmoe": models.DeepMoE,
+    "hierarchicalme": models.HierarchicalME,
+    "gmmmoe": models.GMMMoE,
+    "vademoe": models.VaDEMoE,
+    "dvmoe": models.DVMoE,
+}
+
+
+def prepare(folder: str | Path, story_file: StoryFile | None = None) -> Path:
+    """Make a folder if there is none, and see that it can be written, before any work is done.
+
+    Args:
+        folder: Where a run shall be saved.
+        story_file: The story's file, if a copy of it shall be saved.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If it cannot be written, or holds another story.py that is not a run's.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"expected a folder that can be written; got {folder} ({error.strerror})"
+        ) from error
+    if story_file is not None:
+        _check_copy(folder, story_file)
+    return folder
+
+
+def _check_copy(folder: Path, story_file: StoryFile) -> None:
+    """See that the copy of a story's file takes no other's place, but that of a run's copy."""
+    copy = folder / _STORY_COPY
+    if not copy.exists() or copy.read_bytes() == story_file.content:
+        return
+    if not (folder / "settings.json").exists() or not _of_file(settings_of(folder)["story"]):
+        raise DataError(f"expected a folder without a {_STORY_COPY} of its own; got {folder}")
+
+
+def save(
+    fit: Fit,
+    folder: str | Path,
+    *,
+    story_name: str | None = None,
+    story_file: StoryFile | None = None,
+    story_arguments: Mapping[str, Any],
+    data_name: str,
+    source: Source | None = None,
+    rows: Rows | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a fit into a run folder; a run that is there is replaced.
+
+    Args:
+        fit: The fit.
+        folder: Where to; it is made if there is none.
+        story_name: One of `STORIES`, for a shipped story.
+        story_file: The file of any other, of which the folder gets a copy.
+        story_arguments: What the story was made with, as far as JSON can hold it.
+        data_name: What was fitted, for the record.
+        source: Where the rows came from, for `restore` to make them again.
+        rows: The rows that were fitted, whose columns' names are recorded.
+        scores: Numbers by name, for the record.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If the folder cannot be written.
+        ValueError: If the fit is not one of that story.
+
+    Example:
+        >>> import torch, pyro_moe
+        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> fit = pyro_moe.fit(story.model, story.guide, torch.eye(9, 2), epochs=1, progress=False)
+        >>> arguments = {"x_dim": 2, "num_components": 3}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(fit, folder, story_name="gmm", story_arguments=arguments, data_name="my")
+        ...     loaded, settings = load(folder)
+        >>> loaded.num_components, settings["fit"]["epochs"]
+        (3, 1)
+    """
+    name = story_name if story_file is None else story_file.name
+    if not isinstance(fit.story, _shipped(name) if story_file is None else story_file.story):
+        raise ValueError(f"expected a fit of a {name}; got {type(fit.story).__name__}")
+    folder = prepare(folder, story_file)
+    named = fit.story.state_dict() | {_PARAM + name: p for name, p in _params(fit).items()}
+    tensors = {key: tensor.detach().cpu().clone() for key, tensor in named.items()}
+    settings = {
+        "story": name,
+        "story_arguments": dict(story_arguments),
+        "data": data_name,
+        "source": source and asdict(source),
+        "columns": fit.columns if rows is None else rows.columns,
+        "targets": None if rows is None else rows.targets,
+        "fit": {key: value for key, value in fit.settings.items() if not callable(value)},
+        "versions": {name: version(name) for name in ("pyro-moe", "pyro-ppl", "torch")},
+    }
+    results = {"stopped": fit.stopped, "held_out_elbo": fit.held_out_elbo, **(scores or {})}
+    if story_file is not None:
+        (folder / _STORY_COPY).write_bytes(story_file.content)
+    save_file(tensors, folder / "parameters.safetensors")
+    pd.DataFrame(fit.history).to_csv(folder / "history.csv", index=False)
+    for name, content in (("settings.json", settings), ("scores.json", results)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The story of a run folder with its parameters, and the settings of the run.
+
+    A shipped story is built from the name and the arguments in ``settings.json``, and only
+    numbers are read from ``parameters.safetensors``: loading executes nothing that a file
+    contains. A run of a story file is a program: loading it executes the ``story.py`` in the
+    folder, which can do whatever you can. Open such a run only if you trust where it came from.
+
+    A fit to evaluate wants rows, too, whose kind says what the story is about, see `fit_of` and
+    `restore`; they also know the `pyro.param` statements of a story, which belong to no module.
+
+    Args:
+        folder: What `save` wrote.
+
+    Returns:
+        The story, on the CPU, and the content of ``settings.json``.
+
+    Raises:
+        DataError: If a file is missing or damaged, or if the two do not belong together.
+    """
+    story, settings, _ = _loaded(folder)
+    return story, settings
+
+
+def _loaded(
+    folder: str | Path,
+) -> tuple[nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
+    """Story and settings of a run, and its `pyro.param`s, unconstrained."""
+    folder, settings = Path(folder), settings_of(folder)
+    try:
+        tensors = load_file(folder / "parameters.safetensors")
+        story = _story_class(settings["story"], folder)(**settings["story_arguments"])
+        dtypes = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+        params = {
+            k.removeprefix(_PARAM): tensors.pop(k) for k in [*tensors] if k.startswith(_PARAM)
+        }
+        story.to(dtypes[0] if dtypes else torch.get_default_dtype()).eval().load_state_dict(tensors)
+    except OSError as error:
+        raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
+    except (LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    return story, settings, params
+
+
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """What a run was asked and made with: the content of its ``settings.json``.
+
+    Args:
+        folder: What `save` wrote.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    try:
+        return json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: str | Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"expected a run folder with its files whole; got {folder} "
+        f"({type(error).__name__}: {reason})"
+    )
+
+
+def fit_of(folder: str | Path, data: Data) -> Fit:
+    """The fit of a run folder, on rows to evaluate it on.
+
+    As `load` does, it executes the story's file where the story is not a shipped one.
+
+    Args:
+        folder: What `save` wrote.
+        data: Rows with all columns that were fitted, or x alone.
+
+    Returns:
+        The fit, on the CPU, without its history. It can be evaluated but not resumed.
+
+    Raises:
+        DataError: If the run is damaged, or rows are not of the kind that was fitted.
+    """
+    story: Any
+    story, settings, params = _loaded(folder)
+    asked = settings["fit"]
+    kept = fit(
+        story.model,
+        story.guide,
+        data,
+        initialize="keep",
+        epochs=0,
+        loss="em" if asked["loss"] == "em" else "marginal",
+        missing_targets=asked.get("missing_targets", False),
+        seed=asked["seed"],
+        progress=False,
+    )
+    if params:
+        _give_back(kept, params)
+    return kept
+
+
+def _params(fit: Fit) -> dict[str, torch.Tensor]:
+    """The `pyro.param`s of a fit that are no module's, unconstrained."""
+    parts = fit.programs.modules
+    own = {id(parameter) for part in parts for parameter in part.parameters()}
+    store = fit.programs.store["params"]
+    return {name: value for name, value in store.items() if id(value) not in own}
+
+
+def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
+    """Have `pyro.param` statements find their unconstrained values again."""
+    batch = tuple(column[:1] for column in fit.data)
+    with torch.no_grad(), running(fit.programs.store), reproducible(0):  # they say their constraints
+        enumerated_traces(fit.programs.model, fit.programs.guide, *batch)
+    for name, value in params.items():
+        fit.programs.store["params"][name] = value.requires_grad_()
+
+
+def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[Fit, Rows, Rows]:
+    """The fit of a run folder, with the rows that trained it and those that tested it.
+
+    As `load` does, it executes the story's file where the story is not a shipped one.
+
+    Args:
+        folder: What `save` wrote.
+        data: None for the data that were fitted, where they were. If a table has moved, its path
+            now. Or another table, or `Rows`: all of them then stand for both.
+
+    Returns:
+        The fit, on the CPU, with the history and settings that were saved, and training and test
+        rows. It can be evaluated but not resumed.
+
+    Raises:
+        DataError: If the run is damaged, or the data are not where, or as, they were.
+
+    Example:
+        >>> import torch, pyro_moe
+        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> x = torch.eye(9, 2)
+        >>> fit = pyro_moe.fit(story.model, story.guide, x, epochs=4, progress=False)
+        >>> arguments = {"x_dim": 2, "num_components": 3}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(fit, folder, story_name="gmm", story_arguments=arguments, data_name="my")
+        ...     restored, train, test = restore(folder, Rows(x))
+        >>> len(restored.history), len(test)
+        (4, 9)
+    """
+    settings = settings_of(folder)
+    columns = settings["columns"]
+    train, test = (data, data) if isinstance(data, Rows) else _rows_again(folder, settings, data)
+    history, results = _results(folder)
+    restored = replace(
+        fit_of(folder, train),
+        training=None,
+        history=history,
+        settings=settings["fit"],
+        held_out_elbo=results["held_out_elbo"],
+        stopped=results["stopped"],
+        columns=None if columns is None else tuple(columns),
+    )
+    return restored, train, test
+
+
+def _rows_again(
+    folder: str | Path, settings: dict[str, Any], data: str | Path | None
+) -> tuple[Rows, Rows]:
+    source = settings.get("source")
+    if source is None and data is None:
+        raise DataError(f"expected data=…, as {folder} does not say where its rows are; got none")
+    if source is None:
+        source = {"name": str(data), "target": settings["targets"] or ()}
+    return Source(**source).rows_again(data, columns=settings["columns"])
+
+
+def _results(folder: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The history and the scores of a run."""
+    try:
+        scores = json.loads(Path(folder, "scores.json").read_text(encoding="utf-8"))
+        with Path(folder, "history.csv").open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    return [{key: _value(text) for key, text in row.items() if text} for row in table], scores
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _of_file(name: str) -> bool:
+    """Whether a story of this name is one of a file."""
+    return name.endswith(".py")
+
+
+def _story_class(name: str, folder: Path) -> type[nn.Module]:
+    return read(folder / _STORY_COPY).story if _of_file(name) else _shipped(name)
+
+
+def _shipped(name: str | None) -> type[nn.Module]:
+    if name not in STORIES:
+        raise ValueError(f"expected a story in {tuple(STORIES)}; got {name!r}")
+    return STORIES[name]
