@@ -51,8 +51,8 @@ def main() -> None:
                 error = float(np.square(made - test.y.numpy()).sum(1).mean())
                 measured = {"error": error, "seconds": time.perf_counter() - started}
                 print(options.data, seed, y_dim, method, measured, flush=True)
-                name = f"baselines-{options.data}-{record.slug(method)}-{y_dim}-{seed}"
-                record.write(name, measured)
+                key = {"data": options.data, "method": method, "y_dim": y_dim, "seed": seed}
+                record.write("baselines", key, measured)
 
 
 def predicted(method: str, train: Rows, test: Rows, seed: int) -> np.ndarray:

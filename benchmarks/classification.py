@@ -65,8 +65,8 @@ def main() -> None:
             measured = score(method, train, test, seed)
             measured["seconds"] = time.perf_counter() - started
             print(options.data, seed, method, measured, flush=True)
-            name = f"classification-{options.data}-{record.slug(method)}-{seed}"
-            record.write(name, {"scores": measured})
+            key = {"data": options.data, "method": method, "seed": seed}
+            record.write("classification", key, measured)
 
 
 def of_baseline(method: str, train: Rows, test: Rows, seed: int) -> dict[str, float]:

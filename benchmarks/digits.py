@@ -24,9 +24,9 @@ BASELINES = {
 
 
 def main() -> None:
-    """Run one story from one start for the seeds asked for."""
+    """Run one method from one start for the seeds asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("story", choices=[*STORIES, *BASELINES])
+    parser.add_argument("method", choices=[*STORIES, *BASELINES])
     parser.add_argument("start", choices=["tsne", "umap", "autoencoder", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--epochs", type=int, default=200)
@@ -36,13 +36,14 @@ def main() -> None:
     for seed in options.seeds:
         train, test = datasets.digits(seed=seed)
         started = time.perf_counter()
-        if options.story in BASELINES:
-            measured = baseline(options.story, seed, train, test)
+        if options.method in BASELINES:
+            measured = baseline(options.method, seed, train, test)
         else:
             measured = story(options, seed, train, test)
         measured["seconds"] = time.perf_counter() - started
-        print(options.story, options.start, seed, measured, flush=True)
-        record.write(f"digits-{options.story}-{options.start}-{seed}", measured)
+        print(options.method, options.start, seed, measured, flush=True)
+        key = {"method": options.method, "start": options.start, "seed": seed}
+        record.write("digits", key, measured)
 
 
 def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
@@ -57,7 +58,7 @@ def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
 
 def story(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> dict:
     """Scores of a story."""
-    chosen = STORIES[options.story](x_dim=64, z_dim=10, num_components=10, common_scale=True)
+    chosen = STORIES[options.method](x_dim=64, z_dim=10, num_components=10, common_scale=True)
     fit = pyro_moe.fit(
         chosen.model,
         chosen.guide,

@@ -1,4 +1,4 @@
-"""MNIST: test accuracy and ELBO by epoch, seconds an epoch, with and without initialization.
+"""MNIST: test accuracy and bounds of clustering stories, with and without initialization.
 
     python benchmarks/mnist.py dmvae embedding --seed 0 --data-dir DIR
 
@@ -33,14 +33,14 @@ def responsibilities(cache: Path, data_dir: str | None, seed: int) -> np.ndarray
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, r.numpy())
         scores = evaluation.clustering_scores(r.numpy(), train.labels)
-        record.write(f"mnist-responsibilities-{seed}", {"training_rows": scores})
+        record.write("responsibilities", {"data": "mnist", "seed": seed}, {"training_rows": scores})
     return np.load(path)
 
 
 def main() -> None:
     """Run one story from one start and seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("story", choices=[*STORIES, "none"])
+    parser.add_argument("method", choices=[*STORIES, "none"])
     parser.add_argument("start", choices=["embedding", "autoencoder", "random"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6)
@@ -54,14 +54,14 @@ def main() -> None:
     start = options.start
     if start == "embedding":
         start = responsibilities(options.cache, options.data_dir, options.seed)
-    if options.story != "none":
+    if options.method != "none":
         fit_story(options, start)
 
 
 def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
-    """Fit a story and write down its curve and its last scores."""
+    """Fit a story, print its scores by epoch, and write down the last ones."""
     train, test = datasets.mnist(options.data_dir, binary=True)
-    story = STORIES[options.story](
+    story = STORIES[options.method](
         x_dim=784,
         z_dim=10,
         num_components=10,
@@ -69,12 +69,12 @@ def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
         covariance=options.covariance,
         hidden=HIDDEN,
     )
-    curve: list[dict] = []
+    by_epoch: list[dict] = []
     started = time.perf_counter()
 
     def measure(fit: Fit) -> None:
-        curve.append({**fit.history[-1], **scores(fit, test)})
-        print(curve[-1], flush=True)
+        by_epoch.append({**fit.history[-1], **scores(fit, test)})
+        print(by_epoch[-1], flush=True)
 
     fit = pyro_moe.fit(
         story.model,
@@ -90,15 +90,19 @@ def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
     )
     seconds = time.perf_counter() - started
     bound = evaluation.importance_weighted_bound(fit, test.x)
-    record.write(
-        f"mnist-{options.story}-{options.start}-{options.covariance}-{options.seed}",
-        {
-            "seconds": seconds,
-            **scores(fit, test, num_samples=64),
-            "importance_weighted_bound": bound.mean().item(),
-            "curve": curve,
-        },
-    )
+    measured = {
+        "seconds": seconds,
+        **scores(fit, test, num_samples=64),
+        "importance_weighted_bound": bound.mean().item(),
+        "last_epoch": by_epoch[-1],
+    }
+    key = {
+        "method": options.method,
+        "start": options.start,
+        "covariance": options.covariance,
+        "seed": options.seed,
+    }
+    record.write("mnist", key, measured)
 
 
 def scores(fit: Fit, test: Rows, num_samples: int = 8) -> dict[str, float]:

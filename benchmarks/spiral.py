@@ -18,7 +18,7 @@ STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
 def main() -> None:
     """Run one story for the seeds asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("story", choices=STORIES)
+    parser.add_argument("method", choices=STORIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
@@ -29,14 +29,19 @@ def main() -> None:
         measured = fit_seed(options, seed)
         shown = ("accuracy", "accuracies", "held_out_elbo")
         print(seed, {key: measured[key] for key in shown}, flush=True)
-        name = f"spiral-{options.story}-{options.restarts}_starts-{options.covariance}-{seed}"
-        record.write(name, measured)
+        key = {
+            "method": options.method,
+            "restarts": options.restarts,
+            "covariance": options.covariance,
+            "seed": seed,
+        }
+        record.write("spiral", key, measured)
 
 
 def fit_seed(options: argparse.Namespace, seed: int) -> dict:
     """Scores of the start that the held-out ELBO chose, and the accuracies of them all."""
     train, test = datasets.spiral(seed=seed)
-    story = STORIES[options.story](
+    story = STORIES[options.method](
         x_dim=2, z_dim=2, num_components=5, covariance=options.covariance
     )
     curves: list[list[float]] = []
@@ -65,7 +70,8 @@ def fit_seed(options: argparse.Namespace, seed: int) -> dict:
         "test_elbo": evaluation.elbo(fit, test.x).mean().item(),
         "accuracies": [curve[-1] for curve in curves],
         "curves": curves,
-        "history": fit.history,
+        "epoch_seconds": [epoch["seconds"] for epoch in fit.history],
+        "last_epoch": fit.history[-1],
     }
 
 

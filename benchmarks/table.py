@@ -1,23 +1,25 @@
-"""The tables of the README, made from benchmarks/results.
+"""The tables of docs/benchmarks.md, made from benchmarks/results.
 
-python benchmarks/table.py prints them; with --write they go into README.md, between its markers.
+python benchmarks/table.py prints them; with --write they go into the page, between its markers.
 """
 
-import json
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from baselines import METHODS as REGRESSORS
-from record import RESULTS, slug
+from intervals import FEW
+from record import Run, recorded
+from table1 import WITH_Z, Z_DIMS
 
 from pyro_moe.table1 import METHODS, PAPER, Y_DIMS
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 LENGTHS = (1, 2, 5, 10)
-Groups = dict[tuple[str, ...], list[dict]]
+Groups = dict[tuple[str, ...], list[Run]]
 
 # Of others, as their papers and the benchmarks of their authors report them: RMSE, log-likelihood.
 UCI = {
@@ -28,8 +30,8 @@ UCI = {
 
 
 def main() -> None:
-    """Print the tables, or put them into the README."""
-    text = README.read_text()
+    """Print the tables, or put them into the page."""
+    text = PAGE.read_text()
     for make in MADE:
         content = make()
         if "--write" not in sys.argv[1:]:
@@ -41,16 +43,20 @@ def main() -> None:
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     if "--write" in sys.argv[1:]:
-        README.write_text(text)
+        PAGE.write_text(text)
 
 
-def grouped(prefix: str, size: int) -> Groups:
-    """Results of a kind by the next words of their file names, the seed left out."""
+def grouped(runs: Iterable[Run], *fields: str) -> Groups:
+    """Runs by their values of fields, in alphabetical order."""
     groups: Groups = defaultdict(list)
-    for path in sorted(RESULTS.glob(f"{prefix}*.json")):
-        words = path.stem.split("-")[:size]
-        groups[tuple(words)].append(json.loads(path.read_text()))
+    for run in runs:
+        groups[tuple(label(run[field]) for field in fields)].append(run)
     return dict(sorted(groups.items()))
+
+
+def label(name: str) -> str:
+    """A name as tables have it, such as ``"me few rows"``."""
+    return name.lower().replace(",", "").replace("-", "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -68,25 +74,24 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def clustering() -> Groups:
-    """Results of the clustering stories."""
-    groups = {}
-    for data in ("digits", "mnist", "spiral"):
-        groups |= grouped(f"{data}-", 3)
-    return {key: results for key, results in groups.items() if "accuracy" in results[0]}
+    """Runs of the clustering methods by data, method and start."""
+    runs = [*recorded("digits"), *recorded("mnist")]
+    runs += [{**run, "start": f"{run['restarts']} starts"} for run in recorded("spiral")]
+    return grouped(runs, "benchmark", "method", "start")
 
 
 def clusters() -> str:
     """Test accuracy and held-out bounds."""
     head = ("data", "method", "start", "seeds", "test accuracy", "lowest")
     rows = []
-    for (data, story, start), results in clustering().items():
+    for (data, method, start), results in clustering().items():
         accuracy = [result["accuracy"] for result in results]
         elbos = [result["test_elbo"] for result in results if "test_elbo" in result]
         rows.append(
             (
                 data,
-                story,
-                start.replace("_", " "),
+                method,
+                start,
                 len(results),
                 spread(accuracy, 4),
                 f"{min(accuracy):.4f}",
@@ -101,13 +106,11 @@ def starts() -> str:
     """What the paper's §8.1 claims of DMVAE and VaDE, over every single start."""
     head = ("data", "story", "starts", "of them at 0.99 or more")
     rows = []
-    for (data, story, _), results in clustering().items():
-        curves = [curve for result in results for curve in result.get("curves", [])]
-        if not curves:
-            continue
+    for (data, story), results in grouped(recorded("spiral"), "benchmark", "method").items():
+        curves = [curve for result in results for curve in result["curves"]]
         good = sum(curve[-1] >= 0.99 for curve in curves)
         epochs = statistics.mean(epochs_to(curve, 0.95) for curve in curves)
-        seconds = [row["seconds"] for result in results for row in result["history"]]
+        seconds = [epoch for result in results for epoch in result["epoch_seconds"]]
         median = f"{statistics.median(seconds):.2f}"
         rows.append((data, story, len(curves), good, f"{epochs:.1f}", median))
     return table((*head, "epochs to 95 % of the last accuracy", "seconds an epoch, median"), rows)
@@ -121,36 +124,38 @@ def epochs_to(curve: list[float], share: float) -> int:
 
 def table1() -> str:
     """Errors of Table 1 by data, method and M, beside the paper's."""
-    groups, baselines = grouped("table1-", 4), grouped("baselines-", 4)
     rows: list[tuple[str, ...]] = []
     for data in ("spiral", "mnist"):
-        rows.append((data, "variance of the target", "", *variances(groups, data)))
+        rows.append((data, "variance of the target", "", *variances(data)))
         for (of, name), errors in PAPER.items():
             if of == data:
                 rows.append((data, f"paper, {name}", "", *(f"{error:.4g}" for error in errors)))
-        rows += [errors_of(groups, "table1", data, name) for name in METHODS]
-        rows += [errors_of(baselines, "baselines", data, name) for name in REGRESSORS]
+        for name in METHODS:
+            z_dim = Z_DIMS[data] if name in WITH_Z else None
+            rows.append(errors_of("table1", data=data, method=name, z_dim=z_dim))
+        rows += [errors_of("baselines", data=data, method=name) for name in REGRESSORS]
     rows = [row for row in rows if any(row[3:])]
     return table(("data", "method", "seeds", *(f"M={m}" for m in Y_DIMS)), rows)
 
 
-def errors_of(groups: Groups, kind: str, data: str, name: str) -> tuple[str, ...]:
+def errors_of(benchmark: str, *, data: str, method: str, **key: Any) -> tuple[str, ...]:
     """A row of the table: seeds, one number where all cells have as many, and errors by M."""
-    cells = [groups.get((kind, data, slug(name), str(m)), []) for m in Y_DIMS]
+    runs = recorded(benchmark, data=data, method=method, **key)
+    cells = [[run for run in runs if run["y_dim"] == m] for m in Y_DIMS]
     numbers = [str(len(cell)) for cell in cells]
     seeds = numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
-    return data, name, seeds, *(of_errors(cell) for cell in cells)
+    return data, method, seeds, *(of_errors(cell) for cell in cells)
 
 
-def variances(groups: Groups, data: str) -> Iterable[str]:
+def variances(data: str) -> Iterable[str]:
     """The mean variance of the target over the seeds of DVMoE, by M."""
     for m in Y_DIMS:
-        cell = groups.get(("table1", data, "dvmoe", str(m)), [])
+        cell = recorded("table1", data=data, method="DVMoE", z_dim=Z_DIMS[data], y_dim=m)
         yield f"{statistics.mean(r['variance'] for r in cell):.4g}" if cell else ""
 
 
-def of_errors(cell: list[dict]) -> str:
-    """Mean error ± standard error, and the largest where seeds differ much."""
+def of_errors(cell: Sequence[Run]) -> str:
+    """Mean error, and its standard error if there are several seeds."""
     if not cell:
         return ""
     errors = [result["error"] for result in cell]
@@ -163,16 +168,16 @@ def of_errors(cell: list[dict]) -> str:
 def latent_lengths() -> str:
     """Errors at M = 1 by the length of z."""
     rows = []
-    for data, name, default, seeds in (
-        ("spiral", "VaDE-MoE", 2, 3),
-        ("spiral", "DVMoE", 2, 3),
-        ("mnist", "DVMoE", 10, 1),
+    for data, name, seeds in (
+        ("spiral", "VaDE-MoE", 3),
+        ("spiral", "DVMoE", 3),
+        ("mnist", "DVMoE", 1),
     ):
-        groups, cells = grouped(f"table1-{data}-", 4), []
+        cells = []
         for length in LENGTHS:
-            suffix = "" if length == default else f"_z{length}"
-            cell = groups.get(("table1", data, slug(name) + suffix, "1"), [])
-            cells.append(of_errors(cell[:seeds]))  # the seeds that every length has
+            runs = recorded("table1", data=data, method=name, z_dim=length, y_dim=1)
+            # The seeds that every length has.
+            cells.append(of_errors([run for run in runs if run["seed"] < seeds]))
         rows.append((data, name, seeds, *cells))
     return table(("data, M=1", "method", "seeds", *(f"L={length}" for length in LENGTHS)), rows)
 
@@ -180,21 +185,21 @@ def latent_lengths() -> str:
 def classes() -> str:
     """Accuracy and log-loss on test rows."""
     rows = []
-    for (_, data, method), results in grouped("classification-", 3).items():
-        scores = [result["scores"] for result in results]
-        accuracy = spread([score["accuracy"] for score in scores], 4)
-        loss = spread([score["log_loss"] for score in scores], 3)
-        seconds = f"{statistics.mean(score['seconds'] for score in scores):.0f}"
-        rows.append((data, method.replace("_", " "), len(scores), accuracy, loss, seconds))
+    for (data, method), runs in grouped(recorded("classification"), "data", "method").items():
+        accuracy = spread([run["accuracy"] for run in runs], 4)
+        loss = spread([run["log_loss"] for run in runs], 3)
+        seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}"
+        rows.append((data, method, len(runs), accuracy, loss, seconds))
     return table(("data", "method", "seeds", "test accuracy", "log loss", "seconds"), rows)
 
 
 def uci() -> str:
     """RMSE and log-likelihood over the standard splits, beside what others report."""
     rows = []
-    for (_, data, method), results in grouped("uci-", 3).items():
-        measured = [spread([r[key] for r in results], 3) for key in ("rmse", "log_likelihood")]
-        rows.append((data, f"ours, {method}", len(results), *measured))
+    runs = recorded("uci", scored="test rows")
+    for (data, method), of_splits in grouped(runs, "data", "method").items():
+        scores = [spread([run[key] for run in of_splits], 3) for key in ("rmse", "log_likelihood")]
+        rows.append((data, f"ours, {method}", len(of_splits), *scores))
         for other, (rmse, log_likelihood) in UCI[data].items():
             rows.append((data, other, 20, rmse, log_likelihood))
     return table(("data", "method", "splits", "test RMSE", "test log-likelihood"), rows)
@@ -203,37 +208,41 @@ def uci() -> str:
 def uci_choice() -> str:
     """What methods were chosen by: scores of held-out training rows."""
     rows = []
-    for (_, data, method), (result,) in grouped("inner-", 3).items():
-        runs = result["runs"]
-        scores = [spread([r[key] for r in runs], 3) for key in ("log_likelihood", "rmse")]
-        rows.append((data, method, len(runs), *scores))
+    runs = recorded("uci", scored="held-out training rows")
+    for (data, method), of_splits in grouped(runs, "data", "method").items():
+        scores = [spread([run[key] for run in of_splits], 3) for key in ("log_likelihood", "rmse")]
+        rows.append((data, method, len(of_splits), *scores))
     return table(("data", "method", "splits", "held-out log-likelihood", "held-out RMSE"), rows)
 
 
 def intervals() -> str:
     """Coverage of 90 % intervals on data of the fitted family."""
     rows = []
-    for (_, name), (result,) in grouped("intervals-", 2).items():
-        runs = result["runs"]
-        covered = spread([run["coverage"] for run in runs], 3)
-        fitness = spread([run["log_likelihood"] for run in runs], 3)
-        rows.append((name.replace("_", " "), len(runs), covered, fitness))
+    runs = [
+        {**run, "fitted": f"{run['story']}, few rows" if run["num_rows"] == FEW else run["story"]}
+        for run in recorded("intervals")
+    ]
+    for (name,), of_seeds in grouped(runs, "fitted").items():
+        covered = spread([run["coverage"] for run in of_seeds], 3)
+        fitness = spread([run["log_likelihood"] for run in of_seeds], 3)
+        rows.append((name, len(of_seeds), covered, fitness))
     return table(("story", "seeds", "90 % intervals cover", "test log-likelihood"), rows)
 
 
-def checks() -> str:
+def false_alarms() -> str:
     """How often a predictive check raises an alarm at level 0.05."""
     rows = []
-    for (_, kind, name), (result,) in grouped("checks-", 3).items():
-        runs = result["runs"]
-        alarmed = [run["most_surprising"] for run in runs if run["p_value"] <= result["level"]]
-        first = statistics.mode(alarmed) if kind == "wrong" else ""
-        rate = f"{result['alarms']:.2f} ± {result['standard_error']:.2f}"
-        rows.append((kind, name.replace("_", " "), len(runs), rate, first))
+    runs = recorded("false_alarms", level=0.05)
+    for (assumptions, case), of_case in grouped(runs, "assumptions", "case").items():
+        alarmed = [run["most_surprising"] for run in of_case if run["p_value"] <= run["level"]]
+        first = statistics.mode(alarmed) if assumptions == "wrong" else ""
+        rate = len(alarmed) / len(of_case)
+        error = (rate * (1 - rate) / len(of_case)) ** 0.5
+        rows.append((assumptions, case, len(of_case), f"{rate:.2f} ± {error:.2f}", first))
     return table(("story", "", "simulations", "alarms", "named first most often"), rows)
 
 
-MADE = (clusters, starts, table1, latent_lengths, classes, uci, uci_choice, intervals, checks)
+MADE = (clusters, starts, table1, latent_lengths, classes, uci, uci_choice, intervals, false_alarms)
 
 if __name__ == "__main__":
     main()

@@ -60,6 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = options.method or CHOSEN[options.data]
+    scored = "held-out training rows" if options.inner else "test rows"
     results = []
     for split in options.splits:
         train, test = datasets.uci(options.data, split, options.data_dir)
@@ -70,14 +71,12 @@ def main() -> None:
         measured["seconds"] = time.perf_counter() - started
         print(options.data, name, split, measured, flush=True)
         results.append(measured)
-        if not options.inner:
-            record.write(f"uci-{options.data}-{name}-{split}", measured)
-    if options.inner:
-        record.write(f"inner-{options.data}-{name}", {"splits": options.splits, "runs": results})
-    for key in ("rmse", "log_likelihood"):
-        values = [measured[key] for measured in results]
+        key = {"data": options.data, "method": name, "scored": scored, "split": split}
+        record.write("uci", key, measured)
+    for score in ("rmse", "log_likelihood"):
+        values = [measured[score] for measured in results]
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        print(f"{key} {statistics.mean(values):.3f} ± {error:.3f} over {len(values)} splits")
+        print(f"{score} {statistics.mean(values):.3f} ± {error:.3f} over {len(values)} splits")
 
 
 def inner(train: Rows, seed: int) -> tuple[Rows, Rows]:
