@@ -11,7 +11,10 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, Rows, SiteError, datasets, evaluation, models, plots
+from pyro_moe.plots import style
 from pyro_moe.plots.images import _mosaic
+from pyro_moe.plots.points import match
+from pyro_moe.plots.training import _robust_limits
 
 
 def fitted(story, rows, **choices):
@@ -42,7 +45,7 @@ def points(axes):
 
 
 def expected_colors(groups, alpha=0.8):
-    return [to_rgba(plots.PALETTE[group], alpha) for group in groups]
+    return [to_rgba(style.PALETTE[group], alpha) for group in groups]
 
 
 def texts(axes):
@@ -107,10 +110,10 @@ def test_history_has_a_panel_for_each_phase(plane):
 
 
 def test_the_axis_of_the_history_is_not_flattened_by_the_first_epochs():
-    low, high = plots._robust_limits(np.array([-1e9, -50.0, -12.0, -11.0, -10.5, -10.0]))
+    low, high = _robust_limits(np.array([-1e9, -50.0, -12.0, -11.0, -10.5, -10.0]))
     assert -60 < low < -50
     assert high > -10.0
-    assert plots._robust_limits(np.array([np.nan, -np.inf])) == (0.0, 1.0)
+    assert _robust_limits(np.array([np.nan, -np.inf])) == (0.0, 1.0)
 
 
 def test_a_history_without_epochs_says_so(plane):
@@ -138,8 +141,8 @@ def test_the_latent_map_shows_codes_by_component_and_by_label(plane):
 def test_labels_take_the_colors_of_their_components():
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
     components = np.array([2, 2, 0, 0, 0, 1, 1])
-    assert list(plots._match(labels, components)) == [2, 0, 1]
-    assert plots._match(labels, None) is None
+    assert list(match(labels, components)) == [2, 0, 1]
+    assert match(labels, None) is None
 
 
 def test_longer_codes_are_embedded_and_at_most_so_many(images):
@@ -234,7 +237,7 @@ def test_a_story_without_components_generates_in_one_color(plane):
     new = plots.generated(vae, num_samples=9).axes[1]
     assert len(points(new)) == 9
     assert texts(new) == []
-    assert_close(new.collections[0].get_facecolors(), np.array([to_rgba(plots.GRAY)]))
+    assert_close(new.collections[0].get_facecolors(), np.array([to_rgba(style.GRAY)]))
 
 
 def test_the_gate_map_shades_by_component_and_certainty(plane):
