@@ -26,18 +26,19 @@ def diagonal(x: torch.Tensor) -> None:
     """Rows x, shape (N, 4), whose columns are independent given the kind."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
-        c = pyro.sample("c", story.mixture.assignment())
-        kind = story.mixture.component(c)
-        pyro.sample("x", dist.Normal(kind.mean, kind.stddev).to_event(1), obs=x)
+        c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
+        loc, scale_tril = c @ story.mixture.loc, story.mixture.cholesky(c)
+        pyro.sample("x", dist.Normal(loc, scale_tril.norm(dim=-1)).to_event(1), obs=x)
 
 
 def full(x: torch.Tensor) -> None:
     """Rows x, shape (N, 4), whose columns are correlated given the kind."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
-        c = pyro.sample("c", story.mixture.assignment())
-        kind = story.mixture.component(c)
-        pyro.sample("x", kind, obs=x)  # was dist.Normal(kind.mean, kind.stddev).to_event(1)
+        c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
+        loc, scale_tril = c @ story.mixture.loc, story.mixture.cholesky(c)
+        kind = dist.MultivariateNormal(loc, scale_tril=scale_tril)  # was dist.Normal(…)
+        pyro.sample("x", kind, obs=x)
 
 
 def guide(x: torch.Tensor) -> None:

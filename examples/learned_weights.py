@@ -27,7 +27,7 @@ def uniform(x: torch.Tensor) -> None:
     weights = torch.full((K,), 1 / K)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(weights))
-        pyro.sample("x", story.mixture.component(c), obs=x)
+        pyro.sample("x", models.choose(c, story.mixture.normals), obs=x)
 
 
 def learned(x: torch.Tensor) -> None:
@@ -36,7 +36,7 @@ def learned(x: torch.Tensor) -> None:
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(K)))  # was torch.full((K,), 1 / K)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(weights))
-        pyro.sample("x", story.mixture.component(c), obs=x)
+        pyro.sample("x", models.choose(c, story.mixture.normals), obs=x)
 
 
 def nothing(x: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from .programs import Program, modules
+from .protocols import EvaluatedOnce
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def evaluated_once(*programs: Program) -> Iterator[None]:
         part
         for outermost in modules(*programs)
         for part in outermost.modules()
-        if getattr(part, "evaluated_once", False)
+        if isinstance(part, EvaluatedOnce) and part.evaluated_once
     ]
     own = [vars(part).get("forward") for part in parts]  # where it is not the class's
     for part in parts:

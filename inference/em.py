@@ -10,6 +10,7 @@ import torch
 from .context import all_or_nothing, reproducible, running
 from .errors import SiteError
 from .programs import Program, isolated, learned, modules
+from .protocols import Maximizable, MixturePart, MStep
 from .svi import Data
 from .traces import enumerated_traces, row_log_weights
 
@@ -71,7 +72,7 @@ class EM:
 
     def _check_steps(self) -> None:
         parts = [part for outermost in modules(self.model) for part in outermost.modules()]
-        stepping = [part for part in parts if hasattr(part, "maximize")]
+        stepping = [part for part in parts if isinstance(part, Maximizable)]
         reached = {id(p) for part in stepping for p in part.parameters()}
         for name, value in self.parameters().items():
             if id(value) not in reached:
@@ -119,9 +120,7 @@ def maximize(
 ) -> None:
     """Take the M-step of a model made of modules.
 
-    A story that has a method ``m_step(responsibilities, points, *data)`` does it itself. Of
-    others, each mixture does: a part with the methods ``responsibilities(points)`` and
-    ``maximize(points, responsibilities)``.
+    A story with an `MStep` takes it itself. Of others, each `MixturePart` does.
 
     Args:
         model: A Pyro model.
@@ -130,11 +129,9 @@ def maximize(
         data: The columns that were fitted.
     """
     for outermost in modules(model):
-        m_step = getattr(outermost, "m_step", None)
-        if m_step is not None:
-            m_step(responsibilities, points, *data)
+        if isinstance(outermost, MStep):
+            outermost.m_step(responsibilities, points, *data)
             continue
         for part in outermost.modules():
-            step = getattr(part, "maximize", None)
-            if step is not None and hasattr(part, "responsibilities"):
-                step(points, responsibilities)
+            if isinstance(part, MixturePart):
+                part.maximize(points, responsibilities)

@@ -23,6 +23,7 @@ from .errors import DataError, SiteError
 from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import modules
+from .protocols import TargetLikelihoods
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -131,11 +132,10 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
     if len(run.data) < 2:
         return None
     for story in modules(run.model):
-        evaluate = getattr(story, "target_log_likelihoods", None)
-        if evaluate is not None:
+        if isinstance(story, TargetLikelihoods):
             batches = zip(*(column.split(rows_at_once) for column in run.data), strict=True)
             with torch.no_grad(), running(run.store):
-                return torch.cat([evaluate(*batch) for batch in batches])
+                return torch.cat([story.target_log_likelihoods(*batch) for batch in batches])
     return None
 
 

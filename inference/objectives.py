@@ -11,8 +11,11 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
-from .handlers import AtTheMean, CategoricalKL, EnumerateInParallel, Relax
-from .programs import Program
+from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
+
+from .handlers import AtTheMean, CategoricalKL, Discretize, EnumerateInParallel, Relax
+from .programs import Program, modules
+from .protocols import temperatures
 from .traces import (
     enumerated_traces,
     global_log_weight,
@@ -21,7 +24,8 @@ from .traces import (
     row_log_weights,
 )
 
-Treatment = Callable[[float], Callable[[Program], Program]]  # by temperature
+Treatment = Callable[[Program, Program, float, bool], tuple[Program, Program]]
+PRIOR_SHARE = PRIOR_TEMPERATURE / TEMPERATURE
 
 
 LOSSES = ("marginal", "categorical-kl", "relaxed")
@@ -36,16 +40,19 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
             Pyro ELBO object.
 
     Returns:
-        The ELBO, and a function from a temperature to an effect handler for both programs.
+        The ELBO, and its treatment of ``c``: a function from a model, a guide, the temperature
+        τ of q(c), and whether sites that are relaxed already keep their own, to the model and
+        the guide that the ELBO is evaluated on.
 
     Raises:
         ValueError: If the name is none of these.
 
     Note:
         The relaxed ELBO bounds log p(x) of the relaxed story. It does not tend to the marginal
-        ELBO: at one temperature for both, KL(q(ζ) ‖ p(ζ)) is the divergence of two sets of
-        Gumbel differences whatever τ, exceeds that of the categoricals, and grows without
-        bound as q(c|x) becomes certain. That is why it separates clusters so badly.
+        ELBO: KL(q(ζ) ‖ p(ζ)) is the divergence of two sets of Gumbel differences whatever τ,
+        and grows with the log-odds of q(c|x), by about τ_p / τ for each, where that of the
+        categoricals ends at log K. With one temperature for both it merges clusters. Hence a
+        colder prior, τ_p = 0.3 τ, and bounded log-odds in q, see `RelaxedOneHotCategorical`.
 
         L̃ is the expectation of log p(x|z) − KL(q(z|x) ‖ p(z|ζ)) − KL(q(c|x) ‖ p(c)) with a
         relaxed ζ. It is no lower bound on log p(x): its last term belongs to the discrete
@@ -54,23 +61,51 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
         as the paper's §3 does, and is looser than the marginal ELBO even at τ = 0.
     """
     if isinstance(loss, TraceEnum_ELBO):
-        return loss, lambda temperature: EnumerateInParallel()
+        return loss, _enumerated
     if isinstance(loss, _DifferentiableELBO):
-        return loss, lambda temperature: _as_it_is
+        return loss, _as_they_are
     if isinstance(loss, ELBO):
-        return loss, Relax
+        return loss, _relaxed
     if loss == "marginal":
-        return MarginalELBO(), lambda temperature: _as_it_is
+        return MarginalELBO(), _as_they_are
     if loss == "categorical-kl":
-        return TraceMeanField_ELBO(), lambda temperature: Relax(temperature, CategoricalKL)
+        return TraceMeanField_ELBO(), _with_categorical_kl
     if loss == "relaxed":
-        return Trace_ELBO(), Relax
+        return Trace_ELBO(), _relaxed
     names = (*LOSSES, "em")
     raise ValueError(f"expected loss in {names} or a Pyro ELBO object; got {loss!r}")
 
 
-def _as_it_is(program: Program) -> Program:
-    return program
+def _as_they_are(model: Program, guide: Program, *_: Any) -> tuple[Program, Program]:
+    return model, guide
+
+
+def _enumerated(model: Program, guide: Program, *_: Any) -> tuple[Program, Program]:
+    return EnumerateInParallel()(model), EnumerateInParallel()(guide)
+
+
+def _relaxed(
+    model: Program, guide: Program, temperature: float, as_written: bool = False
+) -> tuple[Program, Program]:
+    prior = Relax(PRIOR_SHARE * temperature, as_written=as_written)
+    posterior = Relax(temperature, max_log_odds=MAX_LOG_ODDS, as_written=as_written)
+    return prior(model), posterior(guide)
+
+
+def _with_categorical_kl(
+    model: Program, guide: Program, temperature: float, as_written: bool = False
+) -> tuple[Program, Program]:
+    relax = Relax(temperature, CategoricalKL, as_written=as_written)
+    return relax(model), relax(guide)
+
+
+def set_temperature(temperature: float, *programs: Program) -> None:
+    """Set the temperatures of q(c) and p(c) that stories hold as buffers, if they do."""
+    values = {"temperature": temperature, "prior_temperature": PRIOR_SHARE * temperature}
+    for outermost in modules(*programs):
+        for part in outermost.modules():
+            for name, buffer in temperatures(part).items():
+                buffer.fill_(values[name])
 
 
 class _DifferentiableELBO(ELBO):
@@ -177,11 +212,11 @@ class Reconstruction(_DifferentiableELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """The negative log-likelihood, summed over rows."""
-        with AtTheMean():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-            *args, **kwargs
-        )
+        with Discretize():
+            with AtTheMean():
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         names = model_trace.observation_nodes
         names = ["x"] if "x" in names else names
         model_trace.compute_log_prob(lambda name, site: name in names)

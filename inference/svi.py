@@ -12,11 +12,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
 
 from .caching import evaluated_once
 from .context import reproducible, running, training_mode
-from .objectives import Treatment
+from .handlers import MinibatchScale
+from .objectives import Treatment, set_temperature
 from .programs import Program, isolated, learned, restore, state
 
 Data = tuple[torch.Tensor, ...]
@@ -33,22 +33,6 @@ class NonFiniteError(Exception):
     def __init__(self, message: str, *, first_step: bool) -> None:
         super().__init__(message)
         self.first_step = first_step
-
-
-class MinibatchScale(Messenger):
-    """Weigh latent variables outside the plate ``"data"`` by the share of rows in the minibatch.
-
-    The sum of a minibatch's objective over its rows, divided by their number, is then an
-    unbiased estimate of the whole objective divided by the number of all rows.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.share
 
 
 @dataclass
@@ -69,6 +53,7 @@ class SVI:
         learning_rate: Adam's step size at its peak, see `one_cycle`; or a function of the share
             done.
         temperature: τ of a relaxed ``c``: a number or a function of the share done.
+        as_written: Whether a ``c`` that the story relaxes itself keeps its temperatures.
         seed: Seed of every random draw.
         history: One record an epoch: epoch, elbo (nats per row), temperature, learning_rate,
             seconds.
@@ -85,6 +70,7 @@ class SVI:
     learning_rate: Schedule
     temperature: Schedule
     seed: int
+    as_written: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
@@ -192,9 +178,9 @@ class SVI:
     def _step(self, batch: Data, done: float) -> float:
         temperature = at(self.temperature, done)
         num_rows = len(batch[0])
-        treat = self.treatment(temperature)
+        model, guide = self._treated(temperature)
         with MinibatchScale(num_rows / len(self.data[0])):
-            loss = _loss_and_gradients(self.elbo, treat(self.model), treat(self.guide), batch)
+            loss = _loss_and_gradients(self.elbo, model, guide, batch)
         optimizer = self._optimizer()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -209,6 +195,12 @@ class SVI:
         optimizer.step()
         optimizer.zero_grad()
         return loss
+
+    def _treated(self, temperature: float) -> tuple[Program, Program]:
+        """Model and guide as the objective wants them, with the story at this temperature."""
+        if not self.as_written:
+            set_temperature(temperature, self.model, self.guide)
+        return self.treatment(self.model, self.guide, temperature, self.as_written)
 
     def _learning_rate(self, done: float) -> float:
         if callable(self.learning_rate):
@@ -230,10 +222,9 @@ class SVI:
 
     def _culprit(self, batch: Data, temperature: float) -> str:
         """The first site with a value or density that is not finite, or else the gradient."""
-        treat = self.treatment(temperature)
         try:
             with torch.no_grad():
-                traces = self.elbo._get_trace(treat(self.model), treat(self.guide), batch, {})
+                traces = self.elbo._get_trace(*self._treated(temperature), batch, {})
         except (RuntimeError, ValueError) as error:
             return f"non-finite parameter of a distribution ({str(error).splitlines()[0]})"
         for trace in reversed(traces):  # the guide's first

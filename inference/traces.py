@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from .handlers import Enumerate, has_rsample
+from .handlers import Enumerate
 from .programs import Program
 
 
@@ -25,7 +25,7 @@ def enumerated_traces(
         )
     model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
     for name in guide_trace.stochastic_nodes:
-        if name != "c" and not has_rsample(guide_trace.nodes[name]["fn"]):
+        if name != "c" and not guide_trace.nodes[name]["fn"].has_rsample:
             raise ValueError(
                 "expected reparameterized latent sites besides 'c'; "
                 f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"

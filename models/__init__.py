@@ -1,6 +1,6 @@
 """The generative stories: one a file, the equations beside the code."""
 
-from pyro_moe.distributions.mixture import Mixture, Stacked
+from pyro_moe.distributions import Mixture, RelaxedOneHotCategorical, Stacked, choose
 
 from .bayesian import BayesianExperts, default_prior
 from .dmvae import DMVAE
@@ -12,6 +12,7 @@ from .parts.conditionals import (
     BernoulliLikelihood,
     CategoricalConditional,
     ContinuousBernoulliLikelihood,
+    HeteroscedasticNormalLikelihood,
     NormalConditional,
     NormalLikelihood,
 )
@@ -32,7 +33,7 @@ from .parts.experts import (
 from .parts.gates import SoftmaxGate
 from .parts.mixture import GaussianMixture
 from .parts.networks import MLP, AffineMaps, Standardize
-from .parts.targets import choose, log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target
 from .vade import VaDE
 from .vade_moe import VaDEMoE
 from .vae import VAE
@@ -57,6 +58,7 @@ __all__ = [
     "DeepMoE",
     "GMMMoE",
     "GaussianMixture",
+    "HeteroscedasticNormalLikelihood",
     "HierarchicalME",
     "Mixture",
     "MixtureOfExperts",
@@ -65,6 +67,7 @@ __all__ = [
     "NormalLikelihood",
     "PoissonExperts",
     "RandomAffine",
+    "RelaxedOneHotCategorical",
     "SoftmaxGate",
     "Stacked",
     "StackedExperts",

@@ -1,17 +1,26 @@
 """The discrete mixture variational autoencoder (paper §6)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import nn
 
-from .parts.conditionals import CategoricalConditional, NormalConditional, likelihood_of
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    RelaxedOneHotCategorical,
+)
+
+from .parts.conditionals import CategoricalConditional
 from .parts.mixture import GaussianMixture
-from .parts.networks import MLP, Standardize
+from .parts.networks import MLP
+from .vae import VAE
 
 
-class DMVAE(nn.Module):
+class DMVAE(VAE):
     r"""A mixture of Gaussians in a latent space, with an encoder of its own for the assignment.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
@@ -23,17 +32,12 @@ class DMVAE(nn.Module):
         x_dim: D, columns of x.
         z_dim: L, length of z.
         num_components: K.
-        likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"uniform"`` (as in the paper) or ``"learned"``.
-        common_scale: Whether the columns of x share one unit and, under a normal likelihood,
-            one learned scale, as the pixels of an image do.
-        hidden: Widths of the hidden layers of encoder and gate; the decoder's in reverse.
-        encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
-        decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
         gate: A network from x to ``num_components`` logits, instead of an MLP. It shares
             nothing with the encoder: what reconstructs x would drown what tells clusters apart.
+        **options: What else `VAE` takes: ``likelihood``, ``common_scale``, ``hidden`` (also of
+            the gate), ``encoder`` and ``decoder``.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -50,46 +54,46 @@ class DMVAE(nn.Module):
         z_dim: int,
         num_components: int,
         *,
-        likelihood: str = "normal",
         covariance: str = "full",
         weights: str = "uniform",
-        common_scale: bool = False,
-        hidden: Sequence[int] = (128, 128),
-        encoder: nn.Module | None = None,
-        decoder: nn.Module | None = None,
         gate: nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.x_dim, self.z_dim, self.num_components = x_dim, z_dim, num_components
-        self.likelihood = likelihood
-        self.units = Standardize(x_dim, common=common_scale)
+        super().__init__(x_dim, z_dim, **options)
+        self.num_components = num_components
         self.prior = GaussianMixture(z_dim, num_components, covariance=covariance, weights=weights)
-        self.decoder = likelihood_of(
-            likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
-        )
-        self.encoder = NormalConditional(
-            nn.Sequential(self.units, encoder or MLP(x_dim, hidden, 2 * z_dim))
-        )
         self.gate = CategoricalConditional(
-            nn.Sequential(self.units, gate or MLP(x_dim, hidden, num_components))
+            nn.Sequential(self.units, gate or MLP(x_dim, self.hidden, num_components))
         )
-
-    def adapt(self, x: torch.Tensor) -> None:
-        """Take the units of the rows x, shape (N, D), under a normal likelihood."""
-        if self.likelihood == "normal":
-            self.units.adapt(x)
+        self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
+        self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("dmvae", self)
+        prior = self.prior
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.prior.assignment())
-            z = pyro.sample("z", self.prior.component(c))
+            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
+            )
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
+            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
+            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         """The variational posterior: z and c independent given the rows x, shape (N, D)."""
         pyro.module("dmvae", self)
         with pyro.plate("data", len(x)):
-            pyro.sample("c", self.gate(x))
+            # c | x ~ Categorical(g(x))
+            logits = self.gate(x).logits
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )
+            # z | x ~ Normal(μ(x), σ²(x))
             pyro.sample("z", self.encoder(x))

@@ -6,16 +6,17 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import nn
 
-from pyro_moe.distributions.mixture import Mixture
+from pyro_moe.distributions import MAX_LOG_ODDS, Mixture, RelaxedOneHotCategorical
 
 from .dmvae import DMVAE
-from .parts.experts import CONTEXTS, adapt_experts, experts_of
-from .parts.targets import log_likelihoods, observe_target
+from .parts.targets import observe_target
+from .story import WithExperts
 
 
-class DVMoE(nn.Module):
+class DVMoE(WithExperts, DMVAE):
     r"""DMVAE for x, and experts for y under the gate that is its encoder of c.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
@@ -44,18 +45,11 @@ class DVMoE(nn.Module):
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
         z_dim: L, length of z.
-        likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         context: What the experts see: ``"x"``, or ``"z"``, the mean of z given x.
-        covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
-        weights: π ``"uniform"`` (as in the paper) or ``"learned"``.
-        common_scale: Whether the columns of x share one unit, as the pixels of an image do.
-        hidden: Widths of the hidden layers of encoder and gate; the decoder's in reverse.
-        encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
-        decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
-        gate: A network from x to ``num_components`` logits, instead of an MLP.
+        **options: What else `DMVAE` takes: ``likelihood``, ``covariance``, ``weights``,
+            ``common_scale``, ``hidden``, ``encoder``, ``decoder`` and ``gate``.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -75,82 +69,48 @@ class DVMoE(nn.Module):
         num_components: int,
         z_dim: int,
         *,
-        likelihood: str = "normal",
         experts: str | nn.Module | Sequence[nn.Module] = "normal",
         context: str = "x",
-        covariance: str = "full",
-        weights: str = "uniform",
-        common_scale: bool = False,
-        hidden: Sequence[int] = (128, 128),
-        encoder: nn.Module | None = None,
-        decoder: nn.Module | None = None,
-        gate: nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if context not in CONTEXTS:
-            raise ValueError(f"expected context in {CONTEXTS}; got {context!r}")
-        self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
-        self.context = context
-        self.dmvae = DMVAE(
-            x_dim,
-            z_dim,
-            num_components,
-            likelihood=likelihood,
-            covariance=covariance,
-            weights=weights,
-            common_scale=common_scale,
-            hidden=hidden,
-            encoder=encoder,
-            decoder=decoder,
-            gate=gate,
-        )
-        sees, units = (x_dim, self.dmvae.units) if context == "x" else (z_dim, None)
-        self.experts: Any = experts_of(experts, sees, num_components, y_dim, units=units)
-
-    def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
-        self.dmvae.adapt(x)
-        adapt_experts(self.experts, x, y)
-
-    def m_step(
-        self,
-        weights: torch.Tensor,
-        points: torch.Tensor,
-        x: torch.Tensor,
-        y: torch.Tensor | None = None,
-    ) -> None:
-        """The likeliest mixture of the codes ``points`` and experts given weights (N, K)."""
-        self.dmvae.prior.maximize(points, weights)
-        if y is not None:
-            self.experts.maximize(x if self.context == "x" else points, y, weights)
+        super().__init__(x_dim, z_dim, num_components, **options)
+        self.take_experts(experts, context, y_dim)
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of y given x, shape (N, D), the assignment summed out."""
-        return Mixture(self.dmvae.gate(x).logits, self.expert_distributions(x))
-
-    def expert_distributions(self, x: torch.Tensor) -> dist.Distribution:
-        """The K distributions of y given x, shape (N, D)."""
-        return self.experts(x if self.context == "x" else self.dmvae.encoder(x).mean)
-
-    def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
-        return log_likelihoods(self.expert_distributions(x), y)
+        return Mixture(self.gate(x).logits, self.expert_distributions(x))
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("dvmoe", self)
+        prior = self.prior
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.dmvae.prior.assignment())
-            z = pyro.sample("z", self.dmvae.prior.component(c))
-            x = pyro.sample("x", self.dmvae.decoder(z), obs=x)
-            observe_target(self(x), y)
+            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
+            )
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
+            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
+            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            x = pyro.sample("x", self.decoder(z), obs=x)
+            # Assumption: y | x ~ Σ_k g_k(x) p_k(y | x), of the family that `experts` says. The gate
+            # decides, not the c of x. One c for both: choose(c, self.expert_distributions(x))
+            observe_target(Mixture(self.gate(x).logits, self.expert_distributions(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The variational posterior: z from x, and c from x and, where it is known, y."""
         pyro.module("dvmoe", self)
         with pyro.plate("data", len(x)):
-            logits = self.dmvae.gate(x).logits
+            # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x)
+            logits = self.gate(x).logits
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)
-            pyro.sample("c", dist.OneHotCategorical(logits=logits))
-            pyro.sample("z", self.dmvae.encoder(x))
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )
+            # z | x ~ Normal(μ(x), σ²(x))
+            pyro.sample("z", self.encoder(x))

@@ -4,6 +4,14 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    RelaxedOneHotCategorical,
+    choose,
+)
+
 from .parts.mixture import GaussianMixture
 
 
@@ -44,6 +52,8 @@ class GMM(nn.Module):
         self.mixture = GaussianMixture(
             x_dim, num_components, covariance=covariance, weights=weights
         )
+        self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
+        self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def adapt(self, x: torch.Tensor) -> None:
         """Start at distant rows of x, shape (N, D), with the covariance of them all."""
@@ -53,11 +63,24 @@ class GMM(nn.Module):
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("gmm", self)
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.mixture.assignment())
-            pyro.sample("x", self.mixture.component(c), obs=x)
+            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
+            )
+            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says. With
+            # heavy tails: StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) for
+            # m = self.mixture
+            pyro.sample("x", choose(c, self.mixture.normals), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         """The exact posterior of c given the rows x, shape (N, D)."""
         pyro.module("gmm", self)
         with pyro.plate("data", len(x)):
-            pyro.sample("c", self.mixture.responsibilities(x))
+            # c | x ~ Categorical(p(c | x)), Bayes' rule
+            logits = self.mixture.log_joint(x)
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )

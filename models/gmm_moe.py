@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import nn
+
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    RelaxedOneHotCategorical,
+    choose,
+)
 
 from .parts.experts import adapt_experts, experts_of
 from .parts.mixture import GaussianMixture
 from .parts.networks import Standardize
-from .parts.targets import choose, log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target
 
 
 class GMMMoE(nn.Module):
@@ -70,6 +77,8 @@ class GMMMoE(nn.Module):
             common_scale=common_scale,
         )
         self.experts: Any = experts_of(experts, x_dim, num_components, y_dim, units=self.units)
+        self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
+        self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Start at distant rows of x, shape (N, D), in the units of x and y."""
@@ -79,15 +88,15 @@ class GMMMoE(nn.Module):
 
     def m_step(
         self,
-        weights: torch.Tensor,
+        responsibilities: torch.Tensor,
         points: torch.Tensor,
         x: torch.Tensor,
         y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): the mixture and each expert by itself."""
-        self.mixture.maximize(x, weights)
+        self.mixture.maximize(x, responsibilities)
         if y is not None:
-            self.experts.maximize(x, y, weights)
+            self.experts.maximize(x, y, responsibilities)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
@@ -97,15 +106,28 @@ class GMMMoE(nn.Module):
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("gmm_moe", self)
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.mixture.assignment())
-            x = pyro.sample("x", self.mixture.component(c), obs=x)
+            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
+            )
+            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says. With
+            # heavy tails: StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) for
+            # m = self.mixture
+            x = pyro.sample("x", choose(c, self.mixture.normals), obs=x)
+            # Assumption: y | x, c = k ~ p_k(y | x), of the family that `experts` says
             observe_target(choose(c, self.experts(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The exact posterior of c given x and, where it is known, y."""
         pyro.module("gmm_moe", self)
         with pyro.plate("data", len(x)):
+            # c = k | x, y ~ Categorical ∝ p(c = k | x) p_k(y | x), Bayes' rule
             logits = self.mixture.log_joint(x)
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)
-            pyro.sample("c", dist.OneHotCategorical(logits=logits))
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )

@@ -8,13 +8,20 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions.mixture import Mixture
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    Mixture,
+    RelaxedOneHotCategorical,
+    choose,
+)
 
 from .parts.conditionals import CategoricalConditional
 from .parts.experts import adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
 from .parts.networks import MLP, Standardize
-from .parts.targets import choose, log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target
 
 
 class MixtureOfExperts(nn.Module):
@@ -53,6 +60,8 @@ class MixtureOfExperts(nn.Module):
         self.gate: Any = gate
         self.experts: Any = experts_of(experts)
         self.units = units
+        self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
+        self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of y given x, shape (N, D), the assignment summed out."""
@@ -66,16 +75,16 @@ class MixtureOfExperts(nn.Module):
 
     def m_step(
         self,
-        weights: torch.Tensor,
+        responsibilities: torch.Tensor,
         points: torch.Tensor,
         x: torch.Tensor,
         y: torch.Tensor | None = None,
     ) -> None:
         """EM's M-step given responsibilities (N, K): gate and experts, each by itself."""
         if hasattr(self.gate, "maximize"):
-            self.gate.maximize(x, weights)
+            self.gate.maximize(x, responsibilities)
         if y is not None:
-            self.experts.maximize(x, y, weights)
+            self.experts.maximize(x, y, responsibilities)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
@@ -85,17 +94,27 @@ class MixtureOfExperts(nn.Module):
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
         pyro.module("moe", self)
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.gate(x))
+            # Assumption: c | x ~ Categorical(g(x)), the gate
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.gate(x).logits)
+            )
+            # Assumption: y | x, c = k ~ p_k(y | x), of the family that `experts` says
             observe_target(choose(c, self.experts(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The exact posterior of c given x and, where it is known, y."""
         pyro.module("moe", self)
         with pyro.plate("data", len(x)):
+            # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x), Bayes' rule
             logits = self.gate(x).logits
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)
-            pyro.sample("c", dist.OneHotCategorical(logits=logits))
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )
 
 
 class ME(MixtureOfExperts):

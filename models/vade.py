@@ -1,17 +1,24 @@
 """Variational deep embedding (paper §3)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import nn
 
-from .parts.conditionals import NormalConditional, likelihood_of
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    RelaxedOneHotCategorical,
+)
+
 from .parts.mixture import GaussianMixture
-from .parts.networks import MLP, Standardize
+from .vae import VAE
 
 
-class VaDE(nn.Module):
+class VaDE(VAE):
     r"""A mixture of Gaussians in a latent space, whose assignment follows from z by Bayes' rule.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
@@ -27,15 +34,10 @@ class VaDE(nn.Module):
         x_dim: D, columns of x.
         z_dim: L, length of z.
         num_components: K.
-        likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"learned"`` (as in the paper) or ``"uniform"``.
-        common_scale: Whether the columns of x share one unit and, under a normal likelihood,
-            one learned scale, as the pixels of an image do.
-        hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
-        encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
-        decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
+        **options: What else `VAE` takes: ``likelihood``, ``common_scale``, ``hidden``,
+            ``encoder`` and ``decoder``.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -52,42 +54,42 @@ class VaDE(nn.Module):
         z_dim: int,
         num_components: int,
         *,
-        likelihood: str = "normal",
         covariance: str = "full",
         weights: str = "learned",
-        common_scale: bool = False,
-        hidden: Sequence[int] = (128, 128),
-        encoder: nn.Module | None = None,
-        decoder: nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.x_dim, self.z_dim, self.num_components = x_dim, z_dim, num_components
-        self.likelihood = likelihood
-        self.units = Standardize(x_dim, common=common_scale)
+        super().__init__(x_dim, z_dim, **options)
+        self.num_components = num_components
         self.prior = GaussianMixture(z_dim, num_components, covariance=covariance, weights=weights)
-        self.decoder = likelihood_of(
-            likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
-        )
-        self.encoder = NormalConditional(
-            nn.Sequential(self.units, encoder or MLP(x_dim, hidden, 2 * z_dim))
-        )
-
-    def adapt(self, x: torch.Tensor) -> None:
-        """Take the units of the rows x, shape (N, D), under a normal likelihood."""
-        if self.likelihood == "normal":
-            self.units.adapt(x)
+        self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
+        self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("vade", self)
+        prior = self.prior
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", self.prior.assignment())
-            z = pyro.sample("z", self.prior.component(c))
+            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            c = pyro.sample(
+                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
+            )
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
+            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
+            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         """The variational posterior: z from the rows x, shape (N, D), and c from z."""
         pyro.module("vade", self)
         with pyro.plate("data", len(x)):
+            # z | x ~ Normal(μ(x), σ²(x))
             z = pyro.sample("z", self.encoder(x))
-            pyro.sample("c", self.prior.responsibilities(z))
+            # c | z ~ Categorical(p(c | z)), Bayes' rule
+            logits = self.prior.log_joint(z)
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
+                ),
+            )

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import pyro
-import pyro.distributions as dist
 import torch
+from pyro.distributions import Normal
 from torch import nn
 
-from .parts.conditionals import NormalConditional, likelihood_of
+from .parts.conditionals import NormalConditional, likelihood_of, outputs_of
 from .parts.networks import MLP, Standardize
 
 
@@ -20,13 +20,15 @@ class VAE(nn.Module):
     Args:
         x_dim: D, columns of x.
         z_dim: L, length of z.
-        likelihood: p(x|z): ``"normal"``, ``"bernoulli"`` (x in {0, 1}) or
-            ``"continuous-bernoulli"`` (x in [0, 1], such as gray pixels).
+        likelihood: p(x|z): ``"normal"``, ``"normal-heteroscedastic"`` (with a variance that
+            depends on z), ``"bernoulli"`` (x in {0, 1}) or ``"continuous-bernoulli"`` (x in
+            [0, 1], such as gray pixels).
         common_scale: Whether the columns of x share one unit and, under a normal likelihood,
             one learned scale, as the pixels of an image do.
         hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
         encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
-        decoder: A network from z to ``x_dim`` numbers, instead of an MLP.
+        decoder: A network from z to ``x_dim`` numbers, instead of an MLP; to ``2 * x_dim`` under
+            ``"normal-heteroscedastic"``.
 
     Raises:
         ValueError: If the likelihood is none of those named.
@@ -49,29 +51,32 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.x_dim, self.z_dim = x_dim, z_dim
-        self.likelihood = likelihood
+        self.likelihood, self.hidden = likelihood, tuple(hidden)
         self.units = Standardize(x_dim, common=common_scale)
-        self.decoder = likelihood_of(
-            likelihood, decoder or MLP(z_dim, hidden[::-1], x_dim), self.units
-        )
         self.encoder = NormalConditional(
             nn.Sequential(self.units, encoder or MLP(x_dim, hidden, 2 * z_dim))
         )
+        network = decoder or MLP(z_dim, hidden[::-1], outputs_of(likelihood) * x_dim)
+        self.decoder = likelihood_of(likelihood, network, self.units)
 
     def adapt(self, x: torch.Tensor) -> None:
         """Take the units of the rows x, shape (N, D), under a normal likelihood."""
-        if self.likelihood == "normal":
+        if self.likelihood.startswith("normal"):
             self.units.adapt(x)
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.z_dim), 1.0).to_event(1))
+            # Assumption: z has no clusters.
+            z = pyro.sample("z", Normal(x.new_zeros(self.z_dim), 1.0).to_event(1))
+            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
+            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         """The variational posterior of z given the rows x, shape (N, D)."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
+            # z | x ~ Normal(μ(x), σ²(x))
             pyro.sample("z", self.encoder(x))

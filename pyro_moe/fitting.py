@@ -18,6 +18,7 @@ from pyro_moe.inference.errors import DataError, NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS, phases
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
+from pyro_moe.inference.protocols import Adaptive, HasStart, Resettable, temperatures
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 from pyro_moe.inference.traces import enumerated_traces, row_bounds
 
@@ -26,6 +27,19 @@ from .rows import Data, as_tensors, column_names
 from .validation import check, check_components, check_resolution, check_target
 
 STEPS = 4000
+
+
+def geometric(start: float, end: float) -> Callable[[float], float]:
+    """A schedule from ``start`` to ``end`` by equal ratios.
+
+    Example:
+        >>> round(geometric(1.0, 0.01)(0.5), 3)
+        0.1
+    """
+    return lambda done: start * (end / start) ** done
+
+
+DEFAULT_TEMPERATURE = geometric(1.0, 0.3)
 
 
 def fit(
@@ -71,8 +85,10 @@ def fit(
             done. Large networks want less than the default, such as 1e-3.
         loss: ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's L̃),
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
-        temperature: τ of the relaxed ``c``, a number or a function of the share of the run that
-            is done; from 1 down to 0.1 geometrically if None. Unused by ``"marginal"``.
+        temperature: τ of the relaxed ``c`` in the guide, a number or a function of the share of
+            the run that is done; the model's is 0.3 τ. If None, it falls from 1 to 0.3
+            geometrically, but a ``c`` that plain functions relax keeps the temperatures they
+            give it. Unused by ``"marginal"``.
         initialize: Where to start; the story's attribute ``start`` if None, or else at random.
             ``"random"``: every module with ``reset_parameters`` is drawn anew from the seed.
             ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
@@ -127,7 +143,8 @@ def fit(
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
     if initialize is None:
-        initialize = getattr(owner(model), "start", "random")
+        story = owner(model)
+        initialize = story.start if isinstance(story, HasStart) else "random"
     columns = _columns(model, guide, data, device, missing_targets)
     for name, column in zip("xy", columns, strict=False):
         check_resolution(column, name)
@@ -153,7 +170,7 @@ def fit(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
-        "temperature": geometric(1.0, 0.1) if temperature is None else temperature,
+        "temperature": temperature,
         "initialize": initialize if isinstance(initialize, str) else "responsibilities",
         "initial_epochs": epochs if initial_epochs is None else initial_epochs,
         "restarts": restarts,
@@ -223,16 +240,6 @@ def _score(fitted: Fit) -> float:
     return elbo if elbo is not None and math.isfinite(elbo) else -math.inf
 
 
-def geometric(start: float, end: float) -> Callable[[float], float]:
-    """A schedule from ``start`` to ``end`` by equal ratios.
-
-    Example:
-        >>> round(geometric(1.0, 0.01)(0.5), 3)
-        0.1
-    """
-    return lambda done: start * (end / start) ** done
-
-
 def _check_numbers(**given: tuple[int | None, int]) -> None:
     """See that each number, by name with its least value, is whole; None will do."""
     for name, (value, least) in given.items():
@@ -270,10 +277,24 @@ def _run(
     if loss == "em":
         return EM(model, guide, data, settings["epochs"], seed)
     elbo, treatment = objective(loss)
-    chosen = ("epochs", "batch_size", "learning_rate", "temperature")
+    chosen = {key: settings[key] for key in ("epochs", "batch_size", "learning_rate")}
+    temperature = settings["temperature"]
     return SVI(
-        model, guide, data, elbo, treatment, seed=seed, **{key: settings[key] for key in chosen}
+        model,
+        guide,
+        data,
+        elbo,
+        treatment,
+        temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
+        as_written=temperature is None and not _has_temperatures(model, guide),
+        seed=seed,
+        **chosen,
     )
+
+
+def _has_temperatures(*programs: Program) -> bool:
+    """Whether a story holds its temperatures as buffers, for training to anneal."""
+    return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
 
 
 def _train(
@@ -373,16 +394,14 @@ def _reset(
             continue
         with reproducible(seed):
             part.apply(_reset_parameters)
-        adapt = getattr(part, "adapt", None)
-        if callable(adapt):
+        if isinstance(part, Adaptive):
             with reproducible(seed, 0, 1), torch.no_grad():
-                adapt(*data)
+                part.adapt(*data)
 
 
 def _reset_parameters(module: torch.nn.Module) -> None:
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
+    if isinstance(module, Resettable):
+        module.reset_parameters()
 
 
 def _marginal_elbo(

@@ -11,6 +11,7 @@ from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.inference.programs import Program, modules
+from pyro_moe.inference.protocols import HasWidth
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 
 from .fitted import Fit
@@ -40,9 +41,8 @@ def check(
     """
     x = columns[0]
     for story in modules(model, guide):
-        expected = getattr(story, "x_dim", x.shape[1])
-        if x.shape[1] != expected:
-            raise DataError(f"expected x with x_dim={expected} columns; got {x.shape[1]}")
+        if isinstance(story, HasWidth) and x.shape[1] != story.x_dim:
+            raise DataError(f"expected x with x_dim={story.x_dim} columns; got {x.shape[1]}")
     num_components = None
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
         for first in range(0, len(x), 4096):

@@ -46,10 +46,8 @@ class NormalLikelihood(nn.Module):
 
     .. math:: p(x \mid z) = N(x \mid m + s f(z), \mathrm{diag}\, (s \sigma)^2)
 
-    with the data's units m, s; σ is one number for each dimension, or one for all where s is. The
-    paper (§3) lets the variance depend on z as well, which is
-    `NormalConditional`; its likelihood is unbounded wherever the decoder fits a row exactly,
-    so that one scale for all rows is what the stories use.
+    with the data's units m, s; σ is one number for each dimension, or one for all where s is. A
+    variance that depends on z as well is `HeteroscedasticNormalLikelihood`.
 
     Args:
         network: Maps z ``(..., L)`` to a mean ``(..., D)`` in standard units.
@@ -77,6 +75,58 @@ class NormalLikelihood(nn.Module):
         """The distribution of x given z, event shape ``(D,)``."""
         loc = self.units.inverse(self.network(z))
         return dist.Normal(loc, self.units.scale * self.log_scale.exp()).to_event(1)
+
+
+class HeteroscedasticNormalLikelihood(nn.Module):
+    r"""A normal whose mean and scale are both functions of z, as the paper (§3) has it.
+
+    .. math:: p(x \mid z) = N(x \mid m + s\, \mu(z), \mathrm{diag}\, (s\, \sigma(z))^2), \quad
+              \sigma = \sigma_{\min} + \sigma_0 e^{h / 2}, \quad [\mu, h] = f(z)
+
+    with the data's units m, s. The floor σ_min bounds the density: without it the likelihood
+    grows without end wherever the decoder fits a row exactly. A hundredth of a column's standard
+    deviation is the default: no row counts for more than 3.7 nats a column.
+
+    Args:
+        network: Maps z ``(..., L)`` to ``2 * D`` numbers.
+        units: The data's units, shared with the encoder.
+        initial_scale: σ_0, about the scale at the start, in standard units.
+        min_scale: σ_min, in standard units.
+
+    Example:
+        >>> p = HeteroscedasticNormalLikelihood(nn.Linear(2, 6), Standardize(3))
+        >>> p(torch.zeros(5, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        units: Standardize,
+        *,
+        initial_scale: float = 0.1,
+        min_scale: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.network, self.units = network, units
+        self.initial_scale, self.min_scale = initial_scale, min_scale
+
+    def forward(self, z: torch.Tensor) -> dist.Distribution:
+        """The distribution of x given z, event shape ``(D,)``.
+
+        Raises:
+            ValueError: If the network does not give two numbers a column.
+        """
+        output, x_dim = self.network(z), len(self.units.loc)
+        if output.shape[-1] != 2 * x_dim:
+            raise ValueError(
+                f"expected a decoder to {2 * x_dim} numbers, a mean and a log-variance for each "
+                f"column of x; got {output.shape[-1]}"
+            )
+        loc, log_variance = output.chunk(2, dim=-1)
+        # Far from the data a network's outputs are far from any use: exp must not overflow.
+        scale = self.min_scale + self.initial_scale * (log_variance.clamp(-20.0, 20.0) / 2).exp()
+        return dist.Normal(self.units.inverse(loc), self.units.scale * scale).to_event(1)
 
 
 class BernoulliLikelihood(nn.Module):
@@ -157,16 +207,22 @@ class CategoricalConditional(nn.Module):
         return dist.OneHotCategorical(logits=self.network(context))
 
 
-LIKELIHOODS = ("normal", "bernoulli", "continuous-bernoulli")
+LIKELIHOODS = ("normal", "normal-heteroscedastic", "bernoulli", "continuous-bernoulli")
+
+
+def outputs_of(name: str) -> int:
+    """How many numbers for each column of x a decoder has to give for a likelihood."""
+    return 2 if name == "normal-heteroscedastic" else 1
 
 
 def likelihood_of(name: str, network: nn.Module, units: Standardize) -> nn.Module:
     """The conditional distribution p(x|z) by the name of its family.
 
     Args:
-        name: ``"normal"``, ``"bernoulli"`` or ``"continuous-bernoulli"``.
-        network: Maps z ``(..., L)`` to D numbers.
-        units: The data's units; only the normal uses them.
+        name: ``"normal"``, ``"normal-heteroscedastic"``, ``"bernoulli"`` or
+            ``"continuous-bernoulli"``.
+        network: Maps z ``(..., L)`` to D numbers, or 2 D for ``"normal-heteroscedastic"``.
+        units: The data's units; only the normal ones use them.
 
     Raises:
         ValueError: If the name is none of these.
@@ -178,6 +234,8 @@ def likelihood_of(name: str, network: nn.Module, units: Standardize) -> nn.Modul
     """
     if name == "normal":
         return NormalLikelihood(network, units)
+    if name == "normal-heteroscedastic":
+        return HeteroscedasticNormalLikelihood(network, units)
     if name == "bernoulli":
         return BernoulliLikelihood(network)
     if name == "continuous-bernoulli":

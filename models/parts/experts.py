@@ -14,14 +14,58 @@ from torch import nn
 
 from pyro_moe.distributions.mixture import Stacked
 
+from ..m_steps.lbfgs import minimize_in_place
 from .networks import AffineMaps, Standardize
-from .targets import known_rows, maximize_likelihood
+from .targets import known_rows, log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
 
 
-class NormalExperts(nn.Module):
+class Experts(nn.Module):
+    r"""A module from a context to K distributions of y, whose M-step is by gradients.
+
+    .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{|W|^2}{2 s^2}
+
+    with W the weights of the experts' maps, and s in standard units: where classes can be
+    separated, these weights would grow without end but for s. EM with such a step is generalized
+    EM: the penalized likelihood rises, not always to the step's maximum.
+    """
+
+    evaluated_once = True
+
+    def maximize(
+        self,
+        context: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        iterations: int = 50,
+        prior_scale: float = 5.0,
+    ) -> None:
+        """Raise the weighted likelihood from where the experts are: EM's M-step.
+
+        Args:
+            context: What the experts see, shape (N, C).
+            y: Targets, shape (N,) or (N, M); rows with NaN are left out.
+            weights: Responsibilities r, shape (N, K).
+            iterations: L-BFGS iterations at the most.
+            prior_scale: s, in standard units.
+        """
+        y, context, weights = known_rows(y, context, weights)
+        weights = weights.to(context)
+        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        maps = [p for name, p in named.items() if name.endswith("weight")]
+
+        def loss() -> torch.Tensor:
+            likelihood = (weights * log_likelihoods(self(context), y)).sum()
+            penalty = sum(p.square().sum() for p in maps) / (2 * prior_scale**2)
+            return (penalty - likelihood) / len(y)
+
+        minimize_in_place(loss, named.values(), iterations=iterations)
+
+
+class NormalExperts(Experts):
     r"""Normal experts: what the paper (§4.1) calls the regression model.
 
     .. math:: p_k(y \mid x) = N(y \mid m + s f_k(x),\; s \Gamma_k s)
@@ -46,8 +90,6 @@ class NormalExperts(nn.Module):
         >>> experts(torch.zeros(7, 2)).batch_shape, experts(torch.zeros(7, 2)).event_shape
         (torch.Size([7, 5]), torch.Size([3]))
     """
-
-    evaluated_once = True
 
     def __init__(
         self,
@@ -92,7 +134,9 @@ class NormalExperts(nn.Module):
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
+    def maximize(
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
+    ) -> None:
         r"""Set the experts to the likeliest ones of weighted rows: EM's M-step.
 
         In closed form for affine maps (weighted least squares, then Γ_k from the residuals),
@@ -102,10 +146,11 @@ class NormalExperts(nn.Module):
             context: What the experts see, shape (N, C).
             y: Targets, shape (N,) or (N, M); rows with NaN are left out.
             weights: Responsibilities r, shape (N, K); an expert without any takes all rows.
+            **step: What the step by gradients takes, see `Experts`.
         """
         y, context, weights = known_rows(y, context, weights)
         if not isinstance(self.network, AffineMaps):
-            maximize_likelihood(self, context, y, weights)
+            super().maximize(context, y, weights, **step)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
         targets = self.units(y.reshape(len(y), -1).to(self.units.loc))
@@ -130,7 +175,7 @@ class NormalExperts(nn.Module):
         self.log_scale.copy_((scale - self.min_scale).clamp_min(1e-3 * self.min_scale).log())
 
 
-class StudentTExperts(nn.Module):
+class StudentTExperts(Experts):
     r"""Experts with heavy tails, for targets with outliers.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{t}_{\nu_k}
@@ -149,8 +194,6 @@ class StudentTExperts(nn.Module):
         >>> experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
-
-    evaluated_once = True
 
     def __init__(self, network: nn.Module, num_components: int, y_dim: int) -> None:
         super().__init__()
@@ -175,12 +218,8 @@ class StudentTExperts(nn.Module):
         df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # where it hardly matters, not to infinity
         return dist.StudentT(df, loc, scale).to_event(1)
 
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
-        maximize_likelihood(self, context, y, weights)
 
-
-class CategoricalExperts(nn.Module):
+class CategoricalExperts(Experts):
     r"""Experts on classes: the paper's (§4.2) classification model.
 
     .. math:: p_k(y = l \mid x) = \mathrm{softmax}_l\, f_k(x)
@@ -193,8 +232,6 @@ class CategoricalExperts(nn.Module):
         torch.Size([7, 5, 3])
     """
 
-    evaluated_once = True
-
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -203,12 +240,8 @@ class CategoricalExperts(nn.Module):
         """The K distributions of the class 0, …, M-1 given a context, event shape ``()``."""
         return dist.Categorical(logits=self.network(context))
 
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
-        maximize_likelihood(self, context, y, weights)
 
-
-class BernoulliExperts(nn.Module):
+class BernoulliExperts(Experts):
     r"""Experts on M answers of yes (1) or no (0).
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Ber}(y_m \mid \mathrm{logit} = f_k(x)_m)
@@ -221,8 +254,6 @@ class BernoulliExperts(nn.Module):
         torch.Size([7, 5])
     """
 
-    evaluated_once = True
-
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -231,12 +262,8 @@ class BernoulliExperts(nn.Module):
         """The K distributions of y given a context, event shape ``(M,)``."""
         return dist.Bernoulli(logits=self.network(context)).to_event(1)
 
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
-        maximize_likelihood(self, context, y, weights)
 
-
-class PoissonExperts(nn.Module):
+class PoissonExperts(Experts):
     r"""Experts on M counts.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Poisson}(y_m \mid \exp(a_m + f_k(x)_m))
@@ -253,7 +280,6 @@ class PoissonExperts(nn.Module):
         torch.Size([7, 5])
     """
 
-    evaluated_once = True
     offset: torch.Tensor
 
     def __init__(self, network: nn.Module, y_dim: int) -> None:
@@ -270,12 +296,8 @@ class PoissonExperts(nn.Module):
         log_rate = (self.offset + self.network(context)).clamp(-20.0, 20.0)
         return dist.Poisson(log_rate.exp()).to_event(1)
 
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
-        maximize_likelihood(self, context, y, weights)
 
-
-class StackedExperts(nn.Module):
+class StackedExperts(Experts):
     """K conditional distributions of any kinds as one module of experts.
 
     Args:
@@ -287,8 +309,6 @@ class StackedExperts(nn.Module):
         >>> experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
-
-    evaluated_once = True
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -302,10 +322,6 @@ class StackedExperts(nn.Module):
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context."""
         return Stacked([expert(context) for expert in self.experts])
-
-    def maximize(self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> None:
-        """Set the experts to the likeliest of weighted rows, see `maximize_likelihood`."""
-        maximize_likelihood(self, context, y, weights)
 
 
 CONTEXTS = ("x", "z")

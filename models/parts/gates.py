@@ -2,13 +2,11 @@
 
 import math
 
-import numpy as np
 import pyro.distributions as dist
 import torch
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 from torch import nn
 
+from ..m_steps.softmax_regression import softmax_regression
 from .networks import AffineMaps
 
 
@@ -41,42 +39,19 @@ class SoftmaxGate(nn.Module):
     def maximize(
         self, x: torch.Tensor, weights: torch.Tensor, *, ridge: float = 1e-4, steps: int = 100
     ) -> None:
-        r"""Set the gate to the likeliest given responsibilities: the inner loop of EM for ME.
-
-        .. math:: \max_{w, b} \frac{1}{N} \sum_{nk} r_{nk} \log g_k(x_n)
-                  - \frac{\lambda}{2} |w|^2
-
-        by L-BFGS from where the gate stands. Where components can be separated, w would grow
-        without end but for λ, and with 784 columns the last digits of w take thousands of steps:
-        hence the limit. Every step gains, so that EM does, too. Jordan and Jacobs (1994) take
-        Newton's method, which is iteratively reweighted least squares, and also stop it early.
+        """Set the gate to the likeliest given responsibilities: the inner loop of EM for ME.
 
         Args:
             x: Rows, shape (N, D).
             weights: Responsibilities r, shape (N, K).
-            ridge: λ.
+            ridge: λ, see `softmax_regression`.
             steps: Of L-BFGS at the most.
         """
-        u = self.maps.units(x).double().cpu().numpy()
-        u = np.concatenate([u, np.ones_like(u[:, :1])], axis=1)
-        r = weights.double().cpu().numpy()
-        penalty = np.r_[np.full(u.shape[1] - 1, ridge), 1e-8]  # shifts of all b_k change nothing
-
-        def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            w = flat.reshape(r.shape[1], u.shape[1])
-            log_gate = log_softmax(u @ w.T, axis=1)
-            loss = 0.5 * (penalty * w**2).sum() - (r * log_gate).sum() / len(u)
-            excess = r.sum(1, keepdims=True) * np.exp(log_gate) - r
-            return loss, (excess.T @ u / len(u) + penalty * w).ravel()
-
+        u, r = self.maps.units(x).double().cpu().numpy(), weights.double().cpu().numpy()
         root = math.sqrt(self.maps.weight.shape[-1])  # w = V / √D, see `AffineMaps`
         weight, bias = self.maps.weight[0], self.maps.bias[0]
         start = torch.cat([weight / root, bias.unsqueeze(-1)], -1).detach().double().cpu().numpy()
-        options = {"maxiter": steps, "ftol": 0.0, "gtol": 1e-7}
-        found = minimize(
-            loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options
-        )
-        solution = torch.from_numpy(found.x.reshape(start.shape)).to(weight)
+        solution = torch.from_numpy(softmax_regression(u, r, start, ridge=ridge, steps=steps))
         with torch.no_grad():
             weight.copy_(root * solution[:, :-1])
             bias.copy_(solution[:, -1])

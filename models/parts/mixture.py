@@ -2,10 +2,9 @@
 
 import pyro.distributions as dist
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import nn
 
-from .targets import choose
+from ..m_steps.moments import distant_rows, shrunk, weighted_moments
 
 COVARIANCES = ("full", "diagonal", "tied")
 WEIGHTS = ("uniform", "learned")
@@ -88,31 +87,31 @@ class GaussianMixture(nn.Module):
         eye = torch.eye(self.dim, dtype=scale.dtype, device=scale.device)
         return scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
 
-    def assignment(self) -> dist.Distribution:
-        """p(c), a one-hot distribution over the K components."""
-        return dist.OneHotCategorical(logits=self.logits)
+    @property
+    def normals(self) -> dist.Distribution:
+        """The K normals N(μ_k, Σ_k), batch shape (K,)."""
+        if self.covariance == "diagonal":
+            return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
 
-    def component(self, c: torch.Tensor) -> dist.Distribution:
-        r"""p(z|c) for one-hot c, and its continuation to the inside of the simplex.
+    def cholesky(self, c: torch.Tensor) -> torch.Tensor:
+        r"""The Cholesky factor of Σ_c for one-hot c, interpolated for relaxed ones.
 
-        For relaxed c the means and the Cholesky factors are interpolated, N(Σ_k c_k μ_k, L L^T)
-        with L = Σ_k c_k L_k: triangular with a positive diagonal, so always a density, and it
-        tends to p(z|c) as c becomes one-hot, which is what the paper (§7, note) asks.
+        .. math:: L(c) = \sum_k c_k L_k
+
+        It is triangular with a positive diagonal, so always that of a density. With the mean
+        interpolated likewise, N(c @ μ, L(c) L(c)^T) tends to p(z|c) as c becomes one-hot, which
+        is what the paper (§7, note) asks.
 
         Args:
             c: One-hot or relaxed assignments, shape (..., K).
+
+        Returns:
+            Shape (..., L, L).
         """
-        loc = c @ self.loc
-        if self.covariance == "diagonal":
-            return dist.Normal(loc, c @ self.log_scale.exp()).to_event(1)
         if self.covariance == "tied":
-            return dist.MultivariateNormal(loc, scale_tril=self.scale_tril[0])
-        shared = self.num_components < min(self.dim, c.shape[:-1].numel())
-        if shared and not c.requires_grad and _is_one_hot(c):
-            # a Cholesky factor for every row is 10 GB for 4,096 images of 784 pixels
-            return choose(c, dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril))
-        scale_tril = torch.einsum("...k,kij->...ij", c, self.scale_tril)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+            return self.scale_tril[0]
+        return torch.einsum("...k,kij->...ij", c, self.scale_tril)
 
     def responsibilities(self, z: torch.Tensor) -> dist.Distribution:
         r"""p(c|z) by Bayes' rule, in log space.
@@ -126,9 +125,7 @@ class GaussianMixture(nn.Module):
 
     def log_joint(self, z: torch.Tensor) -> torch.Tensor:
         """Log p(z, c=k) for each k, shape (..., K)."""
-        one_hot = torch.eye(self.num_components, dtype=z.dtype, device=z.device)
-        log_density = self.component(one_hot).log_prob(z.unsqueeze(-2))
-        return self.logits.log_softmax(-1) + log_density
+        return self.logits.log_softmax(-1) + self.normals.log_prob(z.unsqueeze(-2))
 
     def spread_over(self, x: torch.Tensor) -> None:
         """Start with means at distant rows of x (k-means++) and the covariance of all rows.
@@ -136,67 +133,43 @@ class GaussianMixture(nn.Module):
         Args:
             x: Points, shape (N, L), at least K of them.
         """
-        seed = int(torch.randint(2**31 - 1, ()))
-        _, rows = kmeans_plusplus(x.cpu().numpy(), self.num_components, random_state=seed)
         self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
-        self.loc.copy_(x[torch.as_tensor(rows, dtype=torch.long)])
+        self.loc.copy_(x[distant_rows(x, self.num_components)])
 
     def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
         r"""Set the parameters to the most likely ones given weighted points: EM's M-step.
 
-        .. math::
-            \pi_k \propto N_k = \sum_n r_{nk}, \quad
-            \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
-            \Sigma_k = \frac{1 - \lambda}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top
-            + \lambda T + \epsilon
+        .. math:: \pi_k \propto N_k = \sum_n r_{nk}, \quad
+                  \Sigma_k = (1 - \lambda) S_k + \lambda T + \epsilon
 
-        with T the target of shrinkage λ, and ε diagonal, a millionth of each column's variance,
-        against components that shrink onto one point. A component without weight takes the
-        moments of all points; uniform π stays.
+        with μ and S the `weighted_moments`, T the target of shrinkage λ, see `shrunk`, and ε
+        diagonal, a millionth of each column's variance, against components that shrink onto one
+        point. A component without weight takes the moments of all points; uniform π stays.
 
         Args:
             z: Points, shape (N, L).
             responsibilities: Weights r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
-        counts = r.sum(0)
-        r = torch.where(counts > 0, r, torch.ones_like(r))
-        loc, covariance = _moments(z, r / r.sum(0))
+        counts, variance = r.sum(0), z.var(0, correction=0)
+        loc, covariance = weighted_moments(z, torch.where(counts > 0, r, torch.ones_like(r)))
         if self.covariance == "tied":
             covariance = torch.einsum("k,kij->ij", counts / counts.sum(), covariance).unsqueeze(0)
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-        covariance = (1.0 - self.shrinkage) * covariance + self.shrinkage * self._target(z)
+        covariance = shrunk(covariance, variance, self.shrinkage, common=self.common_scale)
         rounding = torch.finfo(torch.float32).eps
-        ridge = 1e-6 * z.var(0, correction=0) + (rounding * z.mean(0)) ** 2
+        ridge = 1e-6 * variance + (rounding * z.mean(0)) ** 2
         ridge = torch.where(ridge > 0, ridge, rounding**2)  # where all is zero
-        scale_tril = torch.linalg.cholesky(covariance + ridge.diag_embed())
+        self._take(counts, loc, torch.linalg.cholesky(covariance + ridge.diag_embed()))
+
+    @torch.no_grad()
+    def _take(self, counts: torch.Tensor, loc: torch.Tensor, scale_tril: torch.Tensor) -> None:
+        """Set the parameters to π ∝ counts (K,), means (K, L) and Cholesky factors."""
         scale = scale_tril.diagonal(dim1=-2, dim2=-1)
-        with torch.no_grad():
-            self.loc.copy_(loc)
-            self.log_scale.copy_(scale.log())
-            if self.covariance != "diagonal":
-                self.correlation.copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
-            if self.weights == "learned":
-                self.logits.copy_(counts.clamp_min(torch.finfo(torch.float32).tiny).log())
-
-    def _target(self, z: torch.Tensor) -> torch.Tensor:
-        """The diagonal matrix towards which covariances of points z, (N, L), are shrunk."""
-        variance = z.var(0, correction=0)
-        average = variance.mean().expand_as(variance)
-        constant = variance <= 0
-        return torch.where(constant | self.common_scale, average, variance).diag_embed()
-
-
-def _moments(z: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means (K, L) and covariances (K, L, L) of points z, (N, L), under shares (N, K)."""
-    loc, covariance = shares.T @ z, z.new_empty(shares.shape[1], z.shape[1], z.shape[1])
-    for k, share in enumerate(shares.T):
-        rows = share > 0  # of many columns each row belongs to hardly more than one component
-        centered = z[rows] - loc[k]
-        covariance[k] = centered.mT @ (share[rows].unsqueeze(-1) * centered)
-    return loc, covariance
-
-
-def _is_one_hot(c: torch.Tensor) -> bool:
-    return bool(((c == 0) | (c == 1)).all())
+        self.loc.copy_(loc)
+        self.log_scale.copy_(scale.log())
+        if self.covariance != "diagonal":
+            self.correlation.copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
+        if self.weights == "learned":
+            self.logits.copy_(counts.clamp_min(torch.finfo(torch.float32).tiny).log())

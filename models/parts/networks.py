@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..m_steps.least_squares import weighted_least_squares
+
 
 class MLP(nn.Sequential):
     r"""A multilayer perceptron with ReLU units.
@@ -135,13 +137,7 @@ class AffineMaps(nn.Module):
     def least_squares(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        r"""Set each map to its weighted least squares, and return its residuals.
-
-        .. math:: \min_{V_k, b_k} \sum_n r_{nk}\, |t_n - V_k u_n / \sqrt{D} - b_k|^2
-                  + \epsilon N_k (|V_k|^2 + |b_k|^2)
-
-        with ε a ten-millionth of the inputs' mean square, which decides what directions that no
-        row of the component shows are worth: nothing.
+        """Set each map to its weighted least squares, and return its residuals.
 
         Args:
             x: Inputs, shape (N, D).
@@ -151,16 +147,9 @@ class AffineMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        u = self.units(x).double() / math.sqrt(x.shape[-1])
-        u = torch.cat([u, torch.ones_like(u[:, :1])], -1)
-        t, r = targets.double(), weights.double()
-        ridge = 1e-7 * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        u = self.units(x) / math.sqrt(x.shape[-1])
         with torch.no_grad():
-            for k, r_k in enumerate(r.T):
-                rows = r_k > 1e-12  # most responsibilities are next to nothing
-                u_k, weighted = u[rows], u[rows] * r_k[rows].unsqueeze(-1)
-                gram = weighted.mT @ u_k + ridge * r_k.sum().clamp_min(1e-12)
-                solution = torch.linalg.solve(gram, weighted.mT @ t[rows])
-                self.weight[k].copy_(solution[:-1].mT)
-                self.bias[k].copy_(solution[-1])
-            return t.unsqueeze(1) - self(x).double()
+            coefficients = weighted_least_squares(u, targets, weights)
+            self.weight.copy_(coefficients[:, :-1].mT)
+            self.bias.copy_(coefficients[:, -1])
+            return targets.double().unsqueeze(1) - self(x).double()

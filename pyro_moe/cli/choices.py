@@ -34,6 +34,7 @@ OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "co
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
 
 Parameters = Mapping[str, inspect.Parameter]
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
@@ -45,10 +46,17 @@ def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
 
 
 def parameters(story: type[nn.Module]) -> Parameters:
-    """What a story's constructor can be given by name."""
-    named = inspect.signature(story).parameters
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: p for name, p in named.items() if p.kind not in variable}
+    """What a story's constructor can be given by name, and what it passes on to its base's."""
+    known: dict[str, inspect.Parameter] = {}
+    for each in story.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        named = list(inspect.signature(each).parameters.values())
+        variable = [p.kind for p in named if p.kind in _VARIABLE]
+        known = {p.name: p for p in named if p.kind not in _VARIABLE} | known
+        if inspect.Parameter.VAR_KEYWORD not in variable:
+            break
+    return known
 
 
 def has_target(known: Parameters) -> bool:
@@ -143,11 +151,9 @@ def story_arguments(
             option = "--" + name.replace("_", "-")
             raise ValueError(f"expected options of {options.story}; got {option}")
     if options.story not in runs.STORIES:
-        common_scale = rows.image_shape is not None
-        defaults = {"common_scale": common_scale, **defaults}
         defaults = {
             name: value for name, value in defaults.items() if not _has_default(known, name)
-        }
+        } | {"common_scale": rows.image_shape is not None}
     arguments = {"x_dim": x_dim, **defaults, **given}
     if rows.y is not None and test.y is not None:
         arguments["y_dim"] = rows.y.shape[1:].numel()

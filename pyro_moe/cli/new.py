@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from pyro_moe import runs
 from pyro_moe.runs import story_file
 
 from . import choices
@@ -15,9 +16,9 @@ def add(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write, such as my_story.py")
     parser.add_argument(
         "--from",
-        dest="template",
+        dest="story",
         required=True,
-        choices=story_file.TEMPLATES,
+        choices=tuple(runs.STORIES),
         metavar="STORY",
         help="the story that is in it: %(choices)s",
     )
@@ -26,11 +27,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the file, and say how it is fitted."""
-    path = story_file.write(options.file, options.template)
+    path = story_file.write(options.file, options.story)
     line = f"pyro-moe fit {path} --data TABLE.csv"
     if choices.has_target(choices.parameters(story_file.read(path).story)):
         line += " --target COLUMN"
-    if "loss" in FIT_DEFAULTS.get(options.template, {}):
-        line += f" --loss {FIT_DEFAULTS[options.template]['loss']}"
-    print(f"{path}: {options.template}, whole, for you to edit")
+    if "loss" in FIT_DEFAULTS.get(options.story, {}):
+        line += f" --loss {FIT_DEFAULTS[options.story]['loss']}"
+    print(f"{path}: {options.story}, whole, for you to edit")
     print(f"  {line}")

@@ -146,14 +146,14 @@ def _objective_gap(
     if loss not in LOSSES or not fit.history:
         return None
     elbo, treatment = objective(loss)
-    treat = treatment(fit.history[-1]["temperature"])
+    treated = treatment(fit.model, fit.guide, fit.history[-1]["temperature"], False)
     marginal = MarginalELBO()
     total = 0.0
     with torch.no_grad(), reproducible(seed):
         for batch in batches(fit, columns):
             for _ in range(num_samples):
                 total += marginal.loss(fit.model, fit.guide, *batch)
-                total -= elbo.loss(treat(fit.model), treat(fit.guide), *batch)
+                total -= elbo.loss(*treated, *batch)
     return total / num_samples / len(columns[0])
 
 

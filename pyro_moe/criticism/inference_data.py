@@ -12,13 +12,13 @@ import torch
 from pyro import poutine
 
 from pyro_moe import evaluation
-from pyro_moe.evaluation.conditioning import Marginal, OnlyColumn
+from pyro_moe.evaluation.conditioning import Marginal
 from pyro_moe.evaluation.novelty import feature_log_density
-from pyro_moe.evaluation.traces import Given, observed_sites, shared_latents
+from pyro_moe.evaluation.traces import observed_sites, shared_latents
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.handlers import Discretize
+from pyro_moe.inference.handlers import Discretize, Given, WithDistribution
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.rows import Data, column_names, has_target
 
@@ -70,7 +70,7 @@ def to_arviz(
     parameters alone is the same in every draw; it is spread by a millionth of a nat,
     without which ArviZ's fit of a tail fails. ``az.loo`` of a fit by points is then its log
     density on these rows, an honest estimate for rows that the fit has not seen and an
-    optimiztic one for those it has.
+    optimistic one for those it has.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
@@ -249,7 +249,7 @@ def _log_density(
     guide, only = (
         (fit.guide, nullcontext())
         if column is None
-        else (lambda *columns: None, OnlyColumn("x", column))
+        else (lambda *columns: None, WithDistribution("x", lambda p: Marginal(p, column)))
     )
     with reproducible(seed), Given(shared_latents(fit)), only:
         return feature_log_density(fit, x, particles, guide=guide)

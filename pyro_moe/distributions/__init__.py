@@ -1,5 +1,19 @@
-"""Distributions that stories and inference share."""
+"""Distributions that stories and inference share: the layer below both."""
 
-from .mixture import Mixture, Stacked
+from .mixture import Mixture, Stacked, choose
+from .relaxed import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    RelaxedOneHotCategorical,
+)
 
-__all__ = ["Mixture", "Stacked"]
+__all__ = [
+    "MAX_LOG_ODDS",
+    "PRIOR_TEMPERATURE",
+    "TEMPERATURE",
+    "Mixture",
+    "RelaxedOneHotCategorical",
+    "Stacked",
+    "choose",
+]

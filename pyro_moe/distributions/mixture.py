@@ -93,6 +93,23 @@ class Mixture(TorchDistribution):
         return (weights * each).sum(-1 - self.event_dim)
 
 
+def choose(c: torch.Tensor, experts: Any) -> Mixture:
+    """The expert of a one-hot ``c``; for a relaxed one the mixture with those weights.
+
+    Args:
+        c: Assignments, shape (..., K).
+        experts: A distribution of batch shape (..., K).
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> experts = dist.Normal(torch.tensor([[1.0, 2.0]]), 1.0)
+        >>> choose(torch.tensor([[0.0, 1.0]]), experts).mean
+        tensor([2.])
+    """
+    tiny = torch.finfo(c.dtype).tiny
+    return Mixture(torch.where(c > 0, c.clamp_min(tiny).log(), -torch.inf), experts)
+
+
 class Stacked(TorchDistribution):
     """K distributions of any families side by side, along a new rightmost batch dimension.
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
 
@@ -124,15 +123,3 @@ class Marginal(TorchDistribution):
         """The log-density of the column in rows of shape (..., N, D)."""
         observed = torch.arange(value.shape[-1], device=value.device) == self.column
         return condition(self.p, value, observed).log_prob
-
-
-class OnlyColumn(Messenger):
-    """Make one column of a site count, as if the others were not observed."""
-
-    def __init__(self, site: str, column: int) -> None:
-        super().__init__()
-        self.site, self.column = site, column
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site:
-            msg["fn"] = Marginal(msg["fn"], self.column)

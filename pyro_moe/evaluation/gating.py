@@ -1,23 +1,20 @@
 """The gate of a fitted story: how probable each component is for each row."""
 
 import math
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.handlers import Discretize, has_rsample, log_probabilities
+from pyro_moe.inference.handlers import REPLICATES, Discretize, SobolSamples, log_probabilities
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data
 
 from .traces import feature_batches, missing_site
-
-REPLICATES = 8
 
 
 @overload
@@ -101,46 +98,3 @@ def _model_gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: i
             raise missing_site("c", "guide or the model", *traces)
         sums[sample % REPLICATES] = sums[sample % REPLICATES] + row_log_weights(*traces).softmax(0)
     return torch.stack(sums).mT * (REPLICATES / num_samples)
-
-
-class SobolSamples(Messenger):
-    """Give normal latent sites S quasi-random values at once, along a new leftmost dimension.
-
-    The points are eight independently scrambled Sobol sequences of S/8 points each, one after
-    the other. Latent sites that are not normal get S random values.
-    """
-
-    def __init__(self, num_samples: int) -> None:
-        super().__init__()
-        self.num_samples = num_samples
-
-    def _pyro_sample(self, msg: Any) -> None:
-        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-        if msg["is_observed"] or msg["name"] == "c" or not in_plate or not has_rsample(msg["fn"]):
-            return
-        msg["value"], msg["done"] = self._values(msg["fn"]), True
-
-    def _values(self, distribution: Any) -> torch.Tensor:
-        if len(distribution.batch_shape) > 1:  # depends on a site that has S values already
-            return distribution.rsample()
-        independent = isinstance(distribution, torch.distributions.Independent)
-        base = distribution.base_dist if independent else distribution
-        if not isinstance(base, torch.distributions.Normal):
-            return distribution.rsample((self.num_samples,))
-        size = distribution.event_shape.numel()
-        noise = standard_normal_points(self.num_samples, size).to(base.loc)
-        return base.loc + base.scale * noise.reshape(-1, 1, *distribution.event_shape)
-
-
-def standard_normal_points(num_points: int, dim: int) -> torch.Tensor:
-    """Eight scrambled Sobol sequences in a row, shape (num_points, dim), mapped to N(0, I)."""
-    blocks = []
-    for _ in range(REPLICATES):
-        engine = torch.quasirandom.SobolEngine(
-            dim, scramble=True, seed=int(torch.randint(2**31 - 1, ()))
-        )
-        points = engine.draw(num_points // REPLICATES, dtype=torch.float64)
-        order = torch.randperm(len(points))  # sites are paired at random, not along the sequence
-        blocks.append(points[order])
-    uniform = torch.cat(blocks).clamp(1e-10, 1 - 1e-10)
-    return math.sqrt(2.0) * torch.erfinv(2.0 * uniform - 1.0)

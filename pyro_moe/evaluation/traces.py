@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.fitted import Fit
@@ -38,18 +37,6 @@ def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
         for name in trace.stochastic_nodes
         if name in sites and is_shared(sites[name])
     }
-
-
-class Given(Messenger):
-    """Give latent sites these values instead of samples."""
-
-    def __init__(self, values: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def observed_sites(fit: Fit) -> list[str]:

@@ -31,24 +31,11 @@ from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
 from pyro_moe.rows import Data, Rows
 from pyro_moe.datasets.source import Source
+from .shipped import STORIES, shipped
 from .story_file import StoryFile, read
 
 _STORY_COPY = "story.py"
 _PARAM = "pyro.param."
-STORIES: dict[str, type[nn.Module]] = {
-    "gmm": models.GMM,
-    "vae": models.VAE,
-    "vade": models.VaDE,
-    "dmvae": models.DMVAE,
-    "me": models.ME,
-    "deepmoe": models.DeepMoE,
-    "hierarchicalme": models.HierarchicalME,
-    "gmmmoe": models.GMMMoE,
-    "vademoe": models.VaDEMoE,
-    "dvmoe": models.DVMoE,
-}
-
-
 def prepare(folder: str | Path, story_file: StoryFile | None = None) -> Path:
     """Make a folder if there is none, and see that it can be written, before any work is done.
 
@@ -129,7 +116,7 @@ def save(
         (3, 1)
     """
     name = story_name if story_file is None else story_file.name
-    if not isinstance(fit.story, _shipped(name) if story_file is None else story_file.story):
+    if not isinstance(fit.story, shipped(name) if story_file is None else story_file.story):
         raise ValueError(f"expected a fit of a {name}; got {type(fit.story).__name__}")
     folder = prepare(folder, story_file)
     named = fit.story.state_dict() | {_PARAM + name: p for name, p in _params(fit).items()}
@@ -354,10 +341,4 @@ def _of_file(name: str) -> bool:
 
 
 def _story_class(name: str, folder: Path) -> type[nn.Module]:
-    return read(folder / _STORY_COPY).story if _of_file(name) else _shipped(name)
-
-
-def _shipped(name: str | None) -> type[nn.Module]:
-    if name not in STORIES:
-        raise ValueError(f"expected a story in {tuple(STORIES)}; got {name!r}")
-    return STORIES[name]
+    return read(folder / _STORY_COPY).story if _of_file(name) else shipped(name)

@@ -1,4 +1,4 @@
-"""Stories in files of one's own: written from a template, read, and their errors explained.
+"""Stories in files of one's own: written from a shipped one, read, and their errors explained.
 
 A story file is Python. It defines a class ``Story``, an ``nn.Module`` with the methods ``model``
 and ``guide``, whose constructor's arguments are filled by name.
@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +16,8 @@ from torch import nn
 
 from pyro_moe.inference.errors import DataError
 
-TEMPLATES = ("gmm", "vae", "vade", "dmvae", "me", "deepmoe", "gmmmoe", "vademoe", "dvmoe")
+from .shipped import source_of
+
 _MODULE = "pyro_moe story file"  # the name of every story file's module, by which frames are known
 
 
@@ -36,19 +36,19 @@ class StoryFile:
     story: type[nn.Module]
 
 
-def write(path: str | Path, template: str) -> Path:
+def write(path: str | Path, story: str) -> Path:
     """Write the whole of a story into a file to be edited: model, guide, equations, assumptions.
 
     Args:
         path: The file, which must not be there yet; its folder is made if need be.
-        template: One of `TEMPLATES`.
+        story: One of the shipped `STORIES`, whose own source is written.
 
     Returns:
         The path.
 
     Raises:
         DataError: If the file is there, or cannot be written, or its name does not end in .py.
-        ValueError: If there is no such template.
+        ValueError: If there is no such story.
 
     Example:
         >>> import tempfile
@@ -58,14 +58,12 @@ def write(path: str | Path, template: str) -> Path:
         torch.Size([3, 2])
     """
     path = Path(path)
-    if template not in TEMPLATES:
-        raise ValueError(f"expected a template in {TEMPLATES}; got {template!r}")
+    text = source_of(story)
     if path.suffix != ".py":
         raise DataError(f"expected the name of a file that ends in .py; got {path}")
-    text = resources.files("pyro_moe.templates").joinpath(f"{template}.py").read_bytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
         raise DataError(f"expected a file that is not there yet; got {error.filename}") from error

@@ -22,8 +22,10 @@ def model(x):
     """The model of `DMVAE`, copied, with heavy tails in its last line."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
-        c = pyro.sample("c", story.prior.assignment())
-        z = pyro.sample("z", story.prior.component(c))
+        c = pyro.sample("c", dist.OneHotCategorical(logits=story.prior.logits))
+        z = pyro.sample(
+            "z", dist.MultivariateNormal(c @ story.prior.loc, scale_tril=story.prior.cholesky(c))
+        )
         normal = story.decoder(z).base_dist
         pyro.sample("x", dist.StudentT(3.0, normal.loc, normal.scale).to_event(1), obs=x)
 

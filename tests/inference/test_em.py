@@ -87,7 +87,7 @@ def test_iterations_are_those_of_scikit_learn_from_the_same_start(make, covarian
         tol=1e-9,
         reg_covar=0.0,
         max_iter=5,
-        weights_init=story.mixture.assignment().probs.detach().numpy(),
+        weights_init=story.mixture.logits.softmax(-1).detach().numpy(),
         means_init=story.mixture.loc.detach().numpy(),
         precisions_init=precision,
     )

@@ -1,3 +1,5 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -6,6 +8,7 @@ from pyro import poutine
 from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
+from pyro_moe.distributions import MAX_LOG_ODDS, RelaxedOneHotCategorical
 from pyro_moe.inference.context import running
 from pyro_moe.inference.handlers import (
     CategoricalKL,
@@ -13,11 +16,10 @@ from pyro_moe.inference.handlers import (
     Enumerate,
     EnumerateInParallel,
     Relax,
-    has_rsample,
     log_probabilities,
-    one_hot_values,
 )
-from pyro_moe.inference.objectives import objective
+from pyro_moe.inference.handlers.assignment import one_hot_values
+from pyro_moe.inference.objectives import PRIOR_SHARE, objective
 
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -94,7 +96,7 @@ def test_relaxed_samples_choose_each_component_with_its_probability():
 def relaxed_loss(q, p, temperature, loss="relaxed"):
     """A loss that is log q(c) - log p(c), its gradient by q, and the seed's Gumbel noise."""
     q = q.detach().clone().requires_grad_()
-    elbo, treat = objective(loss)
+    elbo, treatment = objective(loss)
 
     def guide():
         pyro.param("q", q)
@@ -102,7 +104,7 @@ def relaxed_loss(q, p, temperature, loss="relaxed"):
 
     with running({"params": {}, "constraints": {}}):
         torch.manual_seed(0)
-        value = elbo.loss_and_grads(treat(temperature)(choice(p)), treat(temperature)(guide))
+        value = elbo.loss_and_grads(*treatment(choice(p), guide, temperature, False))
     return value, q.grad
 
 
@@ -127,11 +129,15 @@ def test_log_ratio_of_relaxed_densities_is_a_function_of_the_gumbel_noise_alone(
     q, p = torch.randn(N, K), torch.randn(N, K)
     value, gradient = relaxed_loss(q, p, temperature)
     torch.manual_seed(0)
-    exponential = -torch.rand(N, K).log()
+    gumbel = -(-torch.rand(N, K).log()).log()
     q.requires_grad_()
-    log_r = p.log_softmax(-1) - q.log_softmax(-1)
-    weights = (log_r + exponential.log()).logsumexp(-1) - exponential.log().logsumexp(-1)
-    expected = (K * weights - log_r.sum(-1)).sum()
+    behind = q - q.amax(-1, keepdim=True)
+    relaxed = MAX_LOG_ODDS * torch.expm1(behind / MAX_LOG_ODDS)
+    prior = p.log_softmax(-1) - PRIOR_SHARE * (relaxed + gumbel)
+    log_ratio = (K * prior.logsumexp(-1) - prior.sum(-1)) - (
+        K * (-gumbel).logsumexp(-1) - (-gumbel).sum(-1)
+    )
+    expected = (log_ratio - (K - 1) * math.log(PRIOR_SHARE)).sum()
     expected.backward()
     assert value == pytest.approx(expected.item(), rel=1e-8)
     assert_close(gradient, q.grad, rtol=1e-6, atol=1e-8)
@@ -140,13 +146,25 @@ def test_log_ratio_of_relaxed_densities_is_a_function_of_the_gumbel_noise_alone(
 # Handlers
 
 
-@pytest.mark.parametrize("family", [dist.RelaxedOneHotCategorical, CategoricalKL])
+@pytest.mark.parametrize("family", [RelaxedOneHotCategorical, CategoricalKL])
 def test_relax_keeps_the_logits_and_sets_the_temperature(family):
     logits = torch.randn(N, K)
     fn = site_c(Relax(0.3, family)(choice(logits)))["fn"]
     assert isinstance(fn, family)
     assert fn.temperature == 0.3
     assert_close(fn.logits, logits.log_softmax(-1), **EXACT)
+
+
+def test_relax_takes_the_temperature_of_a_relaxed_site_if_it_is_as_written():
+    logits = torch.randn(N, K)
+
+    def program():
+        with pyro.plate("data", N):
+            pyro.sample("c", dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=logits))
+
+    assert site_c(Relax(0.3, as_written=True)(program))["fn"].temperature == 0.5
+    assert site_c(Relax(0.3)(program))["fn"].temperature == 0.3
+    assert site_c(Relax(0.3, as_written=True)(choice(logits)))["fn"].temperature == 0.3
 
 
 def test_discretize_turns_a_relaxed_site_into_one_hot_choices():
@@ -210,17 +228,5 @@ def test_values_of_c_are_one_hot_rows():
 
 
 def test_a_distribution_of_c_without_logits_is_an_error_that_names_it():
-    with pytest.raises(TypeError, match=r"at site 'c'; got Normal"):
+    with pytest.raises(TypeError, match=r"at site 'c'; got Independent"):
         log_probabilities(dist.Normal(torch.zeros(3), 1.0).to_event(1))
-
-
-@pytest.mark.parametrize(
-    ("distribution", "expected"),
-    [
-        (dist.Normal(0.0, 1.0), True),
-        (dist.Normal(torch.zeros(2), 1.0).to_event(1), True),
-        (dist.OneHotCategorical(torch.ones(2)), False),
-    ],
-)
-def test_has_rsample(distribution, expected):
-    assert has_rsample(distribution) is expected

@@ -10,9 +10,16 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 from torch.testing import assert_close
 
+from pyro_moe.distributions import MAX_LOG_ODDS, RelaxedOneHotCategorical
 from pyro_moe.inference.context import running
 from pyro_moe.inference.handlers import CategoricalKL, EnumerateInParallel, Relax
-from pyro_moe.inference.objectives import AssignedELBO, MarginalELBO, Reconstruction, objective
+from pyro_moe.inference.objectives import (
+    PRIOR_SHARE,
+    AssignedELBO,
+    MarginalELBO,
+    Reconstruction,
+    objective,
+)
 from pyro_moe.models import DMVAE, GMM, VaDE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -96,7 +103,7 @@ def test_marginal_elbo_and_gradients_equal_trace_enum(
 ):
     story = make(story_type, covariance=covariance)
     elbo, treat = objective(TraceEnum_ELBO(max_plate_nesting=1))
-    model, guide = treat(1.0)(story.model), treat(1.0)(story.guide)
+    model, guide = treat(story.model, story.guide, 1.0)
     got = loss_and_gradients(MarginalELBO(), story.model, story.guide, story, x)
     assert_close(got, loss_and_gradients(elbo, model, guide, story, x), **EXACT)
 
@@ -124,7 +131,7 @@ def test_vade_is_a_vae_whose_prior_is_the_mixture(make, x, loss_and_gradients, c
         pyro.module("vae", story)
         weights = dist.Categorical(logits=story.prior.logits)
         with pyro.plate("data", len(x)):
-            prior = dist.MixtureSameFamily(weights, story.prior.component(torch.eye(K)))
+            prior = dist.MixtureSameFamily(weights, story.prior.normals)
             z = pyro.sample("z", prior)
             pyro.sample("x", story.decoder(z), obs=x)
 
@@ -153,8 +160,11 @@ def test_what_only_the_model_draws_adds_nothing(make, x, loss_and_gradients, elb
         pyro.module("dmvae", story)
         y = dist.Normal(story.decoder.log_scale.sum(), 1e-3)
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", story.prior.assignment())
-            z = pyro.sample("z", story.prior.component(c))
+            c = pyro.sample("c", dist.OneHotCategorical(logits=story.prior.logits))
+            z = pyro.sample(
+                "z",
+                dist.MultivariateNormal(c @ story.prior.loc, scale_tril=story.prior.cholesky(c)),
+            )
             pyro.sample("x", story.decoder(z), obs=x)
             if per_row:
                 pyro.sample("y", y)
@@ -301,13 +311,12 @@ def test_a_latent_outside_the_plate_counts_once(x):
 
 def draws_of(loss, temperature, story, x, num_draws):
     elbo, treat = objective(loss)
+    return losses(elbo, *treat(story.model, story.guide, temperature), x, num_draws)
+
+
+def losses(elbo, model, guide, x, num_draws):
     with running({"params": {}, "constraints": {}}):
-        return -torch.tensor(
-            [
-                elbo.loss(treat(temperature)(story.model), treat(temperature)(story.guide), x)
-                for _ in range(num_draws)
-            ]
-        ) / len(x)
+        return -torch.tensor([elbo.loss(model, guide, x) for _ in range(num_draws)]) / len(x)
 
 
 def agree(a, b, standard_errors=4.5):
@@ -339,8 +348,10 @@ def test_as_temperature_falls_categorical_kl_tends_to_the_marginal_elbo(make):
 def test_as_temperature_falls_relaxed_stays_below_the_marginal_elbo_by_a_gap_of_kls(make):
     story, row = make(DMVAE), torch.randn(1, D)
     marginal = draws_of("marginal", 1.0, story, row.expand(400, D), 60)
-    relaxed = draws_of("relaxed", 0.01, story, row.expand(400, D), 60)
-    q, p = story.gate(row).probs[0].detach(), story.prior.assignment().probs.detach()
+    relax = Relax(0.01)  # one temperature for both, and log-odds as they are
+    programs = relax(story.model), relax(story.guide)
+    relaxed = losses(Trace_ELBO(), *programs, row.expand(400, D), 60)
+    q, p = story.gate(row).probs[0].detach(), story.prior.logits.softmax(-1).detach()
     gap = gumbel_kl(q, p) - (q * (q / p).log()).sum()
     assert gap > 0.1
     assert agree(relaxed + gap, marginal)
@@ -411,26 +422,30 @@ def test_reconstruction_has_no_noise(make, x):
 
 
 @pytest.mark.parametrize(
-    ("loss", "elbo", "family"),
+    ("loss", "elbo", "family", "of_prior", "bound"),
     [
-        ("categorical-kl", TraceMeanField_ELBO, CategoricalKL),
-        ("relaxed", Trace_ELBO, dist.RelaxedOneHotCategorical),
-        (Trace_ELBO(), Trace_ELBO, dist.RelaxedOneHotCategorical),
+        ("categorical-kl", TraceMeanField_ELBO, CategoricalKL, 0.25, None),
+        ("relaxed", Trace_ELBO, RelaxedOneHotCategorical, PRIOR_SHARE * 0.25, MAX_LOG_ODDS),
+        (Trace_ELBO(), Trace_ELBO, RelaxedOneHotCategorical, PRIOR_SHARE * 0.25, MAX_LOG_ODDS),
     ],
 )
-def test_relaxed_objectives_relax_c_at_the_temperature(loss, elbo, family):
+def test_relaxed_objectives_relax_c_at_the_temperatures(loss, elbo, family, of_prior, bound):
     found, treat = objective(loss)
-    relax = treat(0.25)
+    story = GMM(D, K)
+    model, guide = treat(story.model, story.guide, 0.25)
+    p, q = (poutine.trace(each).get_trace(torch.randn(N, D)).nodes["c"] for each in (model, guide))
     assert type(found) is elbo
-    assert isinstance(relax, Relax)
-    assert relax.temperature == 0.25
-    assert issubclass(relax.family, family)
+    assert isinstance(p["fn"], family)
+    assert isinstance(q["fn"], family)
+    assert p["fn"].temperature.item() == pytest.approx(of_prior)
+    assert q["fn"].temperature.item() == pytest.approx(0.25)
+    assert (p["fn"].max_log_odds, q["fn"].max_log_odds) == (None, bound)
 
 
 @pytest.mark.parametrize("loss", ["marginal", MarginalELBO(3), Reconstruction()])
 def test_objectives_of_this_library_take_programs_as_they_are(loss):
     _, treat = objective(loss)
-    assert treat(1.0)(objective) is objective
+    assert treat(objective, losses, 1.0) == (objective, losses)
 
 
 def test_an_elbo_object_is_used_as_given():

@@ -38,7 +38,7 @@ def test_model_simulates_what_its_equations_say(scatter):
     with torch.no_grad():
         trace = poutine.trace(poutine.uncondition(story.model)).get_trace(torch.zeros(num, D))
     c, z, x = (trace.nodes[name]["value"] for name in "czx")
-    probs = story.prior.assignment().probs.detach()
+    probs = story.prior.logits.softmax(-1).detach()
     assert ((c.mean(0) - probs).abs() < 4.5 * (probs * (1 - probs) / num).sqrt()).all()
     for k in range(K):
         mine = z[c[:, k] == 1]

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.distributions import Normal
 from torch.testing import assert_close
 
 from pyro_moe.inference import MarginalELBO
-from pyro_moe.models import DVMoE
+from pyro_moe.models import DMVAE, DVMoE
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, L, K, M = 9, 3, 2, 4, 2
@@ -37,7 +38,7 @@ def make(scatter, x, y):
 
 def terms(story, x, y):
     """log p(x|z) - log q(z|x), (N,); log pi_k + log N_k(z), log g_k and log p_k(y|x), (N, K)."""
-    dmvae = story.dmvae
+    dmvae = story
     q = dmvae.encoder(x)
     z = q.mean + q.stddev * torch.normal(torch.zeros(N, L), torch.ones(N, L))
     u = dmvae.decoder.network(z)
@@ -100,11 +101,9 @@ def test_without_targets_it_is_the_dmvae_and_the_experts_learn_nothing(
     make, x, loss_and_gradients, context
 ):
     story = make(context=context)
-    dmvae = story.dmvae
     loss, gradients = loss_and_gradients(MarginalELBO(), story.model, story.guide, story, x)
-    expected = loss_and_gradients(MarginalELBO(), dmvae.model, dmvae.guide, dmvae, x)
-    of_dmvae = {k[6:]: g for k, g in gradients.items() if k.startswith("dmvae.")}
-    assert_close((loss, of_dmvae), expected)
+    of_x = (partial(program, story) for program in (DMVAE.model, DMVAE.guide))
+    assert_close((loss, gradients), loss_and_gradients(MarginalELBO(), *of_x, story, x))
     assert not any(g.any() for name, g in gradients.items() if name.startswith("experts"))
     nowhere = torch.full((N, M), torch.nan)
     again = loss_and_gradients(MarginalELBO(), story.model, story.guide, story, x, nowhere)
@@ -116,7 +115,7 @@ def test_as_a_conditional_distribution_it_is_the_gated_mixture_of_experts(make, 
     story = make(context=context)
     _, _, gate, experts = terms(story, x, y)
     assert_close(story(x).log_prob(y), (gate.exp() * experts.exp()).sum(-1).log())
-    assert_close(story.dmvae.gate(1e3 * x).probs.sum(-1), torch.ones(N))
+    assert_close(story.gate(1e3 * x).probs.sum(-1), torch.ones(N))
 
 
 def test_given_y_the_guide_of_c_is_bayes_rule_on_gate_and_experts(make, x, y):
@@ -134,7 +133,7 @@ def test_the_m_step_is_that_of_the_prior_on_codes_and_of_the_experts_on_their_co
         story = make(context=context)
         alone = deepcopy(story)
         story.m_step(r, codes, x, y)
-        alone.dmvae.prior.maximize(codes, r)
+        alone.prior.maximize(codes, r)
         alone.experts.maximize(sees, y, r)
         assert_close(story.state_dict(), alone.state_dict(), rtol=0, atol=0)
 

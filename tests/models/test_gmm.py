@@ -19,7 +19,7 @@ def reference(story):
     mixture, kind = story.mixture, SKLEARN[story.mixture.covariance]
     factor = mixture.scale_tril.detach().numpy()
     same = Reference(K, covariance_type=kind)
-    same.weights_ = mixture.assignment().probs.detach().numpy()
+    same.weights_ = mixture.logits.softmax(-1).detach().numpy()
     same.means_ = mixture.loc.detach().numpy()
     cholesky = np.linalg.inv(factor).transpose(0, 2, 1)
     if kind == "diag":

@@ -46,7 +46,7 @@ def targets(family):
 def log_joint(story, x, y):
     """Log sum_k pi_k N_k(x) p_k(y|x)."""
     mixture = story.mixture
-    normal = mixture.component(torch.eye(K)).log_prob(x.unsqueeze(1))
+    normal = mixture.normals.log_prob(x.unsqueeze(1))
     each = story.experts(x).log_prob(y.unsqueeze(1))
     return (mixture.logits.log_softmax(-1) + normal + each).logsumexp(-1)
 
@@ -72,7 +72,7 @@ def test_it_is_the_density_of_x_and_the_gated_density_of_y(make, x):
     y = targets("normal")
     story = make(y)
     mixture = story.mixture
-    normals = mixture.component(torch.eye(K))
+    normals = mixture.normals
     log_x = MixtureSameFamily(Categorical(logits=mixture.logits), normals).log_prob(x)
     gate = mixture.responsibilities(x).probs
     assert_close(gate.sum(-1), torch.ones(N))

@@ -1,3 +1,4 @@
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -22,14 +23,19 @@ def test_guide_of_c_is_bayes_rule_at_its_own_z(scatter, covariance):
     z, prior = nodes["z"]["value"], story.prior
     joint = torch.stack(
         [
-            prior.assignment().probs[k] * prior.component(torch.eye(K)[k]).log_prob(z).exp()
+            prior.logits.softmax(-1)[k]
+            * dist.MultivariateNormal(
+                torch.eye(K)[k] @ prior.loc, scale_tril=prior.cholesky(torch.eye(K)[k])
+            )
+            .log_prob(z)
+            .exp()
             for k in range(K)
         ],
         dim=-1,
     )
     assert_close(nodes["c"]["fn"].probs, joint / joint.sum(-1, keepdim=True))
     assert_close(
-        kl_divergence(nodes["c"]["fn"], prior.responsibilities(z)),
+        kl_divergence(dist.OneHotCategorical(nodes["c"]["fn"].probs), prior.responsibilities(z)),
         torch.zeros(5),
         atol=1e-12,
         rtol=0,

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch.distributions import Normal
 from torch.testing import assert_close
 
 from pyro_moe.inference import MarginalELBO
-from pyro_moe.models import VaDEMoE
+from pyro_moe.models import VaDE, VaDEMoE
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, L, K, M = 9, 3, 2, 4, 2
@@ -36,7 +37,7 @@ def make(scatter, x, y):
 
 def terms(story, x, y):
     """log p(x|z) - log q(z|x), (N,); log pi_k + log N_k(z), (N, K); log p_k(y|x), (N, K)."""
-    vade = story.vade
+    vade = story
     q = vade.encoder(x)
     z = q.mean + q.stddev * torch.normal(torch.zeros(N, L), torch.ones(N, L))
     u = vade.decoder.network(z)
@@ -111,11 +112,9 @@ def test_without_targets_it_is_vade_and_the_experts_learn_nothing(
     make, x, loss_and_gradients, context
 ):
     story = make(context=context)
-    vade = story.vade
     loss, gradients = loss_and_gradients(MarginalELBO(), story.model, story.guide, story, x)
-    expected = loss_and_gradients(MarginalELBO(), vade.model, vade.guide, vade, x)
-    of_vade = {k[5:]: g for k, g in gradients.items() if k.startswith("vade.")}
-    assert_close((loss, of_vade), expected)
+    of_x = (partial(program, story) for program in (VaDE.model, VaDE.guide))
+    assert_close((loss, gradients), loss_and_gradients(MarginalELBO(), *of_x, story, x))
     assert not any(g.any() for name, g in gradients.items() if name.startswith("experts"))
     nowhere = torch.full((N, M), torch.nan)
     again = loss_and_gradients(MarginalELBO(), story.model, story.guide, story, x, nowhere)
@@ -128,15 +127,15 @@ def test_the_m_step_is_that_of_the_prior_on_codes_and_of_the_experts_on_their_co
         story = make(context=context)
         alone = deepcopy(story)
         story.m_step(r, codes, x, y)
-        alone.vade.prior.maximize(codes, r)
+        alone.prior.maximize(codes, r)
         alone.experts.maximize(sees, y, r)
         assert_close(story.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 
 def test_experts_of_x_see_it_in_the_units_of_the_story_and_those_of_z_the_codes(make, x):
     by_x, by_z = make(context="x"), make(context="z")
-    assert by_x.experts.network.units is by_x.vade.units
-    codes = by_z.vade.encoder(x).mean
+    assert by_x.experts.network.units is by_x.units
+    codes = by_z.encoder(x).mean
     assert_close(by_z.expert_distributions(x).mean, by_z.experts(codes).mean)
     assert_close(by_x.expert_distributions(x).mean, by_x.experts(x).mean)
 

@@ -58,7 +58,7 @@ def test_scores_are_log_densities_under_a_fit_to_the_other_rows(double):
     for k in (2, 3):
         mixture = pyro_moe.fit(*programs(gmm(k)), x[kept], seed=0, **EM).story.mixture
         p = MultivariateNormal(mixture.loc, scale_tril=mixture.scale_tril)
-        each = p.log_prob(x[held].unsqueeze(1)) + mixture.assignment().logits.log_softmax(-1)
+        each = p.log_prob(x[held].unsqueeze(1)) + mixture.logits.log_softmax(-1)
         np.testing.assert_allclose(chosen.log_densities[k], log_sum_exp(each), rtol=1e-9)
 
 

@@ -22,7 +22,8 @@ from pyro_moe.models import (
     Standardize,
     StudentTExperts,
 )
-from pyro_moe.models.parts.experts import MIN_SCALE, adapt_experts, experts_of
+from pyro_moe.models.parts.experts import MIN_SCALE, Experts, adapt_experts, experts_of
+from pyro_moe.models.parts.targets import log_likelihoods
 
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -425,3 +426,62 @@ def test_classes_that_can_be_separated_leave_probabilities_within_one():
     expert.maximize(x, (x > 0).double(), torch.ones(40, 1))
     assert 5.0 < expert.network.weight.item() < 30.0
     assert (expert(x).mean < 1.0).all()
+
+
+# Raising the likelihood by gradients
+
+
+def score(experts, x, y, r):
+    return (r * log_likelihoods(experts(x), y)).sum() / len(y)
+
+
+def test_the_step_by_gradients_finds_what_least_squares_finds(scatter):
+    x, y, r = torch.randn(40, D), torch.randn(40, M), torch.rand(40, K)
+    found = scatter(NormalExperts(AffineMaps(D, K, M), K, M))
+    Experts.maximize(found, x, y, r, iterations=200, prior_scale=1e6)
+    best = NormalExperts(AffineMaps(D, K, M), K, M)
+    best.maximize(x, y, r)
+    assert_close(found.state_dict(), best.state_dict(), rtol=1e-3, atol=1e-3)
+    assert score(found, x, y, r).item() == pytest.approx(score(best, x, y, r).item(), abs=1e-6)
+
+
+def test_the_step_by_gradients_ends_where_the_gradient_is_zero_and_leaves_none():
+    experts = BernoulliExperts(nn.Sequential(AffineMaps(D, K, M)))
+    x, y = torch.randn(60, D), torch.bernoulli(torch.full((60, M), 0.5))
+    r = torch.rand(60, K)
+    before = score(experts, x, y, r).item()
+    Experts.maximize(experts, x, y, r, iterations=200, prior_scale=1e6)
+    assert all(p.grad is None for p in experts.parameters())
+    after = score(experts, x, y, r)
+    after.backward()
+    assert after.item() > before
+    for p in experts.parameters():
+        assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-5)
+
+
+def test_the_step_by_gradients_undoes_a_step_to_a_parameter_that_is_not_finite():
+    class Cliff(Experts):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, context):
+            loc = (self.loc - self.loc.detach()) * torch.inf + self.loc
+            return dist.Normal(loc.expand(len(context), 1), 1.0, validate_args=False)
+
+    experts = Cliff()
+    Experts.maximize(experts, torch.zeros(4, 1), torch.zeros(4), torch.ones(4, 1))
+    assert experts.loc == 3.0
+
+
+def test_the_step_by_gradients_leaves_out_rows_without_a_target(scatter):
+    x, y, r = torch.randn(20, D), torch.randn(20, M), torch.rand(20, K)
+    y[::4, 1] = torch.nan
+    known = ~y.isnan().any(-1)
+    first, second = (
+        scatter(NormalExperts(nn.Sequential(AffineMaps(D, K, M)), K, M), seed=0) for _ in range(2)
+    )
+    second.load_state_dict(first.state_dict())
+    Experts.maximize(first, x, y, r, iterations=5)
+    Experts.maximize(second, x[known], y[known], r[known], iterations=5)
+    assert_close(first.state_dict(), second.state_dict())

@@ -1,5 +1,6 @@
 import mpmath
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.special import softmax
@@ -46,9 +47,16 @@ def test_with_more_columns_than_components_each_row_has_its_component_all_the_sa
     """Rows share the K factors there, instead of having one each."""
     mixture, z = make(dim=6), torch.randn(N, 6)
     k = torch.arange(N) % K
-    chosen = mixture.component(torch.eye(K)[k])
+    chosen = dist.MultivariateNormal(
+        torch.eye(K)[k] @ mixture.loc, scale_tril=mixture.cholesky(torch.eye(K)[k])
+    )
     one_by_one = torch.stack(
-        [mixture.component(torch.eye(K)[i]).log_prob(z[j]) for j, i in enumerate(k)]
+        [
+            dist.MultivariateNormal(
+                torch.eye(K)[i] @ mixture.loc, scale_tril=mixture.cholesky(torch.eye(K)[i])
+            ).log_prob(z[j])
+            for j, i in enumerate(k)
+        ]
     )
     assert chosen.batch_shape == (N,)
     assert_close(chosen.log_prob(z), one_by_one, **EXACT)
@@ -65,7 +73,13 @@ def test_a_relaxed_c_that_is_rounded_to_one_hot_has_the_gradient_of_one_that_is_
     rounded = torch.eye(K)[torch.arange(N) % K].requires_grad_()
     nearly = rounded.detach().clamp(1e-9, 1.0).requires_grad_()
     gradients = [
-        torch.autograd.grad(mixture.component(c).log_prob(z).sum(), c)[0] for c in (rounded, nearly)
+        torch.autograd.grad(
+            dist.MultivariateNormal(c @ mixture.loc, scale_tril=mixture.cholesky(c))
+            .log_prob(z)
+            .sum(),
+            c,
+        )[0]
+        for c in (rounded, nearly)
     ]
     assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
@@ -73,9 +87,13 @@ def test_a_relaxed_c_that_is_rounded_to_one_hot_has_the_gradient_of_one_that_is_
 def test_draws_of_rows_that_share_factors_are_of_their_component(make):
     mixture, num_draws = make(dim=6), 4000
     k = torch.arange(num_draws) % K
-    draws = mixture.component(torch.eye(K)[k]).sample()
+    draws = dist.MultivariateNormal(
+        torch.eye(K)[k] @ mixture.loc, scale_tril=mixture.cholesky(torch.eye(K)[k])
+    ).sample()
     for i in range(K):
-        normal = mixture.component(torch.eye(K)[i])
+        normal = dist.MultivariateNormal(
+            torch.eye(K)[i] @ mixture.loc, scale_tril=mixture.cholesky(torch.eye(K)[i])
+        )
         u = torch.linalg.solve_triangular(
             normal.scale_tril.detach(), (draws[k == i] - normal.loc.detach()).T, upper=False
         )
@@ -89,7 +107,9 @@ def test_component_at_one_hot_c_is_the_normal_of_that_component(make, covariance
     mixture, z = make(covariance), torch.randn(N, L)
     _, locs, covariances = moments(mixture)
     for k in range(K):
-        got = mixture.component(torch.eye(K)[k]).log_prob(z)
+        got = dist.MultivariateNormal(
+            torch.eye(K)[k] @ mixture.loc, scale_tril=mixture.cholesky(torch.eye(K)[k])
+        ).log_prob(z)
         expected = multivariate_normal(locs[k], covariances[k]).logpdf(z.numpy())
         assert_close(got.detach(), torch.as_tensor(expected), **EXACT)
 
@@ -136,7 +156,11 @@ def test_inside_the_simplex_means_and_cholesky_factors_are_interpolated(make, co
         multivariate_normal(m, f @ f.T).logpdf(row)
         for m, f, row in zip(loc, factor, z, strict=True)
     ]
-    got = mixture.component(c).log_prob(torch.as_tensor(z)).detach()
+    got = (
+        dist.MultivariateNormal(c @ mixture.loc, scale_tril=mixture.cholesky(c))
+        .log_prob(torch.as_tensor(z))
+        .detach()
+    )
     assert_close(got, torch.as_tensor(np.array(expected)), **EXACT)
 
 
@@ -299,7 +323,7 @@ def test_uniform_weights_are_neither_learned_nor_maximized():
     mixture = GaussianMixture(L, 2, weights="uniform")
     mixture.maximize(torch.randn(N, L), torch.tensor([0.9, 0.1]).expand(N, 2))
     assert "logits" not in dict(mixture.named_parameters())
-    assert_close(mixture.assignment().probs, torch.tensor([0.5, 0.5]))
+    assert_close(mixture.logits.softmax(-1), torch.tensor([0.5, 0.5]))
 
 
 # Starts

@@ -43,7 +43,7 @@ def mes(as_it_is, scatter):
 def density_of_mixture(fit, x):
     mixture = fit.story.mixture
     p = MultivariateNormal(mixture.loc, scale_tril=mixture.scale_tril)
-    each = p.log_prob(x.unsqueeze(1)) + mixture.assignment().logits.log_softmax(-1)
+    each = p.log_prob(x.unsqueeze(1)) + mixture.logits.log_softmax(-1)
     return each.logsumexp(-1).numpy(force=True)
 
 

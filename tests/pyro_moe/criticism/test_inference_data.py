@@ -179,7 +179,7 @@ def test_of_features_the_assignment_is_summed_out(fits):
     found = values(to_arviz(fit, num_draws=40), "log_likelihood", "x")
     mixture, x = fit.story.mixture, fit.data[0]
     p = MultivariateNormal(mixture.loc, scale_tril=mixture.scale_tril)
-    each = p.log_prob(x.unsqueeze(1)) + mixture.assignment().logits.log_softmax(-1)
+    each = p.log_prob(x.unsqueeze(1)) + mixture.logits.log_softmax(-1)
     np.testing.assert_allclose(found.mean(0), each.logsumexp(-1).detach(), rtol=0, atol=1e-10)
 
 
@@ -341,9 +341,9 @@ def test_of_one_column_of_a_mixture_it_is_its_marginal(fits):
     (x,) = fit.data
     idata = to_arviz(fit, num_draws=8, column=1)
     mixture = fit.story.mixture
-    components = mixture.component(torch.eye(2))
+    components = mixture.normals
     marginal = dist.Normal(components.loc[:, 1], components.covariance_matrix[:, 1, 1].sqrt())
-    each = marginal.log_prob(x[:, 1:]) + mixture.assignment().logits.log_softmax(-1)
+    each = marginal.log_prob(x[:, 1:]) + mixture.logits.log_softmax(-1)
     expected = each.logsumexp(-1).detach().numpy()
     found = values(idata, "log_likelihood", "x")
     np.testing.assert_allclose(found.mean(0), expected, atol=1e-9)

@@ -381,14 +381,17 @@ def within(samples, mean, covariance):
 def test_samples_of_a_component_have_its_moments(fitted, component):
     fit = fitted("gmm")
     samples = evaluation.sample(fit, 20_000, component=component, seed=component)
-    p = fit.story.mixture.component(torch.eye(K)[component])
+    p = dist.MultivariateNormal(
+        torch.eye(K)[component] @ fit.story.mixture.loc,
+        scale_tril=fit.story.mixture.cholesky(torch.eye(K)[component]),
+    )
     within(samples, p.mean.detach(), p.covariance_matrix.detach())
 
 
 def test_samples_of_the_story_have_the_moments_of_the_mixture(fitted):
     fit = fitted("gmm")
-    weights = fit.story.mixture.assignment().probs.detach()
-    p = fit.story.mixture.component(torch.eye(K))
+    weights = fit.story.mixture.logits.softmax(-1).detach()
+    p = fit.story.mixture.normals
     mean = weights @ p.mean.detach()
     between = (p.mean - mean).detach()
     covariance = torch.einsum("k,kij->ij", weights, p.covariance_matrix.detach())
@@ -411,7 +414,9 @@ def test_samples_of_a_component_are_decoded_from_its_codes(scatter, x):
     """Affine decoders have exact moments: p(x|c=k) = N(A μ_k + a, A Σ_k A' + S)."""
     story = scatter(DMVAE(D, L, K, decoder=MLP(L, (), D)))
     fit = as_it_is(story.model, story.guide, x)
-    p = story.prior.component(torch.eye(K)[1])
+    p = dist.MultivariateNormal(
+        torch.eye(K)[1] @ story.prior.loc, scale_tril=story.prior.cholesky(torch.eye(K)[1])
+    )
     (layer,) = story.decoder.network
     mean = layer(p.mean).detach()
     covariance = (layer.weight @ p.covariance_matrix @ layer.weight.T).detach()

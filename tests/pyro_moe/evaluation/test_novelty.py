@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from scipy.stats import betabinom
@@ -73,8 +75,9 @@ def test_targets_have_no_part_in_it(scatter, x, kind):
     if kind == "gmm":
         assert_close(novelty.log_density, log_density_of(fit, x))
     else:
-        part = fit.story.vade if kind == "vade" else fit.story.dmvae
-        of_x = as_it_is(part, x)
+        of_x = models.VaDE if kind == "vade" else models.DMVAE
+        programs = (partial(program, fit.story) for program in (of_x.model, of_x.guide))
+        of_x = pyro_moe.fit(*programs, x, initialize="keep", epochs=0, progress=False)
         repeated = x.repeat(200, 1)  # 200 independent estimates of each row
         bounds = evaluation.importance_weighted_bound(of_x, repeated, num_samples=5)
         densities = evaluation.novelty(fit, repeated, num_samples=5, reference=x).log_density

@@ -37,7 +37,7 @@ def mixture_gate(story, x):
 
 
 def encoders_gate(story, x):
-    return story.dmvae.gate(x).probs, story.expert_distributions(x)
+    return story.gate(x).probs, story.expert_distributions(x)
 
 
 STORIES = {  # how to make it, and its gate and experts by hand

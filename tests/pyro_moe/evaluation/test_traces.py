@@ -8,8 +8,9 @@ from pyro import poutine
 
 import pyro_moe
 from pyro_moe import models
-from pyro_moe.evaluation.traces import Given, observed_sites, shared_latents
+from pyro_moe.evaluation.traces import observed_sites, shared_latents
 from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.handlers import Given
 
 pytestmark = pytest.mark.usefixtures("double")
 N = 8

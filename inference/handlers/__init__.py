@@ -1,0 +1,37 @@
+"""Effect handlers: what is done with the assignment, and with the values of other sites."""
+
+from .assignment import (
+    CategoricalKL,
+    Discretize,
+    Enumerate,
+    EnumerateInParallel,
+    Relax,
+    is_assignment,
+    log_probabilities,
+)
+from .values import (
+    REPLICATES,
+    AtTheMean,
+    Given,
+    MinibatchScale,
+    SobolSamples,
+    WithDistribution,
+    standard_normal_points,
+)
+
+__all__ = [
+    "REPLICATES",
+    "AtTheMean",
+    "CategoricalKL",
+    "Discretize",
+    "Enumerate",
+    "EnumerateInParallel",
+    "Given",
+    "MinibatchScale",
+    "Relax",
+    "SobolSamples",
+    "WithDistribution",
+    "is_assignment",
+    "log_probabilities",
+    "standard_normal_points",
+]

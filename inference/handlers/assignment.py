@@ -1,0 +1,133 @@
+"""Treatments of the assignment site ``c``: relaxed, discrete, or enumerated.
+
+A story writes ``c`` as a `RelaxedOneHotCategorical` (or as a `OneHotCategorical`); which of the
+three it is during inference is decided here, so that one model function serves them all.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch.distributions import kl_divergence, register_kl
+
+from pyro_moe.distributions import RelaxedOneHotCategorical
+
+
+class CategoricalKL(RelaxedOneHotCategorical):
+    r"""A relaxed one-hot variable whose KL divergence is that of the categoricals behind it.
+
+    .. math:: \mathrm{KL}(q \,\|\, p) := \sum_k q_k (\log q_k - \log p_k)
+
+    It samples and scores exactly as `RelaxedOneHotCategorical`; only
+    `torch.distributions.kl_divergence` differs (Jang et al. 2017; paper §7).
+    """
+
+
+@register_kl(CategoricalKL, CategoricalKL)
+def _kl_of_the_categoricals(q: CategoricalKL, p: CategoricalKL) -> torch.Tensor:
+    return kl_divergence(
+        torch.distributions.Categorical(logits=q.logits),
+        torch.distributions.Categorical(logits=p.logits),
+    )
+
+
+class Relax(Messenger):
+    """Make ``c`` a relaxed one-hot variable.
+
+    Args:
+        temperature: τ > 0, a number or a tensor of no dimensions.
+        family: `RelaxedOneHotCategorical` or `CategoricalKL`.
+        max_log_odds: b of `RelaxedOneHotCategorical`; None for the logits as they are.
+        as_written: Whether a site that is relaxed already keeps the temperature it has.
+    """
+
+    def __init__(
+        self,
+        temperature: torch.Tensor | float,
+        family: type[RelaxedOneHotCategorical] = RelaxedOneHotCategorical,
+        *,
+        max_log_odds: float | None = None,
+        as_written: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.family = temperature, family
+        self.max_log_odds, self.as_written = max_log_odds, as_written
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not is_assignment(msg):
+            return
+        written, logits = one_hot(msg["fn"]), log_probabilities(msg["fn"])
+        keeps = self.as_written and isinstance(written, dist.RelaxedOneHotCategorical)
+        temperature = written.temperature if keeps else torch.as_tensor(self.temperature)
+        msg["fn"] = self.family(
+            temperature.to(logits), logits=logits, max_log_odds=self.max_log_odds
+        )
+
+
+class Discretize(Messenger):
+    """Make ``c`` a discrete one-hot variable, the limit of the relaxed one as τ → 0."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if is_assignment(msg):
+            msg["fn"] = dist.OneHotCategorical(logits=log_probabilities(msg["fn"]))
+
+
+class Enumerate(Discretize):
+    """Make ``c`` discrete and let it take all K values at once, along a new leftmost dimension.
+
+    Inside the plate ``"data"`` of N rows its value is the identity, shape (K, 1, K), so that
+    whatever depends on ``c`` has batch shape (K, N).
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        if is_assignment(msg):
+            msg["value"] = one_hot_values(msg["fn"])
+            msg["done"] = True
+
+
+class EnumerateInParallel(Discretize):
+    """Make ``c`` discrete and mark it for `pyro.infer.TraceEnum_ELBO`."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        if is_assignment(msg):
+            msg["infer"].setdefault("enumerate", "parallel")
+
+
+def is_assignment(msg: Any) -> bool:
+    """Whether a message or trace node is the unobserved site ``c``."""
+    return msg["type"] == "sample" and msg["name"] == "c" and not msg["is_observed"]
+
+
+def one_hot(distribution: Any) -> Any:
+    """The one-hot distribution, discrete or relaxed, inside of what wraps it.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    inner = distribution
+    while not isinstance(inner, dist.OneHotCategorical | dist.RelaxedOneHotCategorical):
+        if not isinstance(inner, dist.MaskedDistribution | torch.distributions.Independent):
+            raise TypeError(
+                "expected a OneHotCategorical or RelaxedOneHotCategorical at site 'c'; "
+                f"got {type(distribution).__name__}"
+            )
+        inner = inner.base_dist
+    return inner
+
+
+def log_probabilities(distribution: Any) -> torch.Tensor:
+    """The normalized log-probabilities (..., K) of a discrete or relaxed one-hot distribution.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    return one_hot(distribution).logits.log_softmax(-1)
+
+
+def one_hot_values(distribution: Any) -> torch.Tensor:
+    """The K values of ``c``, shape (K, 1, K): one for each k, the same for every row."""
+    logits = log_probabilities(distribution)
+    return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)

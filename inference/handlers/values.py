@@ -1,0 +1,106 @@
+"""Handlers that give sites other values, other distributions or other weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from .assignment import is_assignment
+
+REPLICATES = 8
+
+
+class AtTheMean(Messenger):
+    """Give latent sites besides ``c`` the mean of their distribution instead of a sample.
+
+    Sites without reparameterized samples are drawn.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not is_assignment(msg) and msg["fn"].has_rsample:
+            msg["value"], msg["done"] = msg["fn"].mean, True
+
+
+class Given(Messenger):
+    """Give latent sites these values instead of samples."""
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class WithDistribution(Messenger):
+    """Give one site another distribution, a function of the one it has."""
+
+    def __init__(self, site: str, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.site, self.change = site, change
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site:
+            msg["fn"] = self.change(msg["fn"])
+
+
+class MinibatchScale(Messenger):
+    """Weigh latent variables outside the plate ``"data"`` by the share of rows in the minibatch.
+
+    The sum of a minibatch's objective over its rows, divided by their number, is then an
+    unbiased estimate of the whole objective divided by the number of all rows.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.share
+
+
+class SobolSamples(Messenger):
+    """Give normal latent sites S quasi-random values at once, along a new leftmost dimension.
+
+    The points are eight independently scrambled Sobol sequences of S/8 points each, one after
+    the other. Latent sites that are not normal get S random values.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+
+    def _pyro_sample(self, msg: Any) -> None:
+        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        if msg["is_observed"] or msg["name"] == "c" or not msg["fn"].has_rsample or not in_plate:
+            return
+        msg["value"], msg["done"] = self._values(msg["fn"]), True
+
+    def _values(self, distribution: Any) -> torch.Tensor:
+        if len(distribution.batch_shape) > 1:  # depends on a site that has S values already
+            return distribution.rsample()
+        independent = isinstance(distribution, torch.distributions.Independent)
+        base = distribution.base_dist if independent else distribution
+        if not isinstance(base, torch.distributions.Normal):
+            return distribution.rsample((self.num_samples,))
+        size = distribution.event_shape.numel()
+        noise = standard_normal_points(self.num_samples, size).to(base.loc)
+        return base.loc + base.scale * noise.reshape(-1, 1, *distribution.event_shape)
+
+
+def standard_normal_points(num_points: int, dim: int) -> torch.Tensor:
+    """Eight scrambled Sobol sequences in a row, shape (num_points, dim), mapped to N(0, I)."""
+    blocks = []
+    for _ in range(REPLICATES):
+        engine = torch.quasirandom.SobolEngine(
+            dim, scramble=True, seed=int(torch.randint(2**31 - 1, ()))
+        )
+        points = engine.draw(num_points // REPLICATES, dtype=torch.float64)
+        order = torch.randperm(len(points))  # sites are paired at random, not along the sequence
+        blocks.append(points[order])
+    uniform = torch.cat(blocks).clamp(1e-10, 1 - 1e-10)
+    return math.sqrt(2.0) * torch.erfinv(2.0 * uniform - 1.0)

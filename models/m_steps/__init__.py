@@ -1,0 +1,1 @@
+"""M-steps: the likeliest parameters of each part given weighted rows, as pure functions."""

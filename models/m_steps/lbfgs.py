@@ -1,0 +1,42 @@
+"""An M-step without a closed form: a few iterations of L-BFGS, undone where they diverge."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def minimize_in_place(
+    loss: Callable[[], torch.Tensor], parameters: Iterable[torch.Tensor], *, iterations: int
+) -> None:
+    """Lower a loss by L-BFGS from where its parameters are.
+
+    If a parameter ends up not finite, all go back to where they were.
+
+    Args:
+        loss: The loss at the parameters' present values.
+        parameters: What it depends on, changed in place.
+        iterations: At the most.
+
+    Example:
+        >>> p = torch.zeros(1, requires_grad=True)
+        >>> minimize_in_place(lambda: (p - 3.0).square().sum(), [p], iterations=20)
+        >>> p.detach().round(decimals=3)
+        tensor([3.])
+    """
+    parameters = list(parameters)
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def evaluate() -> torch.Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = loss()
+            value.backward()
+        return value
+
+    optimizer.step(evaluate)
+    optimizer.zero_grad()
+    if not all(p.isfinite().all() for p in parameters):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)

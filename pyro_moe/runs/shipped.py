@@ -1,0 +1,84 @@
+"""The stories that are shipped, by name, and their source as a file to be edited."""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+
+from torch import nn
+
+from pyro_moe import models
+
+STORIES: dict[str, type[nn.Module]] = {
+    "gmm": models.GMM,
+    "vae": models.VAE,
+    "vade": models.VaDE,
+    "dmvae": models.DMVAE,
+    "me": models.ME,
+    "deepmoe": models.DeepMoE,
+    "hierarchicalme": models.HierarchicalME,
+    "gmmmoe": models.GMMMoE,
+    "vademoe": models.VaDEMoE,
+    "dvmoe": models.DVMoE,
+}
+
+HEADER = '''"""{title}, to be edited.
+
+`pyro-moe fit FILE --data table.csv` makes a `Story`, whose arguments it fills by name, and fits
+its model and guide. Every line may be changed; comments that begin with "Assumption" mark those
+that say something of the data. What is fixed are names: Story, model, guide, the plate "data",
+and the sites c (one-hot, relaxed while plain Pyro trains it), z, x, y.
+"""'''
+
+
+def source_of(name: str) -> str:
+    """A shipped story's own source as a file that stands alone, its class called ``Story``.
+
+    Args:
+        name: One of `STORIES`.
+
+    Raises:
+        ValueError: If there is no such story.
+
+    Example:
+        >>> "class Story(VAE):" in source_of("dmvae")
+        True
+    """
+    story = shipped(name)
+    module = sys.modules[story.__module__]
+    text = inspect.getsource(module)
+    tree = ast.parse(text)
+    lines = text.splitlines()
+    in_file = {each.__name__ for each in story.__mro__ if each.__module__ == module.__name__}
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in in_file]
+    used = {n.id for each in classes for n in ast.walk(each) if isinstance(n, ast.Name)}
+    imports = [_import(n, used) for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    bodies = ["\n".join(lines[each.lineno - 1 : each.end_lineno]) for each in classes]
+    code = re.sub(rf"\b{story.__name__}\b", "Story", "\n\n\n".join(bodies))
+    title = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
+    head = HEADER.format(title=re.sub(r" \(paper.*?\)", "", title))
+    return "\n".join([head, "", *filter(None, imports), "", "", code, ""])
+
+
+def shipped(name: str | None) -> type[nn.Module]:
+    """A shipped story by its name.
+
+    Raises:
+        ValueError: If there is no such story.
+    """
+    if name not in STORIES:
+        raise ValueError(f"expected a story in {tuple(STORIES)}; got {name!r}")
+    return STORIES[name]
+
+
+def _import(node: ast.Import | ast.ImportFrom, used: Iterable[str]) -> str:
+    """An import statement by absolute names, of what is used; empty if nothing is."""
+    kept = [a for a in node.names if (a.asname or a.name).split(".")[0] in used]
+    if not kept:
+        return ""
+    names = ", ".join(a.name + (f" as {a.asname}" if a.asname else "") for a in kept)
+    if isinstance(node, ast.Import):
+        return f"import {names}"
+    module = f"pyro_moe.models.{node.module}" if node.level else node.module
+    return f"from {module} import {names}"
