@@ -7,19 +7,15 @@ the prior its moments, the gate its labels, the experts their rows.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from sklearn.mixture import GaussianMixture
 
+from .clustering import cluster, expect_umap
 from .context import reproducible, running
 from .em import EM, maximize
-from .errors import DataError, SiteError
+from .errors import SiteError
 from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import modules
@@ -154,70 +150,3 @@ def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None
                 return None
             means.append(trace.nodes["z"]["value"])
     return torch.cat(means)
-
-
-def cluster(
-    points: torch.Tensor, num_components: int, *, embedding: str | None = None, seed: int = 0
-) -> torch.Tensor:
-    """Responsibilities (N, K) of a full-covariance Gaussian mixture, the best of ten EM runs.
-
-    Args:
-        points: Shape (N, L); of more than 50 columns, as of images, 50 principal components.
-        num_components: K.
-        embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbor embedding instead of
-            the points.
-        seed: Seed of the embedding and of the starts.
-    """
-    array = points.double().cpu().numpy()
-    if min(array.shape) > 50:
-        array = PCA(50, random_state=seed).fit_transform(array)
-    if embedding is not None:
-        array = neighbor_embedding(array, embedding, seed=seed)
-    mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
-    return torch.as_tensor(mixture.fit(array).predict_proba(array))
-
-
-def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndarray:
-    """Points embedded so that neighbors stay together and gaps open between groups.
-
-    Args:
-        points: Shape (N, L).
-        method: ``"tsne"`` into the plane (scikit-learn's; up to some ten thousand rows), or
-            ``"umap"`` into ten dimensions, with 20 neighbors and no minimal distance: settings
-            for clustering rather than for pictures (McInnes, Healy, Melville 2018). It wants
-            the extra ``pyro-moe[umap]``.
-        seed: Seed of the embedding.
-
-    Raises:
-        DataError: If all points are the same.
-        ImportError: If umap-learn is asked for and not installed.
-    """
-    if (points == points[0]).all():  # where scikit-learn's t-SNE ends the whole process
-        raise DataError("expected rows whose codes differ; got one code for all rows")
-    if method == "tsne":
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
-    expect_umap()
-    from umap import UMAP
-
-    reducer = UMAP(
-        n_components=min(10, len(points) - 2),
-        n_neighbors=min(20, len(points) - 1),
-        min_dist=0.0,
-        random_state=seed,
-        n_jobs=1,
-    )
-    return reducer.fit_transform(points)
-
-
-def expect_umap() -> None:
-    """See that umap-learn is there.
-
-    Raises:
-        ImportError: If it is not.
-    """
-    if find_spec("umap") is None:
-        raise ImportError(
-            "expected the package umap-learn for initialize='umap'; "
-            "got none: pip install 'pyro-moe[umap]'"
-        )

@@ -48,6 +48,8 @@ class DMVAE(VAE):
         torch.Size([7, 5])
     """
 
+    start = "autoencoder"
+
     def __init__(
         self,
         x_dim: int,

@@ -60,8 +60,6 @@ class DVMoE(WithExperts, DMVAE):
         torch.Size([7, 1])
     """
 
-    start = "autoencoder"
-
     def __init__(
         self,
         x_dim: int,

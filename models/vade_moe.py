@@ -49,8 +49,6 @@ class VaDEMoE(WithExperts, VaDE):
         torch.Size([7, 5])
     """
 
-    start = "autoencoder"
-
     def __init__(
         self,
         x_dim: int,

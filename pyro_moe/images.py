@@ -5,9 +5,9 @@ import math
 import torch
 
 from pyro_moe.evaluation.latent import encode
+from pyro_moe.inference.clustering import cluster, expect_umap
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.initialize import cluster, expect_umap
 from pyro_moe.inference.objectives import Reconstruction
 from pyro_moe.models import VAE, RandomAffine
 

@@ -20,22 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyro_moe import models
-from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.programs import modules
-from pyro_moe.inference.traces import enumerated_traces
-
-
+from pyro_moe.datasets.source import Source
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
+from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.traces import enumerated_traces
 from pyro_moe.rows import Data, Rows
-from pyro_moe.datasets.source import Source
-from .shipped import STORIES, shipped
+
+from .shipped import shipped
 from .story_file import StoryFile, read
 
 _STORY_COPY = "story.py"
 _PARAM = "pyro.param."
+
+
 def prepare(folder: str | Path, story_file: StoryFile | None = None) -> Path:
     """Make a folder if there is none, and see that it can be written, before any work is done.
 
@@ -254,8 +253,12 @@ def _params(fit: Fit) -> dict[str, torch.Tensor]:
 
 def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
     """Have `pyro.param` statements find their unconstrained values again."""
-    batch = tuple(column[:1] for column in fit.data)
-    with torch.no_grad(), running(fit.programs.store), reproducible(0):  # they say their constraints
+    batch = tuple(column[:1] for column in fit.data)  # run once, statements say their constraints
+    with (
+        torch.no_grad(),
+        running(fit.programs.store),
+        reproducible(0),
+    ):
         enumerated_traces(fit.programs.model, fit.programs.guide, *batch)
     for name, value in params.items():
         fit.programs.store["params"][name] = value.requires_grad_()
