@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
-SOURCES := $(wildcard pyro_moe/*.py pyro_moe/*/*.py models/*.py models/*/*.py inference/*.py inference/*/*.py)
+SOURCES := $(shell find pyro_moe models inference -name '*.py')
 
 .PHONY: demo test check docs
 

@@ -1,4 +1,4 @@
-"""How many components: stories of several K, compared by the density of held-out rows."""
+"""Choice of the number of components by the log density of held-out rows."""
 
 import math
 import warnings
@@ -25,16 +25,16 @@ from .rows import Data, as_tensors
 
 @dataclass(frozen=True)
 class Selection:
-    """Held-out log densities by number of components, and the story of the recommended one.
+    """Held-out log densities by number of components, and a fit with the recommended number.
 
     Attributes:
-        log_densities: Of each row that was held out, in nats: a row each, by its number in the
-            data, and a column for each K.
+        log_densities: Log densities of held-out rows in nats. The index is the number of the row
+            in the data; there is a column for each K.
         table: For each K the mean over rows, its standard error, the difference from the best K,
-            and the standard error of that difference, row by row; see `compare_log_densities`.
+            and the standard error of that difference, paired by row. See `compare_log_densities`.
         best: K with the highest mean.
-        num_components: The smallest K that is within one standard error of the best.
-        fit: The story with so many components, fitted again to all rows.
+        num_components: The smallest K within one standard error of the best.
+        fit: The story with the recommended number of components, refitted to all rows.
     """
 
     log_densities: pd.DataFrame
@@ -44,7 +44,10 @@ class Selection:
     fit: Fit
 
     def plot(self) -> Figure:
-        """The mean held-out log density by K; bars are standard errors of the lag."""
+        """Plot the mean held-out log density by K.
+
+        Error bars are standard errors of the difference from the best K.
+        """
         table = self.table[np.isfinite(self.table["log_density"])]
         means = table["log_density"]
         figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -95,35 +98,35 @@ def select(
 
     .. math:: \hat\ell_K = \frac{1}{|H|} \sum_{n \in H} \log p(x_n, y_n \mid \hat\theta_K)
 
-    with the parameters fitted to the rows outside H, by `fit`. The density is that of what the
-    story observes: of y given x, where x is not a site. It is exact for stories without a z, and
-    for others the bound of `evaluation.importance_weighted_bound`; where experts have a prior, it
-    is averaged over their posterior. Only the data given is used: keep test rows out of it.
+    with the parameters fitted by `fit` to the rows outside H. The density is that of the observed
+    sites: of y given x, if x is not a site. It is exact for stories without z. For others it is
+    the bound of `evaluation.importance_weighted_bound`. If experts have a prior, the density is
+    averaged over their posterior. Do not include test rows in the data.
 
-    The recommendation is Breiman's: the smallest K whose lag behind the best is no more than one
-    standard error, here that of the lag itself, row by row, in which it does not count that some
-    rows are harder than others for every K. With folds, rows that were scored by one fit are
-    taken as independent.
+    The recommendation follows the one-standard-error rule of Breiman et al.: the smallest K whose
+    difference from the best is at most one standard error. The standard error is that of the
+    difference, paired by row, so that variation between rows that is common to all K cancels.
+    With folds, rows scored by the same fit are treated as independent.
 
     Args:
         story: A function from K to a story with ``model`` and ``guide``.
-        data: x (N, D), or a pair (x, y), as `fit` takes it. Labels in it are not looked at.
-        num_components: Values of K to try.
-        held_out: Share of the rows to score, if there are no ``folds``.
-        folds: So many parts, each scored by a fit to the others, such that every row is scored.
-        num_samples: Samples of z, or of what else is latent, for each row's density.
+        data: x (N, D), or a pair (x, y), as for `fit`. Labels are ignored.
+        num_components: Values of K to compare.
+        held_out: Share of the rows to hold out, if ``folds`` is None.
+        folds: Number of folds of cross-validation. Every row is then scored by a fit to the other
+            folds.
+        num_samples: Samples of z, or of other latent variables, for each row's density.
         seed: Seed of the split, and of every random draw.
-        progress: Whether to show a progress bar, a step a fit.
-        **fit_options: What else `fit` takes, such as ``loss``, ``epochs`` or ``restarts``, for
-            every fit.
+        progress: Whether to show a progress bar, with one step for each fit.
+        **fit_options: Further arguments of `fit`, such as ``loss``, ``epochs`` or ``restarts``.
 
     Returns:
         The log densities, the comparison, the recommended K and its fit to all rows.
 
     Raises:
         DataError: If there are too few rows, or no K gives the held-out rows a finite density.
-        ValueError: If an argument is none of its choices.
-        KeyboardInterrupt: After Ctrl-C: what one fit alone was told is no comparison.
+        ValueError: If an argument is invalid.
+        KeyboardInterrupt: After Ctrl-C. An interrupted fit is not comparable with the others.
 
     References:
         Breiman, Friedman, Olshen, Stone (1984), *Classification and Regression Trees*, §3.4.3.
@@ -141,7 +144,7 @@ def select(
     numbers = _numbers(num_components)
     _check_options(story, fit_options)
     missing = fit_options.get("missing_targets", False)
-    # Doubles hold what was given; each fit takes them into the type of its story.
+    # Double precision loses no digits; each fit converts to the type of its story.
     columns = as_tensors(data, dtype=torch.float64, missing_targets=missing)
     parts = _parts(len(columns[0]), held_out, folds, seed)
     rows = torch.cat(parts).tolist()
@@ -154,7 +157,7 @@ def select(
             return result
 
         def scores(number: int) -> torch.Tensor:
-            with warnings.catch_warnings():  # the density says what an empty component costs
+            with warnings.catch_warnings():  # the density shows the effect of an empty component
                 warnings.simplefilter("ignore", EmptyComponentWarning)
                 fits = [fitted(number, _without(columns, held)) for held in parts]
             held_rows = [tuple(column[held] for column in columns) for held in parts]
@@ -175,17 +178,17 @@ def select(
 
 
 def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
-    r"""Means of columns of log densities, and how far each is behind the best.
+    r"""Compare columns of log densities by their means and paired differences from the best.
 
     .. math:: d_K = \frac{1}{N} \sum_n (\ell_{nK} - \ell_{n \hat K}), \quad
               \mathrm{se}(d_K) = \frac{\mathrm{sd}_n (\ell_{nK} - \ell_{n \hat K})}{\sqrt N}
 
     Args:
-        log_densities: A row for each of N rows, a column for each choice.
+        log_densities: Log densities with a column for each choice, shape (N, number of choices).
 
     Returns:
-        For each choice ``"log_density"``, its ``"standard_error"``, its ``"difference"`` from the
-        highest and the ``"difference_standard_error"`` of that, all in nats per row.
+        For each choice the mean ``"log_density"``, its ``"standard_error"``, its ``"difference"``
+        from the best, and the ``"difference_standard_error"``, all in nats per row.
 
     Raises:
         DataError: If no mean is finite.
@@ -202,7 +205,7 @@ def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
     if not np.isfinite(means).any():
         raise DataError("expected a finite log density of every held-out row for some K; got none")
     best = np.where(np.isfinite(means), means, -np.inf).argmax()
-    with np.errstate(invalid="ignore"):  # a difference from what is infinite has no spread
+    with np.errstate(invalid="ignore"):  # differences of infinite values are NaN
         lags = values - values[:, [best]]
         errors = [each.std(0, ddof=1) / math.sqrt(len(values)) for each in (values, lags)]
     columns = {
@@ -217,7 +220,7 @@ def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
 def _numbers(num_components: Iterable[int]) -> list[int]:
     given = list(num_components) if isinstance(num_components, Iterable) else [num_components]
     if not given or not all(isinstance(k, Integral) and k >= 1 for k in given):
-        raise ValueError(f"expected num_components of whole numbers from 1 on; got {given}")
+        raise ValueError(f"expected whole numbers of at least 1 in num_components; got {given}")
     return sorted({int(k) for k in given})
 
 
@@ -229,15 +232,15 @@ def _check_options(story: Any, fit_options: dict[str, Any]) -> None:
         )
     start = fit_options.get("initialize")
     if not (start is None or isinstance(start, str)):
-        raise ValueError("expected initialize by name, for every K; got responsibilities")
+        raise ValueError("expected initialize by name, valid for every K; got responsibilities")
 
 
 def _parts(
     num_rows: int, held_out: float, folds: int | None, seed: int
 ) -> tuple[torch.Tensor, ...]:
-    """Numbers of the rows to score by one fit to all others, for each fit."""
+    """Numbers of the held-out rows of each fit."""
     if folds is not None and not 2 <= folds <= num_rows:
-        raise ValueError(f"expected folds from 2 to {num_rows}, one a row; got {folds}")
+        raise ValueError(f"expected folds from 2 to {num_rows}, the number of rows; got {folds}")
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out between 0 and 1; got {held_out}")
     with reproducible(seed):
@@ -246,7 +249,7 @@ def _parts(
         return tuple(part.sort().values for part in order.tensor_split(folds))
     num_held = math.ceil(held_out * num_rows)
     if not 2 <= num_held < num_rows:
-        raise DataError(f"expected 2 rows to score and 1 to fit at least; got {num_rows} rows")
+        raise DataError(f"expected at least 2 held-out rows and 1 to fit; got {num_rows} rows")
     return (order[:num_held].sort().values,)
 
 

@@ -1,4 +1,4 @@
-"""What can be said of a model and its data before any training."""
+"""Checks of a model and its data before and after training."""
 
 import warnings
 from typing import Any
@@ -20,24 +20,24 @@ from .fitted import Fit
 def check(
     model: Program, guide: Program, columns: tuple[torch.Tensor, ...], *, learns: bool = True
 ) -> int | None:
-    """Run a model and a guide once on data, and see that each observed value is possible.
+    """Run a model and a guide once on data, and check the support of each observed value.
 
     Args:
-        model: A Pyro model, which may register parameters: a copy, then.
-        guide: Its guide, likewise.
+        model: A Pyro model. It may register parameters, so pass a copy.
+        guide: Its guide, also a copy.
         columns: Tensors of N rows each.
-        learns: Whether rows are to be learned from: then there must be one for each component.
+        learns: Whether the rows are training rows. If so, there must be at least K of them.
 
     Returns:
         K, the length of site ``c``, or None for a model without one.
 
     Raises:
-        DataError: If x is not as wide as the story says, if there are fewer rows than
-            components, if an observed value is outside its distribution's support, if targets
-            that are to be learned are not there, or if the story cannot be run.
+        DataError: If x does not have the number of columns that the story expects, if there are
+            fewer rows than components, if an observed value is outside the support of its
+            distribution, if training targets are missing, or if the story cannot be run.
 
     Warns:
-        DataWarning: If y is a class, and no row has one of its classes.
+        DataWarning: If y is a class, and one of the classes has no rows.
     """
     x = columns[0]
     for story in modules(model, guide):
@@ -86,7 +86,7 @@ def _traces(model: Program, guide: Program, batch: tuple[torch.Tensor, ...]) -> 
 def _check_targets(
     model: Program, guide: Program, batch: tuple[torch.Tensor, ...], first: int
 ) -> None:
-    """See that targets are possible where a guide that looks at them could not be run.
+    """Check targets after a failed run of a guide that depends on them.
 
     Raises:
         DataError: If a target is outside its distribution's support, or its square overflows.
@@ -95,7 +95,7 @@ def _check_targets(
     try:
         without = poutine.trace(guide).get_trace(x, *(None for _ in others))
         trace = poutine.trace(poutine.replay(model, trace=without)).get_trace(*batch)
-    except Exception:  # it is for the story's own error to say what is wrong
+    except Exception:  # the caller reports the error of the story itself
         return
     for name in trace.observation_nodes:
         _check_support(name, trace.nodes[name], first)
@@ -123,13 +123,16 @@ def _check_classes(number: int, y: torch.Tensor) -> None:
 
 
 def check_components(fit: Fit, rows: int = 10_000) -> None:
-    """See that each component of a fit has rows, among so many from all over its data.
+    """Check that each component of a fit has rows, on evenly spaced training rows.
+
+    Args:
+        fit: The fit.
+        rows: Maximum number of rows to use.
 
     Warns:
-        EmptyComponentWarning: If a component has no rows, see `empty`, or hardly any, see
-            `starving`.
+        EmptyComponentWarning: If a component has no rows, see `empty`, or few, see `starving`.
     """
-    apart = -(-len(fit.data[0]) // rows)  # rows are often in the order of their regimes
+    apart = -(-len(fit.data[0]) // rows)  # rows are often sorted by regime
     columns = [column[::apart] for column in fit.data]
     counts = torch.tensor(0.0)
     with torch.no_grad(), reproducible(fit.settings["seed"], 0, 6):
@@ -141,7 +144,7 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
             if log_q is None:
                 log_q = row_log_weights(model_trace, guide_trace)
             counts = counts + log_q.softmax(0).sum(-1).cpu()
-    found = {"none": empty(counts), "hardly any": starving(counts, fit.x_dim)}
+    found = {"none": empty(counts), "few": starving(counts, fit.x_dim)}
     for number, components in found.items():
         if components:
             warnings.warn(
@@ -154,24 +157,25 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
 
 
 def empty(counts: torch.Tensor) -> list[int]:
-    """Components with less than half a row, of counts of shape (K,)."""
+    """Components with an expected count of less than half a row; counts have shape (K,)."""
     return (counts < 0.5).nonzero().flatten().tolist()
 
 
 def starving(counts: torch.Tensor, x_dim: int) -> list[int]:
-    """Components that have rows, but less than a tenth of an equal share and not D + 1 of them.
+    """Components with rows, but with less than a tenth of an equal share and fewer than D + 1.
 
-    So many numbers has an affine map, which such a component cannot learn.
+    An affine map of x has D + 1 coefficients. Fewer rows cannot determine it.
     """
     least = min(x_dim + 1.0, 0.1 * float(counts.mean()))
     return [k for k in (counts < least).nonzero().flatten().tolist() if k not in empty(counts)]
 
 
 def check_resolution(column: torch.Tensor, name: str) -> None:
-    """See that numbers of a column's type are fine enough for how it varies.
+    """Check that the type of a column resolves its variation.
 
     Warns:
-        DataWarning: If they are apart by more than a thousandth of its standard deviation.
+        DataWarning: If the spacing of numbers near the mean is more than a thousandth of the
+            standard deviation.
     """
     if not column.is_floating_point():
         return
@@ -190,10 +194,10 @@ def check_resolution(column: torch.Tensor, name: str) -> None:
 
 
 def check_target(y: torch.Tensor) -> None:
-    """See that targets, shape (N,) or (N, M), are known somewhere and vary.
+    """Check that targets, shape (N,) or (N, M), are not all missing, and vary.
 
     Raises:
-        DataError: If every row holds NaN.
+        DataError: If every row has a NaN.
 
     Warns:
         DataWarning: If a column is constant.
@@ -222,7 +226,7 @@ def _check_support(name: str, site: dict, first_row: int) -> None:
     offending = value[row].flatten()[~base.check(value[row].flatten())]
     hint = ""
     if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
-        hint = "; for gray values between 0 and 1 there is likelihood='continuous-bernoulli'"
+        hint = "; for gray values between 0 and 1 use likelihood='continuous-bernoulli'"
     raise DataError(
         f"expected values of site {name!r} in the support of its distribution, {base}; "
         f"got {offending[0].item():.6g} in row {first_row + row}{hint}"

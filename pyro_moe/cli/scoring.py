@@ -1,4 +1,4 @@
-"""The scores of a fit on test rows, and what they are called on the screen."""
+"""The scores of a fit on test rows, and their printed names."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,14 +21,14 @@ NAMES = {
     "error": "squared error, summed over targets",
     "rmse": "root mean squared error",
     "log_likelihood": "test log-likelihood, nats per row",
-    "crps": "continuous ranked probability",
+    "crps": "continuous ranked probability score",
     "log_loss": "log loss, nats per row",
     "seconds": "seconds of training",
 }
 
 
 def scores(fit: Fit, test: Rows) -> dict[str, float]:
-    """Every score that makes sense for a fit and its test rows, by name."""
+    """All scores that apply to a fit and its test rows, by name."""
     bounds = {
         "test_elbo": evaluation.elbo(fit, test),
         "importance_weighted_bound": evaluation.importance_weighted_bound(fit, test),
@@ -36,7 +36,7 @@ def scores(fit: Fit, test: Rows) -> dict[str, float]:
     found = {name: bound.mean().item() for name, bound in bounds.items()}
     try:
         g = evaluation.gate(fit, test)
-    except SiteError:  # a story without clusters
+    except SiteError:  # a story without components
         return found
     if test.labels is not None:
         found |= evaluation.clustering_scores(g, test.labels)
@@ -59,7 +59,7 @@ def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
 
 
 def known(rows: Rows) -> Rows:
-    """The rows whose targets are known; all of them, without y, if those of none are."""
+    """The rows whose targets are known; if there are none, all rows without y."""
     if rows.y is None:
         return rows
     there = has_target(rows.y)

@@ -1,4 +1,4 @@
-"""Criticism of a fitted story: checks, comparison, health, ArviZ, a report."""
+"""Criticism of a fitted story: predictive checks, calibration, comparison, a report."""
 
 from .calibration import calibration, normal_scores, probability_integral_transform
 from .comparison import compare

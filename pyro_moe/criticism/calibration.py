@@ -1,4 +1,4 @@
-"""Calibration of predictive distributions: does what they give a chance of happen so often?"""
+"""Calibration of predictive distributions: PIT values and the coverage of intervals."""
 
 import numpy as np
 import pandas as pd
@@ -12,20 +12,20 @@ from pyro_moe.inference.context import reproducible
 def probability_integral_transform(
     prediction: Prediction, y: ArrayLike, *, seed: int = 0
 ) -> torch.Tensor:
-    r"""Where each target lies in its predictive distribution, shape (N, M).
+    r"""The probability integral transform (PIT) of each target, shape (N, M).
 
     .. math:: u = F(y^- \mid x) + v\, [F(y \mid x) - F(y^- \mid x)], \quad v \sim U(0, 1)
 
-    Uniform if the predictions are right: F(y|x) for reals, and for counts and yes-or-no, whose F
-    has steps, a random point within the step.
+    It is uniform if the predictive distributions are correct. For continuous targets it is
+    F(y|x). For counts and binary targets it is drawn uniformly within the step of F at y.
 
     Args:
-        prediction: What `evaluation.predict` gave.
+        prediction: The result of `evaluation.predict`.
         y: Targets, shape (N,) or (N, M).
         seed: Seed of v.
 
     Raises:
-        DataError: If y has not the shape of what was predicted, or is a class.
+        DataError: If y does not have the shape of the prediction, or is a class.
 
     Source:
         Czado, Gneiting and Held, "Predictive model assessment for count data", Biometrics 2009.
@@ -39,25 +39,25 @@ def probability_integral_transform(
 
 
 def normal_scores(pit: torch.Tensor) -> torch.Tensor:
-    r"""The transform in units of a standard normal, :math:`\Phi^{-1}(u)`, between -4.75 and 4.75.
+    r"""Normal quantiles of the PIT, :math:`\Phi^{-1}(u)`, clipped to between -4.75 and 4.75.
 
-    Single precision cannot tell probabilities from one much beyond these.
+    Beyond these limits, single precision hardly distinguishes probabilities from one.
     """
     return torch.special.ndtri(pit.clamp(1e-6, 1 - 1e-6))
 
 
 def calibration(pit: ArrayLike, *, num_levels: int = 19) -> pd.DataFrame:
-    r"""The share of targets in their central intervals, beside the intervals' level.
+    r"""The coverage of central prediction intervals at several nominal levels.
 
     .. math:: \frac{1}{N M} \#\{(n, m) : |u_{nm} - \tfrac{1}{2}| \le \alpha / 2\}
 
     Args:
         pit: u, shape (N, M), see `probability_integral_transform`.
-        num_levels: How many levels α, equally spaced between 0 and 1.
+        num_levels: Number of levels α, equally spaced between 0 and 1.
 
     Returns:
-        Columns ``level``, ``coverage`` and ``standard_error``, that of a share which equals the
-        level, among N independent rows.
+        Columns ``level``, ``coverage`` and ``standard_error``. The standard error assumes that the
+        level is the true coverage and that the N rows are independent.
     """
     u = np.asarray(pit)
     levels = np.arange(1, num_levels + 1) / (num_levels + 1)

@@ -1,4 +1,4 @@
-"""Comparison of fits by what they say of rows that none of them has seen."""
+"""Comparison of fits by their log density of held-out rows."""
 
 from collections.abc import Mapping
 
@@ -29,29 +29,30 @@ def compare(
               \mathrm{se}(\hat l_i - \hat l_1) = \mathrm{sd}_n[\log p_i(y_n \mid x_n) -
               \log p_1(y_n \mid x_n)] / \sqrt{N}
 
-    The density is that of y given x where all fits have a target, or else that of x, of which
-    the importance-weighted bound with ``num_samples`` draws is a little below. Its parameters
-    came from other rows, so that nothing has to be allowed for, be they points or posteriors.
+    The density is that of y given x if all fits have a target, and that of x otherwise. The
+    density of x is estimated by the importance-weighted bound with ``num_samples`` draws, which is
+    slightly too low. The rows must be held out. Then no correction for overfitting is needed,
+    whether parameters are point estimates or have a posterior.
 
-    Leave-one-out cross-validation of the rows that were fitted, by ArviZ's smoothed importance
-    sampling, stands beside where it is valid: where every parameter of the model has a
-    posterior, and none is a learned point. It also trusts the guide to be the posterior.
+    Leave-one-out cross-validation (LOO) of the training rows, by ArviZ's Pareto-smoothed
+    importance sampling, is added where it is valid: where every parameter of the model has a
+    posterior. LOO assumes that the guide is the posterior.
 
     Args:
         fits: Fits by name.
-        data: Rows that none of the fits has seen.
+        data: Rows that were not used for fitting any of them.
         num_samples: Draws of latent variables, a multiple of 8.
         seed: Seed of the draws.
 
     Returns:
         A row for each fit: ``log_density`` (nats per row) and its ``standard_error``;
-        ``difference`` from the best and its ``difference_standard_error``, of the same rows;
-        ``loo`` and ``loo_standard_error`` (nats per fitted row), NaN where it is not valid.
+        ``difference`` from the best fit and its ``difference_standard_error``, paired by row;
+        ``loo`` and ``loo_standard_error`` (nats per training row), NaN where LOO is not valid.
 
     Raises:
-        DataError: If the data are not such as was fitted, or there are fewer than two rows.
-        SiteError: If fits have neither all a site ``y`` nor all a site ``x``.
-        ValueError: If there is no fit.
+        DataError: If the data do not match what was fitted, or there are fewer than two rows.
+        SiteError: If neither a site ``y`` nor a site ``x`` is common to all fits.
+        ValueError: If there are no fits.
 
     Source:
         Vehtari, Gelman and Gabry, "Practical Bayesian model evaluation using leave-one-out
@@ -79,7 +80,7 @@ def compare(
     }
     table = pd.DataFrame(densities).astype(float)
     if len(table) < 2:
-        raise DataError(f"expected at least 2 rows to compare fits by; got {len(table)}")
+        raise DataError(f"expected at least 2 rows to compare fits on; got {len(table)}")
     scores = compare_log_densities(table).sort_values("log_density", ascending=False, kind="stable")
     loo = {name: _leave_one_out(fits[name], seed) for name in scores.index}
     columns = ["loo", "loo_standard_error"]
@@ -107,7 +108,7 @@ def _log_density(fit: Fit, data: Data, site: str, num_samples: int, seed: int) -
 
 
 def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
-    """Its estimate per fitted row and the standard error, or NaN where it is not valid."""
+    """The LOO estimate per training row and its standard error, NaN where LOO is not valid."""
     if not _is_bayesian(fit):
         return (np.nan, np.nan)
     loo = import_arviz().loo(to_arviz(fit, num_draws=400, seed=seed))
@@ -117,7 +118,7 @@ def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
 
 
 def _is_bayesian(fit: Fit) -> bool:
-    """Whether the model's parameters have a posterior, and none is a learned point."""
+    """Whether all parameters of the model have a posterior; none is a point estimate."""
     few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
         trace = poutine.trace(fit.model, param_only=False).get_trace(*few)

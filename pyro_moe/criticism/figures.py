@@ -1,4 +1,4 @@
-"""Pictures of criticism: data beside replicates, calibration, and what each expert says."""
+"""Plots of criticism: data and replicates, calibration, and predictions of each expert."""
 
 import numpy as np
 import pandas as pd
@@ -18,18 +18,19 @@ from .predictive_check import Check
 
 DATA = "black"
 MODEL = PALETTE[4]
+BAND = "95 % band if the model is correct"
 
 
 def calibration_curve(check: Check) -> Figure:
-    """The share of targets in central intervals against the intervals' level.
+    """Plot the coverage of central prediction intervals against their nominal level.
 
-    The band holds 95 % of the shares, level by level, if the story is true.
+    The band is a pointwise 95 % band if the model is correct.
 
     Args:
-        check: What `check` found of a story with a target that has an order.
+        check: The result of `check` for a story with a numeric target.
 
     Raises:
-        DataError: If there is none.
+        DataError: If the target is a class, or there is none.
     """
     table = check.calibration
     if check.pit is None or table is None:
@@ -38,13 +39,13 @@ def calibration_curve(check: Check) -> Figure:
     figure, (axes,) = panels_of(1)
     number = len(check.pit)
     low, high = (binom.ppf(q, number, level) / number for q in (0.025, 0.975))
-    axes.fill_between(level, low, high, color=MODEL, alpha=0.5, label="if the story is true")
+    axes.fill_between(level, low, high, color=MODEL, alpha=0.5, label=BAND)
     axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8)
     axes.plot(level, coverage, color=DATA, marker=".", label="data")
     axes.set(
         title="Calibration",
-        xlabel="level of the central interval",
-        ylabel="share of targets inside",
+        xlabel="nominal level of the central interval",
+        ylabel="coverage (share of targets inside)",
         xlim=(0, 1),
         ylim=(0, 1),
     )
@@ -53,17 +54,18 @@ def calibration_curve(check: Check) -> Figure:
 
 
 def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
-    """Where targets lie in their predictive distributions: evenly, if the story is true.
+    """Plot a histogram of the probability integral transform (PIT) of the targets.
 
-    A heap in the middle means predictions that are too wide, heaps at the ends too narrow ones
-    or outliers, a slope a bias. The band holds 95 % of the bars, bar by bar.
+    It is uniform if the model is correct. A peak in the middle means that predictive
+    distributions are too wide. Peaks at the ends mean that they are too narrow, or that there are
+    outliers. A slope means bias. The band is a pointwise 95 % band.
 
     Args:
-        check: What `check` found of a story with a target that has an order.
-        num_bins: Bars.
+        check: The result of `check` for a story with a numeric target.
+        num_bins: Number of bins.
 
     Raises:
-        DataError: If there is none.
+        DataError: If the target is a class, or there is none.
     """
     if check.pit is None:
         raise DataError("expected a check of a target whose values have an order; got none")
@@ -71,15 +73,15 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     figure, (axes,) = panels_of(1)
     expected = len(pit) / num_bins
     low, high = (binom.ppf(q, len(pit), 1 / num_bins) / expected for q in (0.025, 0.975))
-    axes.axhspan(low, high, color=MODEL, alpha=0.5, label="if the story is true")
+    axes.axhspan(low, high, color=MODEL, alpha=0.5, label=BAND)
     for m, column in enumerate(pit.T):
         counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
         label = "data" if pit.shape[1] == 1 else f"data, y{m}"
         axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=label)
     axes.set(
-        title="Where targets lie in their predictions",
+        title="Probability integral transform",
         xlabel="F(y | x)",
-        ylabel="rows, in units of the expected number",
+        ylabel="rows, relative to the expected number",
         xlim=(0, 1),
         ylim=(0, None),
     )
@@ -90,16 +92,16 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
 def replicates(
     fit: Fit, rows: Rows, *, num_replicates: int = 30, max_columns: int = 6, seed: int = 0
 ) -> Figure:
-    """Data beside data sets that the fitted story makes: densities, shares of classes, or images.
+    """Plot data and replicated data sets: histograms, shares of classes, or images.
 
-    Of a target at the rows' own x; of a story without one, the columns of x; of images, a grid
-    of them beside a grid of new ones.
+    Targets are replicated at the observed x. If the story has no target, the columns of x are
+    shown. Images are shown as a grid, with a grid of new images.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
-        rows: Rows, best such that the fit has not seen.
-        num_replicates: Data sets to make.
-        max_columns: The most columns to show.
+        rows: Rows, preferably held out.
+        num_replicates: Number of replicated data sets.
+        max_columns: Maximum number of columns to show.
         seed: Seed of the replicates.
     """
     if rows.y is not None and len(fit.data) > 1:
@@ -132,31 +134,33 @@ def _replicated_targets(
 
 
 def _densities(data: np.ndarray, made: np.ndarray, names: tuple[str, ...]) -> Figure:
-    """Histograms of columns, data (N, M) beside replicates (S, N, M)."""
+    """Histograms of columns of data (N, M) and replicates (S, N, M)."""
     number = data.shape[1]
     figure, panels = panels_of(min(number, 3), rows=-(-number // 3), width=3.6, height=3.0)
-    for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
-        if m >= number:
-            axes.set_visible(False)
-            continue
-        low, high = np.quantile(data[:, m], (0.0, 1.0))
-        margin = 0.15 * (high - low) or 1.0
-        values = np.unique(data[:, m])
-        whole = len(values) < 40 and (values == values.round()).all()
-        edges = (
-            np.arange(values.min() - 1.5, values.max() + 2)
-            if whole
-            else np.linspace(low - margin, high + margin, 41)
-        )
+    for axes in panels[number:]:
+        axes.set_visible(False)
+    for m, (axes, name) in enumerate(zip(panels, names[:number], strict=False)):
+        edges = _bins(data[:, m])
         for s, replicate in enumerate(made):
             counts, _ = np.histogram(replicate[:, m].clip(edges[0], edges[-1]), edges)
             label = "replicates" if s == 0 else None
-            axes.stairs(counts, edges, color=MODEL, alpha=0.6, linewidth=0.8, label=label)
+            axes.stairs(counts, edges, color=MODEL, alpha=0.4, linewidth=0.8, label=label)
         counts, _ = np.histogram(data[:, m], edges)
         axes.stairs(counts, edges, color=DATA, linewidth=1.5, label="data")
         axes.set(title=name, ylabel="rows" if m % 3 == 0 else "")
     panels[0].legend(fontsize="small")
     return figure
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    """Edges of bins: one for each whole number if there are few, or about two times √N."""
+    low, high = values.min(), values.max()
+    different = np.unique(values)
+    if len(different) < 40 and (different == different.round()).all():
+        return np.arange(low - 1.5, high + 2)
+    margin = 0.15 * (high - low) or 1.0
+    number = int(np.clip(2 * len(values) ** 0.5, 10, 40))
+    return np.linspace(low - margin, high + margin, number + 1)
 
 
 def _shares(data: np.ndarray, made: np.ndarray, classes: int) -> Figure:
@@ -186,16 +190,16 @@ def _replicated_images(fit: Fit, rows: Rows, seed: int) -> Figure:
 
 
 def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Figure:
-    """What each expert says of the first target as one column of x varies, where it rules.
+    """Plot each expert's mean of the first target as one column of x varies.
 
-    The other columns are held at the medians of the rows for which the gate holds that expert
-    likeliest; the line runs from the 5 % to the 95 % quantile of the column among these rows.
-    Of a class, the probability that it is the last one.
+    The rows of an expert are those for which the gate finds it most probable. The line runs from
+    the 5 % to the 95 % quantile of the column over these rows. The other columns are held at their
+    medians over these rows. For classes, the probability of the last class is shown.
 
     Args:
         fit: A fitted story with a site ``y``.
         rows: Rows.
-        max_columns: The most columns to show.
+        max_columns: Maximum number of columns to show.
         seed: Seed of the draws of `evaluation.predict`.
     """
     likeliest = evaluation.predict(fit, rows.x, seed=seed).gate.argmax(-1)
@@ -221,7 +225,7 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
 
 
 def _along(own: torch.Tensor, d: int) -> torch.Tensor:
-    """Points along column d in the midst of an expert's own rows, shape (50, D)."""
+    """Points along column d, at the medians of an expert's rows otherwise, shape (50, D)."""
     ends = own[:, d].quantile(torch.tensor([0.05, 0.95]).to(own))
     grid = own.median(0).values.repeat(50, 1)
     grid[:, d] = torch.linspace(ends[0].item(), ends[1].item(), 50)
@@ -229,7 +233,7 @@ def _along(own: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
-    """Where each expert rules and how well it does there.
+    """Summarize each expert over the rows for which it is the most probable one.
 
     Args:
         fit: A fitted story with a site ``y``.
@@ -237,9 +241,9 @@ def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
         seed: Seed of the draws of `evaluation.predict`.
 
     Returns:
-        For each expert its ``share`` of the gate, the ``rows`` for which it is the likeliest,
-        and there the mean log density of the targets, the mean of what it says of the first
-        target (of classes the last one's probability) and the standard deviation it gives.
+        For each expert its ``share`` (the mean of the gate), its number of ``rows``, and over
+        these rows the mean log density of the targets, the mean of its prediction of the first
+        target (for classes, of the probability of the last one), and the standard deviation.
     """
     rows = rows.with_targets()
     prediction = evaluation.predict(fit, rows.x, seed=seed)

@@ -1,4 +1,4 @@
-"""The health of a gate: who has rows, how sure it is, and whether guide and model agree."""
+"""Diagnostics of a gate: component shares, entropy, agreement of guide and model."""
 
 import math
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ class Health:
         shares: :math:`\bar g_k`, the mean gate over rows, shape (K,).
         num_rows: N.
         x_dim: D.
-        entropy: Mean over rows of the gate's entropy, nats: 0 if it is certain everywhere, log K
-            if it knows nothing.
-        disagreement: Mean over rows of KL(q(c|x) ‖ p(c|z)), nats: how far the guide's
-            assignment is from that of the model given the same z. None without both.
-        objective_gap: The objective that was trained on, at its last temperature, less the
-            marginal ELBO, nats per row: what the objective promises beyond the bound, or costs
-            below it. None for objectives given as objects, and without training.
+        entropy: Mean entropy of the gate over rows, in nats. It is 0 if every assignment is
+            certain, and log K if every assignment is uniform.
+        disagreement: Mean over rows of KL(q(c|x) ‖ p(c|z)), in nats: the divergence of the
+            guide's assignment from the model's given the same z. None if the model lacks ``c`` or
+            ``z``, or the guide lacks ``c``.
+        objective_gap: The training objective at its last temperature minus the marginal ELBO, in
+            nats per row. It is positive if the objective overstates the bound. None for
+            objectives given as objects, and without training.
     """
 
     shares: torch.Tensor
@@ -47,38 +48,38 @@ class Health:
 
     @property
     def dead(self) -> list[int]:
-        """Components with less than half a row."""
+        """Components with an expected count of less than half a row."""
         return empty(self.shares * self.num_rows)
 
     @property
     def starving(self) -> list[int]:
-        """Components with less than a tenth of an equal share, and fewer than D + 1 rows."""
+        """Components with less than a tenth of an equal share and fewer than D + 1 rows."""
         return starving(self.shares * self.num_rows, self.x_dim)
 
     def warnings(self) -> list[str]:
-        """What deserves a look, in words."""
+        """Problems of the gate, one sentence each."""
         size = len(self.shares)
         found = []
         if self.dead:
-            found.append(f"no rows for component {_listed(self.dead)}")
+            found.append(f"components without rows: {', '.join(map(str, self.dead))}")
         if self.starving:
-            shares = ", ".join(f"{self.shares[k]:.2%}" for k in self.starving)
-            found.append(f"few rows for component {_listed(self.starving)}: {shares}")
+            shares = ", ".join(f"{k} ({self.shares[k]:.2%})" for k in self.starving)
+            found.append(f"components with few rows: {shares}")
         if size > 1 and self.entropy > 0.5 * math.log(size):
             found.append(
-                f"the gate is unsure: its entropy is {self.entropy:.2f} nats per row on average, "
-                f"of at most {math.log(size):.2f}"
+                f"the gate is uncertain: its mean entropy is {self.entropy:.2f} nats per row; the "
+                f"maximum is {math.log(size):.2f}"
             )
         if self.disagreement is not None and self.disagreement > 0.5:
             found.append(
-                f"guide and model disagree on the component: KL(q(c|x) ‖ p(c|z)) is "
-                f"{self.disagreement:.2f} nats per row on average"
+                f"guide and model disagree on components: the mean of KL(q(c|x) ‖ p(c|z)) is "
+                f"{self.disagreement:.2f} nats per row"
             )
         return found
 
 
 def health(fit: Fit, data: Data | None = None, *, num_samples: int = 8, seed: int = 0) -> Health:
-    """How the components of a fitted story share rows, and how sure the gate is of it.
+    """Compute diagnostics of the gate: component shares, entropy, agreement with the model.
 
     Args:
         fit: A fitted story with a site ``c``.
@@ -155,7 +156,3 @@ def _objective_gap(
                 total += marginal.loss(fit.model, fit.guide, *batch)
                 total -= elbo.loss(*treated, *batch)
     return total / num_samples / len(columns[0])
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

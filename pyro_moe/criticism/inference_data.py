@@ -1,4 +1,4 @@
-"""A fitted story and its data as ArviZ knows them: draws by group, with named dimensions."""
+"""Conversion of a fit and its data to ArviZ: groups of draws with named dimensions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def to_arviz(
     num_draws: int = 400,
     seed: int = 0,
 ) -> Any:
-    r"""Draws of a fitted story as ArviZ's InferenceData, or its DataTree from ArviZ 1.0 on.
+    r"""Convert a fit to ArviZ's InferenceData, or to a DataTree from ArviZ 1.0 on.
 
     .. math:: \theta_s \sim q(\theta), \quad z_{ns}, c_{ns} \sim q(z, c \mid x_n, y_n), \quad
               y^{rep}_{ns} \sim p(y \mid x_n, \theta_s), \quad x^{rep}_{ns} \sim p(x \mid \theta_s)
@@ -55,38 +55,36 @@ def to_arviz(
     Groups: ``posterior`` (every latent site, ``c`` as the number of a component),
     ``posterior_predictive``, ``prior_predictive`` (shared latent variables from their priors,
     learned parameters at their values), ``log_likelihood``, ``observed_data`` and
-    ``constant_data`` (x, where y is what was observed). All draws are of the discrete story. The
-    dimensions are ``chain``, ``draw``, ``row``, ``feature``, ``target`` and ``latent``, with the
-    names of the columns as coordinates; a target of one column has no dimension ``target``.
+    ``constant_data`` (x, if y is observed). All draws are from the model with discrete ``c``. The
+    dimensions are ``chain``, ``draw``, ``row``, ``feature``, ``target`` and ``latent``. Names of
+    columns become coordinates. A target of one column has no dimension ``target``.
 
-    The log-likelihood has one variable, y given x if there is a target, with the assignment
-    summed out, or else x, with z averaged out by importance weights:
+    The log-likelihood has one variable. If there is a target, it is y given x, with the assignment
+    summed out. Otherwise it is x, with z integrated out by importance sampling:
 
     .. math:: \log p(y_n \mid x_n, \theta_s) = \log \sum_k g_k(x_n, \theta_s)\, p_k(y_n \mid
               x_n, \theta_s), \quad
               \log p(x_n) \approx \log \frac{1}{R} \sum_r \frac{p(x_n, z_r)}{q(z_r \mid x_n)}
 
-    What has no posterior, a learned parameter, is a point. A log-likelihood that depends on such
-    parameters alone is the same in every draw; it is spread by a millionth of a nat,
-    without which ArviZ's fit of a tail fails. ``az.loo`` of a fit by points is then its log
-    density on these rows, an honest estimate for rows that the fit has not seen and an
-    optimistic one for those it has.
+    Learned parameters without a posterior are point estimates. If the log-likelihood depends on
+    such parameters alone, it is the same in every draw. Noise of a millionth of a nat is then
+    added, because ArviZ cannot fit the tail of a constant. In this case ``az.loo`` is the log
+    density of these rows. It is unbiased for held-out rows and optimistic for training rows.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
-        data: Rows of the kind that was fitted, best such that the fit has not seen; the training
-            rows if None.
-        column: The number or name of one column of a target, or of x, that has several: what
-            was observed and replicated of it, and its own marginal log-likelihood, are then all
-            that is given beside the posterior. ``az.plot_loo_pit`` wants one number a row.
-        num_draws: Draws, a multiple of eight, which stand as four chains.
+        data: Rows of the kind that was fitted, preferably held out; the training rows if None.
+        column: Number or name of one column of a target, or of x, with several columns. The
+            observed data, the replicates and the log-likelihood are then those of this column
+            alone. ``az.plot_loo_pit`` requires one number for each row.
+        num_draws: Number of draws, a multiple of eight. They are arranged as four chains.
         seed: Seed of the draws.
 
     Raises:
         DataError: If the draws would take more than a gigabyte.
         ImportError: If ArviZ is not installed.
         SiteError: If the model has no site ``y`` and no site ``x``.
-        ValueError: If ``num_draws`` is no multiple of eight, or there is no such column.
+        ValueError: If ``num_draws`` is not a multiple of eight, or there is no such column.
     """
     arviz = import_arviz()
     if num_draws < 8 or num_draws % 8:
@@ -96,7 +94,7 @@ def to_arviz(
     if numbers > MOST_NUMBERS:
         raise DataError(
             f"expected rows and draws of at most {MOST_NUMBERS:,} numbers in all; "
-            f"got {numbers:,}: take fewer rows or draws"
+            f"got {numbers:,}: use fewer rows or draws"
         )
     features = fit.columns or column_names(data)
     names = {"feature": features, "target": getattr(data, "targets", None)}
@@ -106,7 +104,7 @@ def to_arviz(
 
 
 def import_arviz() -> Any:
-    """ArviZ, without what it says when it is imported.
+    """Import ArviZ without its warnings on import.
 
     Raises:
         ImportError: If it is not installed.
@@ -131,7 +129,7 @@ def _groups(
     column: int | str | None,
     names: dict[str, tuple[str, ...] | None],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The groups' variables, the drawn ones with a leading dimension of draws."""
+    """The variables of each group; those that are drawn have a leading dimension of draws."""
     x, *others = columns
     for y in others:
         known = has_target(y)
@@ -164,7 +162,7 @@ def _groups(
 
 
 def _number(column: int | str | None, names: tuple[str, ...] | None, size: int) -> int | None:
-    """The number of a column given by number or name; None if there is one column or all count."""
+    """The number of a column given by number or name; None for all columns, or the only one."""
     if column is None:
         return None
     known = [*range(size), *(names or ())]
@@ -184,7 +182,7 @@ def _posterior(
 
 
 def _latents(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
-    """One value of each latent site; of ``c`` the number of its component, shape (N,)."""
+    """One value of each latent site; for ``c`` the number of the component, shape (N,)."""
     latents = {}
     if "c" in model_trace.nodes:
         log_q = log_assignment(guide_trace)
@@ -244,7 +242,7 @@ def _log_density(
 ) -> torch.Tensor:
     """Log p(x) of each row by importance weights, at one draw of the shared latent variables.
 
-    Of one column alone the model is its own guide: the code of a whole row knows too much.
+    For one column, z is drawn from the model: the guide's z depends on the other columns.
     """
     guide, only = (
         (fit.guide, nullcontext())
@@ -256,7 +254,7 @@ def _log_density(
 
 
 def _resolved(log_likelihood: torch.Tensor, num_draws: int, seed: int) -> np.ndarray:
-    """The log-likelihood of each draw, shape (num_draws, N), told apart where it is one number."""
+    """The log-likelihood of each draw, shape (num_draws, N), with noise if it is constant."""
     values = log_likelihood.double().cpu().numpy()
     if len(values) == 1:
         steps = np.linspace(-RESOLUTION, RESOLUTION, num_draws)[:, None]
@@ -278,8 +276,8 @@ def _prior_predictive(
 
 
 def _assemble(arviz: Any, groups: dict[str, dict[str, np.ndarray]], names: Names) -> Any:
-    """Groups of arrays as what ArviZ of the installed version works on."""
-    import xarray  # which ArviZ brings
+    """Groups of arrays in the container of the installed version of ArviZ."""
+    import xarray  # a dependency of ArviZ
 
     datasets = {group: _dataset(group, variables, names) for group, variables in groups.items()}
     if arviz.__version__.startswith("0."):

@@ -1,4 +1,4 @@
-"""Predictive checks: does data from the fitted story look like the data at hand?"""
+"""Predictive checks: observed data compared with data simulated from the fitted model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from .replicates import Features, Replicate, Targets
 from .statistics import DISTANCE, Statistic
 from .surprise import adjusted_p_values, allowing_for_estimates, predictive_p_values, standardized
 
-LEAST_ROWS = 20  # of a component that is looked at by itself
+LEAST_ROWS = 20  # of a component that is checked separately
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a predictive check found.
+    """The result of a predictive check.
 
     Attributes:
-        table: A row for each statistic: ``site``, ``component`` (None for all rows),
+        table: A row for each statistic: ``site``, ``component`` (missing for all rows),
             ``statistic``, ``column``, ``observed``, ``replicated`` (the mean over replicates),
-            ``standard_deviation``, ``p_value`` and ``adjusted_p_value``.
-        pit: F(y_m|x) of each target, shape (N, M), uniform if the story is true; None for
-            classes and for stories without a target.
-        num_rows: Rows that were checked.
-        num_replicates: Data sets that were made.
+            ``standard_deviation`` (over replicates), ``p_value`` and ``adjusted_p_value``.
+        pit: The probability integral transform F(y_m|x) of each target, shape (N, M). It is
+            uniform if the model is correct. None for classes and for stories without a target.
+        num_rows: Number of rows checked.
+        num_replicates: Number of replicated data sets.
     """
 
     table: pd.DataFrame
@@ -40,27 +40,26 @@ class Check:
 
     @property
     def p_value(self) -> float:
-        """The least adjusted p-value, below α with a probability of α if the story is true."""
+        """The smallest adjusted p-value, at most α with probability α if the model is correct."""
         return float(self.table["adjusted_p_value"].min())
 
     @property
     def calibration(self) -> pd.DataFrame | None:
-        """Share of targets in central intervals by level, see `calibration`."""
+        """Coverage of central prediction intervals by level, see `calibration`."""
         return None if self.pit is None else calibration(self.pit)
 
     def surprises(self, level: float = 0.05) -> pd.DataFrame:
-        """The statistics that the story does not reproduce, the most surprising ones first."""
+        """Statistics with an adjusted p-value of at most ``level``, the smallest first."""
         found = self.table[self.table["adjusted_p_value"] <= level]
         return found.sort_values(["adjusted_p_value", "p_value"], kind="stable")
 
     def __str__(self) -> str:
         number = len(self.surprises())
-        verdict = (
-            f"{number} of {len(self.table)} statistics of the data are not as the story has them"
-            if number
-            else f"none of {len(self.table)} statistics of the data is unlike the story's"
+        verb = "differ" if number > 1 else "differs"
+        return (
+            f"{number or 'none'} of {len(self.table)} statistics {verb} significantly from the "
+            f"model's (smallest adjusted p-value: {self.p_value:.3f})"
         )
-        return f"{verdict} (p = {self.p_value:.3f}, allowing for their number)"
 
 
 def check(
@@ -71,35 +70,37 @@ def check(
     num_replicates: int = 200,
     seed: int = 0,
 ) -> Check:
-    r"""Compare data with replicates that the fitted story makes, overall and by component.
+    r"""Compare data with replicates simulated from the fitted model, overall and by component.
 
     .. math:: y^{rep}_n \sim p(y \mid x_n), \quad x^{rep} \sim p(x), \quad
               p_j = P\big(|T_j(y^{rep}) - \bar T_j| \ge |T_j(y) - \bar T_j|\big)
 
-    Targets are replicated at the rows' own x, features as whole new rows, and every replicate is
-    a data set of as many rows, made by the discrete story. A component's rows are those of which
-    the gate holds it likeliest from x alone, in data and replicates alike.
+    Each replicate has as many rows as the data and is drawn from the model with discrete ``c``.
+    Targets are replicated at the observed x. Features are replicated as new rows. A row belongs to
+    the component that is most probable under the gate given x alone, in data and replicates alike.
 
-    The rows should be such as the fit has not seen: on its training rows the story looks better
-    than it is. Parameters are estimates, which replicates at their values do not show: they are
-    spread by :math:`\sqrt{1 + N / N_{fit}}`, the most that efficient estimates from the fitted
-    rows add (squared distances are multiplied by :math:`1 + N / N_{fit}`). Many statistics are
-    looked at; the adjusted p-values allow for their number and dependence, so that a true story
-    raises an alarm at level α with probability about α in all.
+    Use held-out rows: checks on the training rows are optimistic. Replicates are drawn at the
+    estimated parameters and do not show their estimation error. Deviations of replicated
+    statistics from their mean are therefore multiplied by :math:`\sqrt{1 + N / N_{fit}}`, an upper
+    bound on the effect of efficient estimates. Squared distances are multiplied by
+    :math:`1 + N / N_{fit}`.
+
+    Adjusted p-values account for the number and dependence of the statistics. If the model is
+    correct, the probability of any false alarm at level α is about α.
 
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
         data: Rows of the kind that was fitted; the training rows if None.
-        statistics: Further test statistics, ``{"y": {"range": function}, "x": …}``: functions of
-            a `Sample` which return a number, or one for each column.
-        num_replicates: S. The least p-value is 1 / (S + 1).
+        statistics: Further test statistics, ``{"y": {"range": function}, "x": …}``. Each is a
+            function of a `Sample` and returns a number, or one for each column.
+        num_replicates: S. The smallest possible p-value is 1 / (S + 1).
         seed: Seed of the replicates.
 
     Raises:
-        DataError: If the data is not such as was fitted, or less than two rows, with targets if
-            there are any.
+        DataError: If the data does not match what was fitted, or has fewer than two rows (with a
+            target, if the story has targets).
         SiteError: If the model has no site ``y`` and no site ``x``.
-        ValueError: If ``statistics`` are of another site.
+        ValueError: If ``statistics`` are given for another site.
 
     Source:
         Gelman, Meng and Stern, "Posterior predictive assessment of model fitness via realized
@@ -141,7 +142,7 @@ def check(
 
 @dataclass(frozen=True)
 class _Compared:
-    """Statistics of the data, shape (J,), and of replicates, shape (S, J), with what they are."""
+    """Statistics of the data, shape (J,), and of replicates, shape (S, J), with their labels."""
 
     labels: list[tuple[str, int | None, str, str]]  # site, component, statistic, column
     observed: torch.Tensor

@@ -1,4 +1,4 @@
-"""Data sets that a fitted story makes in place of the one at hand: of targets, and of features."""
+"""Replicated data sets, simulated from a fitted model: targets given x, and features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -28,15 +28,15 @@ from .statistics import (
 )
 
 MOST_PAIRED_COLUMNS = 20
-MOST_COMPARED_COLUMNS = 100  # in distribution, the slowest of the statistics
+MOST_COMPARED_COLUMNS = 100  # in distribution, which is the slowest statistic
 REFERENCE_ROWS = 4096
 ROWS_AT_ONCE = 10_000
 Replicate = tuple[Sample, torch.Tensor]
-"""A sample, and the component that the gate holds likeliest for each of its rows, shape (N,)."""
+"""A sample, and the most probable component of each of its rows, shape (N,)."""
 
 
 class Targets:
-    """Targets of rows that have one, and draws in their place at the same x."""
+    """Observed targets, without missing ones, and replicated targets at the same x."""
 
     site = "y"
 
@@ -64,20 +64,20 @@ class Targets:
         self.pit = None if of_classes else self._transform(self.y, seed)
 
     def statistics_of(self, component: int) -> Mapping[str, Statistic]:
-        """What rows of a component are compared by, as all rows are."""
+        """Statistics for the rows of a component: the same as for all rows."""
         return self.statistics
 
     def observed(self) -> Replicate:
-        """The targets at hand."""
+        """The observed targets."""
         return self._sample(self.y, self.seed), self.component
 
     def replicates(self, number: int) -> Iterator[Replicate]:
-        """Draws of all rows from the predictive distribution."""
+        """Data sets of targets drawn from the predictive distribution."""
         for i, y in enumerate(self.prediction.sample(number, seed=stream(self.seed, 2))):
             yield self._sample(y, stream(self.seed, 2, i)), self.component
 
     def labels(self, statistic: str, length: int) -> list[str]:
-        """What the entries of a statistic of that name and length are of."""
+        """Names of the entries of a statistic: columns, or pairs of columns."""
         pairs = [f"{name}, {x}" for name in self.names for x in self.x_names]
         return _labels(length, pairs if statistic in OF_PAIRS else self.names)
 
@@ -90,7 +90,7 @@ class Targets:
 
 
 class Features:
-    """Features of rows, and as many new rows."""
+    """Observed features, and replicated data sets of as many new rows."""
 
     site = "x"
 
@@ -105,7 +105,7 @@ class Features:
             self.statistics["correlation"] = correlation
 
     def statistics_of(self, component: int) -> Mapping[str, Statistic]:
-        """What rows of a component are compared by."""
+        """Statistics for the rows of a component."""
         own = self.reference[self.reference_component == component]
         return {**COMPONENT_FEATURE_STATISTICS, **self._distance_from(own)}
 
@@ -114,11 +114,11 @@ class Features:
         return {DISTANCE: distance_from(reference)} if few else {}
 
     def observed(self) -> Replicate:
-        """The features at hand."""
+        """The observed features."""
         return self._sample(self.x, self.seed)
 
     def replicates(self, number: int) -> Iterator[Replicate]:
-        """New rows, with latent variables of their own."""
+        """Data sets of new rows, each with new latent variables."""
         rows, seed = len(self.x), stream(self.seed, 4)
         for i, block in enumerate(feature_blocks(self.fit, rows, number, seed=seed)):
             sample, component = self._sample(block.flatten(0, 1), stream(seed, i))
@@ -127,7 +127,7 @@ class Features:
                 yield sample.take(part), component[part]
 
     def labels(self, statistic: str, length: int) -> list[str]:
-        """What the entries of a statistic of that name and length are of."""
+        """Names of the entries of a statistic: columns, or pairs of columns."""
         pairs = [f"{a}, {b}" for i, a in enumerate(self.names) for b in self.names[i + 1 :]]
         return _labels(length, pairs if statistic in OF_PAIRS else self.names)
 
@@ -142,8 +142,8 @@ class Features:
 
 
 def feature_blocks(fit: Fit, rows: int, number: int, *, seed: int) -> Iterator[torch.Tensor]:
-    """Data sets of so many new rows, that number of them in blocks of shape (B, rows, D)."""
-    with reproducible(seed):  # rows are independent but for what they share
+    """Data sets of new rows, ``number`` in all, in blocks of shape (B, rows, D)."""
+    with reproducible(seed):  # rows are independent given the latent variables that they share
         together = 1 if shared_latents(fit) else max(1, ROWS_AT_ONCE // rows)
     for first in range(0, number, together):
         size = min(together, number - first)
@@ -153,7 +153,9 @@ def feature_blocks(fit: Fit, rows: int, number: int, *, seed: int) -> Iterator[t
 
 def _expect_rows(x: torch.Tensor) -> None:
     if len(x) < 2:
-        raise DataError(f"expected at least 2 rows to check, with targets if any; got {len(x)}")
+        raise DataError(
+            f"expected at least 2 rows, with targets if the story has any; got {len(x)}"
+        )
 
 
 def _labels(length: int, names: Sequence[str]) -> list[str]:
@@ -163,7 +165,7 @@ def _labels(length: int, names: Sequence[str]) -> list[str]:
 
 
 def _bounds(fit: Fit, x: torch.Tensor, seed: int) -> torch.Tensor:
-    """The ELBO of features alone by one sample of z, shape (N,)."""
+    """The ELBO of the features alone, from one sample of z, shape (N,)."""
     with torch.no_grad(), reproducible(seed):
         return torch.cat(
             [

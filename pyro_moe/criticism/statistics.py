@@ -1,4 +1,4 @@
-"""Test statistics: numbers that data, and data which a story makes, are compared by."""
+"""Test statistics for the comparison of observed and replicated data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import torch
 
 @dataclass(frozen=True)
 class Sample:
-    """A data set of N rows, real or replicated, and what the fitted story says of it.
+    """A data set of N rows, observed or replicated, with its scores under the fitted model.
 
     Attributes:
         x: Features, shape (N, D).
         y: Targets, shape (N,) or (N, M), or None where features are checked.
         scores: Normal scores of the targets, Φ⁻¹(F(y|x)), shape (N, M), which are standard
-            normal if the story is true; None for classes and where features are checked.
-        log_density: Log p(y|x) of each row; of features their ELBO by one draw, shape (N,).
+            normal if the model is correct; None for classes and where features are checked.
+        log_density: Log p(y|x) of each row, or for features their ELBO from one draw, shape (N,).
     """
 
     x: torch.Tensor
@@ -34,7 +34,7 @@ class Sample:
 
 
 Statistic = Callable[[Sample], Any]
-"""From a sample to a number, or to one for each column."""
+"""A function from a sample to a number, or to one number for each column."""
 
 _OF_COLUMNS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": lambda columns: columns.mean(0),
@@ -60,14 +60,15 @@ def _mean_log_density(sample: Sample) -> torch.Tensor:
 
 
 def skewness(columns: torch.Tensor) -> torch.Tensor:
-    """The third moment of each column in standard units: 0 for a normal."""
+    """The third standardized moment of each column: 0 for a normal distribution."""
     return _standardized(columns).pow(3).mean(0)
 
 
 def log_kurtosis(columns: torch.Tensor) -> torch.Tensor:
-    """Log of the fourth moment of each column in standard units: log 3 for a normal.
+    """The log of the fourth standardized moment of each column: log 3 for a normal distribution.
 
-    Less for two heaps, more for heavy tails; its logarithm varies evenly to both sides.
+    It is smaller for bimodal columns and larger for heavy tails. The logarithm makes its sampling
+    distribution more symmetric.
     """
     return _standardized(columns).pow(4).mean(0).log()
 
@@ -118,7 +119,7 @@ OF_PAIRS = (
 
 
 def class_statistics(number: int) -> Mapping[str, Statistic]:
-    """What targets are compared by that are one of a number of classes."""
+    """Statistics for targets that are one of ``number`` classes."""
     return {
         "share": lambda sample: (
             torch.nn.functional.one_hot(sample.y.long(), number).double().mean(0)
@@ -128,7 +129,7 @@ def class_statistics(number: int) -> Mapping[str, Statistic]:
 
 
 def distance_from(reference: torch.Tensor) -> Statistic:
-    """How far each column of x is from the same of reference rows (R, D), in distribution."""
+    """The Cramér-von Mises distance of each column of x from that of reference rows (R, D)."""
     columns = reference.mT.contiguous().sort().values.contiguous()
 
     def distance(sample: Sample) -> torch.Tensor:
@@ -140,7 +141,7 @@ def distance_from(reference: torch.Tensor) -> Statistic:
 
 
 def cramer_von_mises(u: torch.Tensor) -> torch.Tensor:
-    r"""How far columns u, shape (N, M), are from uniform between 0 and 1, shape (M,).
+    r"""The Cramér-von Mises distance of columns u, shape (N, M), from uniform, shape (M,).
 
     .. math:: \omega^2 = \frac{1}{12 N} + \sum_i \Big( u_{(i)} - \frac{2 i - 1}{2 N} \Big)^2
     """
@@ -149,13 +150,13 @@ def cramer_von_mises(u: torch.Tensor) -> torch.Tensor:
 
 
 def correlation(sample: Sample) -> torch.Tensor:
-    """The correlation of each two columns of x, shape (D (D - 1) / 2,)."""
+    """The correlation of each pair of columns of x, shape (D (D - 1) / 2,)."""
     first, second = torch.triu_indices(sample.x.shape[1], sample.x.shape[1], offset=1)
     return _correlations(sample.x, sample.x).reshape(sample.x.shape[1], -1)[first, second]
 
 
 def _correlations(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of each column of a (N, M) with each of b (N, D), shape (M D,)."""
+    """The correlation of each column of a (N, M) with each of b (N, D), shape (M D,)."""
     a, b = (part - part.mean(0) for part in (a, b))
     scale = a.square().sum(0).unsqueeze(-1) * b.square().sum(0)
     return ((a.mT @ b) / scale.sqrt()).flatten()

@@ -1,7 +1,7 @@
-"""What a fitted story says of rows: gate, predictions, codes, reconstructions, samples, bounds.
+"""Evaluation of a fitted story: gate, predictions, codes, reconstructions, samples, bounds.
 
-Everything is read off the traces of whatever model and guide were fitted, by the names of their
-sites; no story is asked for its class.
+All functions read the traces of the fitted model and guide by the names of their sites. They do not
+depend on the class of the story.
 """
 
 from .bounds import elbo, importance_weighted_bound

@@ -19,12 +19,13 @@ def elbo(fit: Fit, data: Data, *, num_samples: int = 8, seed: int = 0) -> torch.
 
     .. math:: L_n = E_{q(z, c \mid x_n)} [\log p(x_n, z, c) - \log q(z, c \mid x_n)]
 
-    with ``c`` summed out exactly, whatever loss was trained on; the gap between the two is a
-    measure of what a relaxation costs. Terms outside the plate are not part of a row's bound.
+    with ``c`` summed out exactly, for any training loss. The difference between the training
+    objective and this bound is the bias of a relaxation. Terms outside the plate are not part of a
+    row's bound.
 
     Args:
         fit: A fitted story.
-        data: Rows, held out if the bound is to say something about new ones.
+        data: Rows. Use held-out rows to estimate the bound for new rows.
         num_samples: Samples of z to average over.
         seed: Seed of the samples.
 
@@ -42,11 +43,11 @@ def importance_weighted_bound(
     .. math:: L_n^S = E \log \frac{1}{S} \sum_{s=1}^S \sum_k
               \frac{p(x_n, z_s, c = k)}{q(z_s \mid x_n)}
 
-    It rises to log p(x) as S grows. Terms outside the plate are not part of a row's bound.
+    It increases to log p(x) as S grows. Terms outside the plate are not part of a row's bound.
 
     Args:
         fit: A fitted story.
-        data: Rows, held out if the bound is to say something about new ones.
+        data: Rows. Use held-out rows to estimate the bound for new rows.
         num_samples: S.
         seed: Seed of the samples.
 
@@ -68,7 +69,7 @@ def _over_samples(
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
-    """What is read off traces, shape (num_samples, N); (1, N) if nothing but c is latent."""
+    """Values read from traces, shape (num_samples, N); (1, N) if only c is latent."""
     results = []
     with torch.no_grad(), reproducible(seed):
         for batch in batches(fit, data):

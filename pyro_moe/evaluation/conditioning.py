@@ -1,4 +1,4 @@
-"""One distribution of x given some of its columns."""
+"""Conditional and marginal distributions of columns of x."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ class Conditional:
     r"""The distribution of the missing columns of x given the observed ones.
 
     Attributes:
-        log_prob: log p(x_observed), of the distribution's batch shape (..., N).
-        mean: E[x | x_observed], shape (..., N, D); observed columns hold what was observed.
-        variance: Of each column, shape (..., N, D); zero where observed.
+        log_prob: log p(x_observed), of the batch shape of the distribution, (..., N).
+        mean: E[x | x_observed], shape (..., N, D). Observed columns have their observed values.
+        variance: The variance of each column, shape (..., N, D), zero for observed columns.
         complete: A function from draws of x, shape (..., N, D), to draws of x | x_observed.
     """
 
@@ -28,12 +28,12 @@ class Conditional:
 
 
 def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
-    """A distribution of rows x given the entries that were observed.
+    """Condition a distribution of rows x on the observed entries.
 
     Args:
-        p: Columns that are independent, or a multivariate normal; batch shape (..., N).
+        p: A distribution with independent columns, or a multivariate normal; batch shape (..., N).
         x: Rows, shape (N, D), with any finite number where not observed.
-        observed: Which entries are known, shape (N, D).
+        observed: Which entries are observed, shape (N, D).
 
     Raises:
         ValueError: If p is neither.
@@ -61,10 +61,10 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
 
 
 def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
-    r"""Of a normal: O is the diagonal matrix of what is observed, O Σ O + I − O = A = L L^T.
+    r"""Condition a normal. O is the diagonal matrix of observed entries; O Σ O + I − O = A = L L^T.
 
     E[x | x_o] = μ + Σ O A^{-1} O (x − μ) and Var[x | x_o] = Σ − Σ O A^{-1} O Σ. The same linear
-    map of residuals takes a draw of x to one of x | x_o (Matheron's rule; Wilson et al. 2020).
+    map of residuals turns a draw of x into one of x | x_o (Matheron's rule; Wilson et al. 2020).
     """
     known = observed.double()
     covariance = p.covariance_matrix.double()
@@ -91,10 +91,10 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
 
 
 class Marginal(TorchDistribution):
-    """A distribution of rows whose density is that of one of their columns.
+    """A distribution of rows whose density is the marginal density of one column.
 
     Args:
-        p: What `condition` takes.
+        p: A distribution that `condition` accepts.
         column: The number of the column.
 
     Example:
@@ -112,14 +112,14 @@ class Marginal(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the rows."""
+        """The support of the rows."""
         return self.p.support
 
     def sample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
-        """Whole rows."""
+        """Draw complete rows."""
         return self.p.sample(sample_shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The log-density of the column in rows of shape (..., N, D)."""
+        """The marginal log-density of the column, for rows of shape (..., N, D)."""
         observed = torch.arange(value.shape[-1], device=value.device) == self.column
         return condition(self.p, value, observed).log_prob

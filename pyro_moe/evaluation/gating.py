@@ -1,4 +1,4 @@
-"""The gate of a fitted story: how probable each component is for each row."""
+"""The gate of a fitted story: the probability of each component given x."""
 
 import math
 from typing import Literal, overload
@@ -33,26 +33,26 @@ def gate(
 def gate(
     fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0, return_error: bool = False
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    r"""How probable each component is for each row.
+    r"""Compute the probability of each component for each row.
 
     .. math:: g_k(x) = E_{q(z \mid x)}\, q(c = k \mid x, z)
 
-    Exact where q(c|x) is amortized, as in a DMVAE. Where it depends on a latent z, as in VaDE
-    (paper §5.1), the expectation is taken over scrambled Sobol points, whose error falls nearly
-    as 1/S for a smooth gate, where that of the paper's random samples falls as 1/√S. A guide
-    without ``c`` leaves it to the model: p(c|x, z). Targets are not looked at: a story that has
-    them is run with None in their place.
+    The gate is exact if q(c|x) does not depend on z, as in a DMVAE. If it depends on a latent z, as
+    in VaDE (paper §5.1), the expectation is estimated from scrambled Sobol points. For a smooth
+    gate their error decreases nearly as 1/S, compared with 1/√S for the random samples of the
+    paper. If the guide has no ``c``, the model's p(c|x, z) is used. Targets are ignored: a story
+    with targets is run with None in their place.
 
     Args:
         fit: A fitted story with a site ``c``.
         x: Rows, shape (N, D).
         num_samples: S, points z for each row, a multiple of 8; unused where q(c|x) is exact.
         seed: Seed of the points.
-        return_error: Whether to return the standard error, too.
+        return_error: Whether to return the standard error as well.
 
     Returns:
-        g of shape (N, K), rows summing to one; and its standard error, estimated from eight
-        independent scramblings, if asked for (zeros where g is exact).
+        g of shape (N, K), with rows that sum to one. With ``return_error`` also its standard error,
+        estimated from eight independent scramblings (zero if g is exact).
 
     Raises:
         SiteError: If neither guide nor model has a site ``c``.
@@ -69,7 +69,7 @@ def gate(
 
 
 def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
-    """Independent estimates of the gate, shape (replicates, N, K); equal ones if exact."""
+    """Independent estimates of the gate, shape (replicates, N, K); equal if it is exact."""
     with SobolSamples(num_samples), Discretize():
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     if "c" not in guide_trace.nodes:
@@ -89,7 +89,7 @@ def _assignment_probs(guide_trace: Trace) -> torch.Tensor:
 
 
 def _model_gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
-    """The same for a guide without ``c``: p(c|x, z) at random samples z."""
+    """Estimates of the gate for a guide without ``c``: p(c|x, z) at random samples z."""
     sums = [torch.tensor(0.0)] * REPLICATES
     model = poutine.block(fit.model, hide=["y"]) if None in batch else fit.model
     for sample in range(num_samples):

@@ -31,7 +31,7 @@ def encode(fit: Fit, x: Data) -> torch.Tensor:
 
 
 def reconstruct(fit: Fit, x: Data) -> torch.Tensor:
-    r"""What the story makes of each row's code, :math:`E[x \mid z = E_q[z \mid x]]`.
+    r"""Reconstruct each row from its code, :math:`E[x \mid z = E_q[z \mid x]]`.
 
     Args:
         fit: A fitted story with sites ``z`` and ``x``.
@@ -71,16 +71,16 @@ def sample(
     noise: bool = True,
     seed: int = 0,
 ) -> torch.Tensor:
-    r"""Rows that the story generates, of all components or of one: :math:`x \sim p(x \mid c = k)`.
+    r"""Draw rows from the model, from all components or from one: :math:`x \sim p(x \mid c = k)`.
 
-    Latent variables of a row come from the model, those that rows share from the guide: the
-    draws are of the posterior predictive distribution of new rows.
+    Latent variables of a row are drawn from the model. Latent variables that rows share are drawn
+    from the guide. The draws are from the posterior predictive distribution of new rows.
 
     Args:
         fit: A fitted story with a site ``x``.
-        num_samples: N, rows to draw.
+        num_samples: N, the number of rows.
         component: k, or None for c ~ p(c).
-        noise: Whether to draw x given z, rather than take its mean, the smooth picture.
+        noise: Whether to draw x given z. If False, its mean is returned.
         seed: Seed of the draws.
 
     Returns:

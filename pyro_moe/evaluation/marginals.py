@@ -1,4 +1,4 @@
-"""Means, variances and distribution functions of each column of a target, mixtures and all."""
+"""Means, variances and distribution functions of each column of a target."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from pyro_moe.inference.errors import DataError
 
 
 def mean_of(p: Any) -> torch.Tensor:
-    """The mean of a distribution; of classes, their probabilities."""
+    """The mean of a distribution; for classes, their probabilities."""
     if isinstance(p, Categorical):
         return p.probs
     if hasattr(p, "component_distribution"):
@@ -31,7 +31,7 @@ def mean_of(p: Any) -> torch.Tensor:
 
 
 def variance_of(p: Any) -> torch.Tensor:
-    """The variance of a distribution; of classes, of whether each is drawn."""
+    """The variance of a distribution; for classes, of the indicator of each."""
     if has_classes(p):
         probs = mean_of(p)
         return probs * (1.0 - probs)
@@ -39,12 +39,12 @@ def variance_of(p: Any) -> torch.Tensor:
 
 
 def has_classes(p: Any) -> bool:
-    """Whether a distribution is of classes."""
+    """Whether a distribution is categorical."""
     return any(isinstance(q, Categorical) for q in families(p))
 
 
 def families(p: Any) -> list[Any]:
-    """The distributions that a mixture or a stack is made of."""
+    """The component distributions of a mixture or a stack."""
     if hasattr(p, "component_distribution"):
         return families(p.component_distribution)
     if hasattr(p, "distributions"):
@@ -53,10 +53,10 @@ def families(p: Any) -> list[Any]:
 
 
 def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
-    """P(y_m ≤ value) for each column by itself.
+    """P(y_m ≤ value) for each column separately.
 
     Raises:
-        DataError: If y is a class, or of a family whose distribution function is not known.
+        DataError: If y is a class, or the distribution function of the family is not available.
     """
     if isinstance(p, Independent):
         return cdf_of(p.base_dist, value)
@@ -93,6 +93,6 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
 
 
 def _average(p: Any, each: torch.Tensor, event_dim: int) -> torch.Tensor:
-    """What is true of a mixture's components, averaged by its weights."""
+    """The average of values of a mixture's components by its weights."""
     weights = p.mixture_distribution.probs
     return (weights.reshape(*weights.shape, *(1,) * event_dim) * each).sum(-1 - event_dim)

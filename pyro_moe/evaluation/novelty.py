@@ -1,4 +1,4 @@
-"""How unlike the training data a row is, by a fitted story's density of x."""
+"""Novelty detection: conformal p-values from the density of x."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ REFERENCE_ROWS = 4096
 
 @dataclass(frozen=True)
 class Novelty:
-    r"""Where each of N rows stands among R reference rows, by the log-density of x.
+    r"""Log-densities of N rows and of R reference rows.
 
     Attributes:
         log_density: log p(x) of each row, shape (N,), in nats.
@@ -33,7 +33,7 @@ class Novelty:
 
     @property
     def p_value(self) -> torch.Tensor:
-        r"""How probable as low a density is among rows like the reference ones, shape (N,).
+        r"""The conformal p-value of each row, shape (N,).
 
         .. math:: p_n = \frac{1 + \#\{i : \log p(x_i) \le \log p(x_n)\}}{R + 1}
         """
@@ -44,40 +44,40 @@ class Novelty:
 def novelty(
     fit: Fit, x: Data, *, reference: Data | None = None, num_samples: int = 64, seed: int = 0
 ) -> Novelty:
-    r"""How unlike the training data each row is: its log p(x) as a conformal p-value.
+    r"""Test whether each row is like the training data, by a conformal p-value of log p(x).
 
     .. math:: p_n = \frac{1 + \#\{i : \log p(x_i) \le \log p(x_n)\}}{R + 1}
 
-    with log p(x) the importance-weighted bound, of x alone. If a row is drawn as the reference
-    rows were, and none of these was trained on, then p ≤ α has probability α at the most,
-    whatever the story is worth (Vovk et al. 2005; Bates et al. 2023): what a good story adds is
-    small p-values for other rows. The least that p can be is 1 / (R + 1).
+    log p(x) is estimated by the importance-weighted bound for x alone. If a row has the same
+    distribution as the reference rows, and these are held out, then p ≤ α has probability at most
+    α (Vovk et al. 2005; Bates et al. 2023). This holds for any model. A good model has more power:
+    smaller p-values for rows from other distributions. The smallest possible p is 1 / (R + 1).
 
-    Rows that were trained on are likelier than new ones, so that with these for a reference p is
-    too small by what the story overfits. At level 0.05 Gaussian mixtures of three components
-    flagged 0.40 of new rows after 100 rows of ten columns, 0.13 after 300, 0.07 after 1,000 and
-    0.055 after 4,000, and with held-out rows for a reference 0.05 in each case; a DMVAE flagged
-    0.04 to 0.05 on spirals, and 0.13 after 1,438 digits.
+    Training rows have a higher density than new ones if the model overfits. With training rows as
+    the reference, p-values are then too small. At level 0.05, Gaussian mixtures of three
+    components flagged 0.40 of new rows after training on 100 rows of ten columns, 0.13 after 300,
+    0.07 after 1,000 and 0.055 after 4,000. With held-out reference rows they flagged 0.05 in each
+    case. A DMVAE flagged 0.04 to 0.05 on spirals, and 0.13 after training on 1,438 digits.
 
-    A density may be high where no row ever is: smooth or average images are likelier than real
-    ones under many deep models (Nalisnick et al. 2019), and are not flagged. To test for both
-    tails did not help: on altered digits and on classes left out it mostly flagged fewer.
+    The density can be high in regions without data. Under many deep models, smooth or average
+    images have a higher density than real ones (Nalisnick et al. 2019) and are not flagged. A
+    two-sided test did not help: on altered digits and on omitted classes it mostly flagged fewer.
 
     Args:
         fit: A fitted story with a site ``x``, whose model and guide take None for y.
         x: Rows, shape (N, D).
-        reference: Rows, shape (R, D), to compare with, best held out; of the rows trained on,
-            4,096 at the most, if None.
-        num_samples: Samples of z for each row's log p(x). The same number for all rows keeps
-            p-values valid also where it is too small for the bound to be tight.
+        reference: Reference rows, shape (R, D), preferably held out; at most 4,096 training rows
+            if None.
+        num_samples: Samples of z for each row's log p(x). The number is the same for all rows, so
+            that p-values are valid even if it is too small for a tight bound.
         seed: Seed of the samples.
 
     Returns:
         Log-densities and p-values of each row.
 
     Raises:
-        DataError: If x or reference is not data of the kind that was fitted.
-        SiteError: If the model has no site ``x``, as for gates without a story of x.
+        DataError: If x or reference does not match the data that was fitted.
+        SiteError: If the model has no site ``x``.
 
     Example:
         >>> import pyro_moe
@@ -101,7 +101,7 @@ def feature_log_density(
 ) -> torch.Tensor:
     """The importance-weighted bound on log p(x) of each row, without its target, shape (N,).
 
-    Samples come from the fitted guide, or from another.
+    Samples of z are drawn from the fitted guide, or from the given one.
     """
     guide = fit.guide if guide is None else guide
     blocks = []

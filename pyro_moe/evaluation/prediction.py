@@ -1,4 +1,4 @@
-"""What a mixture of experts says of the target of each row."""
+"""Predictive distributions of targets."""
 
 import math
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Prediction:
 
     .. math:: p(y \mid x) = \frac{1}{S} \sum_s \sum_k g_{sk}(x)\, p_{sk}(y \mid x)
 
-    S is one unless what the experts say depends on latent variables besides ``c``, of which there
-    are then S draws.
+    If the experts depend on latent variables other than ``c``, S is the number of draws of these.
+    Otherwise S is one.
 
     Attributes:
         weights: g of each draw, shape (S, N, K).
@@ -49,27 +49,27 @@ class Prediction:
 
     @property
     def gate(self) -> torch.Tensor:
-        """How probable each expert is, shape (N, K)."""
+        """The probability of each expert, shape (N, K)."""
         return self.weights.mean(0)
 
     @property
     def experts(self) -> torch.Tensor:
-        """Each expert's mean, shape (N, K, M); of classes, their probabilities."""
+        """Each expert's mean, shape (N, K, M); for classes, their probabilities."""
         return self._means().mean(0)
 
     @property
     def mean(self) -> torch.Tensor:
-        """The mean of y, shape (N, M); of classes, their probabilities."""
+        """The mean of y, shape (N, M); for classes, their probabilities."""
         return self._average(self._means())
 
     @property
     def within(self) -> torch.Tensor:
-        """The variance that experts have by themselves, on average, shape (N, M)."""
+        """The variance within experts: the mean of the experts' variances, shape (N, M)."""
         return self._average(self._stack(variance_of))
 
     @property
     def between(self) -> torch.Tensor:
-        """The variance between experts' means, and between draws, shape (N, M)."""
+        """The variance between experts: of their means, over experts and draws, shape (N, M)."""
         return self._average((self._means() - self.mean.unsqueeze(1)).square())
 
     @property
@@ -84,8 +84,8 @@ class Prediction:
             y: Targets, shape (N,) or (N, M), in their own units.
 
         Raises:
-            DataError: If there are not as many rows and columns as were predicted, or a value is
-                impossible, such as a class that was not fitted.
+            DataError: If y does not have the shape of the prediction, or a value is outside the
+                support, such as an unknown class.
         """
         value = self._along_batch(self.targets(y))
         self._check_support(value)
@@ -93,10 +93,10 @@ class Prediction:
         return (each + self.weights.log()).logsumexp(-1).logsumexp(0) - math.log(len(each))
 
     def cdf(self, y: ArrayLike) -> torch.Tensor:
-        """P(y_m ≤ value) for each column by itself, shape (N, M).
+        """P(y_m ≤ value) for each column separately, shape (N, M).
 
         Raises:
-            DataError: If y has not the shape of what was predicted, or y is a class.
+            DataError: If y does not have the shape of the prediction, or is a class.
         """
         return self._cdf(self.targets(y))
 
@@ -105,9 +105,10 @@ class Prediction:
         return self._average(self._stack(lambda p: cdf_of(p, along)))
 
     def quantile(self, q: float) -> torch.Tensor:
-        """The value below which a column lies with probability q, shape (N, M).
+        """The quantile of each column, shape (N, M).
 
-        Found by bisection of `cdf`; of counts, the least whole number with at least that much.
+        It is found by bisection of `cdf`. For counts it is the smallest whole number whose
+        cumulative probability is at least q.
 
         Args:
             q: Between 0 and 1.
@@ -135,12 +136,12 @@ class Prediction:
         high = (means + reach * deviations).amax((0, 2)) + 1e-6
         if low.isfinite().all() and high.isfinite().all():
             return low, high
-        # Heavy tails have no variance, or no mean: feel the way out from the middle.
+        # Heavy tails may have no variance or no mean: increase the distance from the middle.
         middle = means.nan_to_num().mean((0, 2))
         return self._beyond(middle, -1, q), self._beyond(middle, 1, q)
 
     def _beyond(self, middle: torch.Tensor, side: int, q: float) -> torch.Tensor:
-        """Values on one side, far enough from the middle to have the quantile between."""
+        """Values on one side of the middle such that the quantile lies between them."""
         step = torch.ones_like(middle)
         while True:
             value = middle + side * step
@@ -151,12 +152,12 @@ class Prediction:
             step = torch.where(near, 2 * step, step)
 
     def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
-        """Draws of the target of every row, shape (num_samples, N) or (num_samples, N, M).
+        """Draw targets of all rows, shape (num_samples, N) or (num_samples, N, M).
 
-        Each holds all rows under one draw of the latent variables that they share.
+        Each sample uses one draw of the shared latent variables for all rows.
 
         Args:
-            num_samples: Draws of each row.
+            num_samples: Number of samples.
             seed: Seed of the draws.
         """
         with reproducible(seed):
@@ -170,7 +171,7 @@ class Prediction:
         return each[torch.arange(len(self), device=each.device), chosen]
 
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Weights (N, S K, 1), means and variances (N, S K, M) of all that is mixed."""
+        """Weights (N, S K, 1), means and variances (N, S K, M) of all mixture components."""
         shares = self.weights.unsqueeze(-1) / len(self.weights)
         parts = (shares, self._means(), self._stack(variance_of))
         weights, means, variances = (part.transpose(0, 1).flatten(1, 2) for part in parts)
@@ -180,7 +181,7 @@ class Prediction:
         return self._stack(mean_of)
 
     def _stack(self, read: Callable[[Any], torch.Tensor], *, events: bool = True) -> torch.Tensor:
-        """What is read off each draw's distributions, shape (S, N, K), and M if ``events``."""
+        """Values of each draw's distributions, shape (S, N, K), or (S, N, K, M) if ``events``."""
         each = torch.stack([read(p) for p in self.distributions])
         if self.leading:
             each = each.transpose(1, 2)
@@ -193,8 +194,7 @@ class Prediction:
         """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).
 
         Raises:
-            DataError: If there are not as many rows and columns as were predicted, or a value is
-                no finite number.
+            DataError: If y does not have the shape of the prediction, or a value is not finite.
         """
         event_shape = self.distributions[0].event_shape
         _, value = as_tensors((self.gate, y), dtype=self.weights.dtype)
@@ -218,23 +218,24 @@ class Prediction:
 
 
 def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Prediction:
-    r"""What a fitted story says of the target of each row.
+    r"""Compute the predictive distribution of the target of each row.
 
     .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
 
-    It is read off the model's site ``y``, be that a mixture, or one expert's distribution that
-    depends on ``c`` under the gate that `gate` gives. Where y depends on other latent variables
-    too, experts' weights or a sampled z, the prediction averages over draws from the guide.
+    It is read from the model's site ``y``. The site is either a mixture, or the distribution of one
+    expert that depends on ``c``; the weights are then those of `gate`. If y depends on further
+    latent variables, such as experts' parameters or a sampled z, the prediction is averaged over
+    draws from the guide.
 
     Args:
         fit: A fitted story with a site ``y``, whose model and guide take None for y.
         x: Rows, shape (N, D).
-        num_samples: Draws of latent variables, a multiple of 8; one is taken where y depends on
-            none.
+        num_samples: Draws of latent variables, a multiple of 8. A single one is used if y depends
+            on none.
         seed: Seed of the draws.
 
     Returns:
-        The prediction, in the units of the targets that were fitted.
+        The prediction, in the units of the training targets.
 
     Raises:
         SiteError: If the model has no site ``y``.

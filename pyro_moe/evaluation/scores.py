@@ -1,4 +1,4 @@
-"""Scores: of clusters against labels, of predictions against targets."""
+"""Scores of clusterings and of predictions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ from .prediction import Prediction
 
 
 def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    r"""How well clusters agree with labels that no training saw.
+    r"""Score the agreement of clusters with labels that were not used for fitting.
 
     .. math:: \mathrm{accuracy} = \max_\pi \frac{1}{N} \sum_n 1[\pi(\hat c_n) = y_n]
 
     over one-to-one maps π from clusters to labels.
 
     Args:
-        gate: Responsibilities (N, K), whose largest entries decide, or clusters (N,).
+        gate: Responsibilities (N, K), of which the largest is the cluster, or clusters (N,).
         labels: Labels (N,), integers.
 
     Returns:
@@ -33,7 +33,8 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         index).
 
     Raises:
-        DataError: If there are not as many labels as rows, or a label is no number.
+        DataError: If the number of labels differs from the number of rows, or a label is not a
+            number.
 
     Example:
         >>> clustering_scores([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [1, 0, 0])["accuracy"]
@@ -57,26 +58,26 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 def regression_scores(
     prediction: Prediction, y: ArrayLike, *, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
 ) -> dict[str, Any]:
-    r"""How far predictions are from targets, and how well their spread says so.
+    r"""Score predictions of numeric targets: errors, log-likelihood, CRPS and coverage.
 
     .. math:: \mathrm{error} = \frac{1}{N} \sum_n |y_n - E[y|x_n]|^2, \quad
               \mathrm{crps} = \int (F(t) - 1\{t \ge y\})^2 dt
               = 2 \int_0^1 \rho_q(y - F^{-1}(q))\, dq
 
     Args:
-        prediction: What `predict` gave.
+        prediction: The result of `predict`.
         y: Targets, shape (N,) or (N, M), in their own units.
-        levels: Probabilities of central intervals.
+        levels: Nominal levels of central intervals.
 
     Returns:
-        ``"error"`` (the mean over rows of the squared error summed over columns, which is the
-        paper's), ``"rmse"`` (root mean square over rows and columns), ``"log_likelihood"`` (nats
-        per row, jointly over columns), ``"crps"`` (mean over rows and columns, in the units of
-        y, see `continuous_ranked_probability_score`) and ``"coverage"`` (by level, the share of
-        targets that lie in their central interval).
+        ``"error"`` (the squared error summed over columns, averaged over rows, as in the paper),
+        ``"rmse"`` (root mean squared error over rows and columns), ``"log_likelihood"`` (nats per
+        row, jointly over columns), ``"crps"`` (averaged over rows and columns, in the units of y,
+        see `continuous_ranked_probability_score`) and ``"coverage"`` (by level, the share of
+        targets inside their central interval).
 
     Raises:
-        DataError: If y has not the shape of what was predicted, or y is a class.
+        DataError: If y does not have the shape of the prediction, or is a class.
 
     Source:
         Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA
@@ -98,19 +99,20 @@ def regression_scores(
 
 
 def continuous_ranked_probability_score(prediction: Prediction, y: ArrayLike) -> torch.Tensor:
-    r"""How far predictive distributions are from targets, in the units of y, shape (N, M).
+    r"""The continuous ranked probability score (CRPS) in the units of y, shape (N, M).
 
     .. math:: \mathrm{crps} = \int (F(t) - 1\{t \ge y\})^2\, dt
               = E|Y - y| - \tfrac{1}{2} E|Y - Y'| = 2 \int_0^1 \rho_q(y - F^{-1}(q))\, dq
 
-    In closed form for normal experts, and by 50 quantiles at midpoints for others.
+    It has a closed form for normal experts. For others, the integral over q is approximated by the
+    midpoint rule with 50 points.
 
     Args:
-        prediction: What `predict` gave.
+        prediction: The result of `predict`.
         y: Targets, shape (N,) or (N, M).
 
     Raises:
-        DataError: If y has not the shape of what was predicted, or y is a class.
+        DataError: If y does not have the shape of the prediction, or is a class.
 
     Source:
         Grimit, Gneiting, Berrocal and Johnson, "The continuous ranked probability score for
@@ -151,17 +153,17 @@ def _absolute(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
 
 
 def classification_scores(prediction: Prediction, y: ArrayLike) -> dict[str, float]:
-    r"""How often the most probable class is the right one, and how probable the right one is.
+    r"""Score predictions of classes: accuracy and log loss.
 
     Args:
-        prediction: What `predict` gave for classes.
+        prediction: The result of `predict` for classes.
         y: Classes, shape (N,).
 
     Returns:
         ``"accuracy"`` and ``"log_loss"``, :math:`-\frac{1}{N} \sum_n \log p(y_n | x_n)`.
 
     Raises:
-        DataError: If there are not as many classes as rows, or y is no class.
+        DataError: If the number of classes differs from the number of rows, or y is not a class.
     """
     if not has_classes(prediction.distributions[0]):
         (family, *_) = families(prediction.distributions[0])

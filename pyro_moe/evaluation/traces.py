@@ -1,4 +1,4 @@
-"""Reading a fitted story: its rows in minibatches, and the sites of its traces by name."""
+"""Minibatches of rows, and sites of the traces of a fitted story."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,13 +23,13 @@ def batches(fit: Fit, data: Data, rows: int = 4096) -> Iterator[tuple[torch.Tens
 def feature_batches(
     fit: Fit, data: Data, rows: int = 4096
 ) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Minibatches of x, with None for what was fitted beside it."""
+    """Minibatches of x, with None in place of targets."""
     x, *others = fit.features(data)
     return ((batch, *others) for batch in x.split(rows))
 
 
 def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
-    """A draw from the guide of the latent variables that rows share, those outside the plate."""
+    """A draw from the guide of the shared latent variables: those outside the plate."""
     trace = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.data))
     sites = prune_subsample_sites(trace).nodes
     return {
@@ -40,7 +40,7 @@ def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
 
 
 def observed_sites(fit: Fit) -> list[str]:
-    """Names of the model's sites that data was given for."""
+    """Names of the observed sites of the model."""
     few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
         trace = poutine.trace(fit.model).get_trace(*few)
@@ -56,7 +56,7 @@ def node(trace: Trace, site: str, program: str) -> Any:
     """A site of a trace.
 
     Raises:
-        SiteError: If there is none of that name.
+        SiteError: If there is no site of that name.
     """
     if site not in trace.nodes:
         raise missing_site(site, program, trace)
@@ -64,7 +64,7 @@ def node(trace: Trace, site: str, program: str) -> Any:
 
 
 def missing_site(site: str, program: str, *traces: Trace) -> SiteError:
-    """What to raise where a site is in none of the traces."""
+    """The error to raise if a site is in none of the traces."""
     names = {
         name
         for trace in traces

@@ -1,7 +1,7 @@
-"""Pictures of a fit: how it learned, what it makes of rows, and what it generates.
+"""Plots of a fit: training history, gate, codes, predictions, reconstructions, generated data.
 
-Each function returns a matplotlib `Figure` that belongs to the caller: nothing is shown, and
-pyplot with its global state is not used. ``figure.savefig("my.png")`` writes one.
+Each function returns a matplotlib `Figure`. Nothing is shown, and pyplot is not used. Write a
+figure with ``figure.savefig("my.png")``.
 """
 
 from .gate_regions import gate_map

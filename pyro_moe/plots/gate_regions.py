@@ -1,4 +1,4 @@
-"""Which component answers where in the plane."""
+"""The gate in the plane of x."""
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -13,15 +13,15 @@ from .style import color, panels_of
 
 
 def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> Figure:
-    """Which component answers where in the data plane, and where the gate is unsure.
+    """Plot the most probable component at each point of the plane.
 
-    A region has the color of its likeliest component, the paler the less certain it is.
+    A region has the color of its most probable component. Paler colors mean a less certain gate.
 
     Args:
         fit: A fitted story with a site ``c``, over two columns.
-        rows: Rows to draw over the regions, at most 2,000 of them.
-        resolution: Points along each side of the grid at which the gate is read off.
-        seed: Decides which rows are shown.
+        rows: Rows to show; a random subset of 2,000 if there are more.
+        resolution: Number of points along each side of the grid.
+        seed: Seed of the random subset.
 
     Raises:
         DataError: If rows are not points in the plane.
@@ -48,6 +48,6 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     )
     axes.scatter(points[:, 0], points[:, 1], s=3, color="black", linewidths=0)
     number_groups(axes, points, evaluation.gate(fit, shown).cpu().numpy().argmax(1))
-    axes.set_title("Which component answers (paler: less certain)")
-    label_plane(axes)
+    axes.set_title("Most probable component (paler: less certain)")
+    label_plane(axes, rows.columns or fit.columns)
     return figure

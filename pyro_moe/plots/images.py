@@ -12,7 +12,7 @@ def show_images(
     num_columns: int,
     like: torch.Tensor,
 ) -> None:
-    """Flattened images in a grid, from white to black over the range of values of others."""
+    """Show flattened images in a grid, on the gray scale of the values of ``like``."""
     low, high = like.min().item(), like.max().item()
     scaled = (images.cpu() - low) / (high - low or 1.0)
     axes.imshow(_mosaic(scaled.clamp(0, 1), image_shape, num_columns), interpolation="nearest")
@@ -27,7 +27,7 @@ def _mosaic(
     """Flattened images (N, D) of values 0 to 1 in a grid, shape (height, width, 3)."""
     tiles = images.reshape(-1, *image_shape)
     if image_shape[0] == 1:
-        tiles = (1.0 - tiles).expand(-1, 3, -1, -1)  # ink on paper
+        tiles = (1.0 - tiles).expand(-1, 3, -1, -1)  # dark on white
     tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1.0)
     blank = tiles.new_ones(-len(tiles) % num_columns, *tiles.shape[1:])
     tiles = torch.cat((tiles, blank)).unflatten(0, (-1, num_columns))

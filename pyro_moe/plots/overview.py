@@ -1,4 +1,4 @@
-"""Every picture that makes sense for a fit."""
+"""All plots that apply to a fit."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,17 +16,17 @@ from .training import history
 
 
 def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
-    """Every picture that makes sense for a fit and its rows, by name.
+    """Make all plots that apply to a fit and its rows, by name.
 
     Args:
         fit: A fitted story.
-        rows: Rows to show, best such that the fit has not seen.
-        seed: Decides which rows and samples are shown.
+        rows: Rows to show, preferably held out.
+        seed: Seed of random subsets and samples.
 
     Returns:
         Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"``,
-        ``"gate_map"`` and ``"predictions"``: without those of sites that the story lacks, and
-        without pictures of x unless a row is an image or a point in the plane.
+        ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks are omitted, and
+        plots of x unless rows are images or points in the plane.
     """
     drawings: dict[str, Callable[[], Figure]] = {
         "history": partial(history, fit),
@@ -43,6 +43,6 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
     for name, draw in drawings.items():
         try:
             figures[name] = draw()
-        except SiteError:  # the story lacks what would be shown
+        except SiteError:  # the story lacks the site
             continue
     return figures

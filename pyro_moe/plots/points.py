@@ -1,4 +1,4 @@
-"""Points in the plane or on a line, colored and numbered by component."""
+"""Points in the plane and histograms, colored and numbered by component."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from pyro_moe import evaluation
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.rows import Rows
+from pyro_moe.rows import Rows, numbered
 
 from .style import GRAY, color
 
@@ -22,13 +22,13 @@ def gate_of(fit: Fit, rows: Rows) -> np.ndarray | None:
 
 
 def likeliest(fit: Fit, rows: Rows) -> np.ndarray | None:
-    """The likeliest component of each row, or None for a story without ``c``."""
+    """The most probable component of each row, or None for a story without ``c``."""
     g = gate_of(fit, rows)
     return None if g is None else g.argmax(1)
 
 
 def match(labels: np.ndarray, components: np.ndarray | None) -> np.ndarray | None:
-    """For each label the component that it goes best with, one to one."""
+    """The component that matches each label best, by a one-to-one assignment."""
     if components is None:
         return None
     size = 1 + max(labels.max(), components.max())
@@ -40,7 +40,7 @@ def match(labels: np.ndarray, components: np.ndarray | None) -> np.ndarray | Non
 def scatter(
     axes: Axes, points: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None = None
 ) -> None:
-    """Points in the plane, each group in its color and with its number."""
+    """Plot points in the plane, each group in its color and with its number."""
     size = float(np.clip(6000 / len(points), 3, 16))
     if groups is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=GRAY, linewidths=0)
@@ -53,7 +53,7 @@ def scatter(
 
 
 def number_groups(axes: Axes, points: np.ndarray, groups: np.ndarray) -> None:
-    """Write each group's number at the point nearest to its midst."""
+    """Write each group's number at the point nearest to its median."""
     for group in np.unique(groups):
         members = points[groups == group]
         distances = np.linalg.norm(members - np.median(members, axis=0), axis=1)
@@ -71,7 +71,7 @@ def number_groups(axes: Axes, points: np.ndarray, groups: np.ndarray) -> None:
 def histogram(
     axes: Axes, values: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None
 ) -> None:
-    """Values of each group on top of each other."""
+    """Plot a stacked histogram of the values of each group."""
     groups = np.zeros(len(values), dtype=int) if groups is None else groups
     present = np.unique(groups)
     axes.hist(
@@ -85,15 +85,16 @@ def histogram(
         axes.legend()
 
 
-def label_plane(axes: Axes) -> None:
-    """Name the two axes of the plane of x, in one unit."""
-    axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+def label_plane(axes: Axes, names: tuple[str, ...] | None) -> None:
+    """Name the two axes of the plane of x and give them the same scale."""
+    first, second = names or numbered("x", 2)
+    axes.set(xlabel=first, ylabel=second, aspect="equal")
     axes.locator_params(nbins=5)
     axes.label_outer()
 
 
 def expect_image_or_plane(fit: Fit, image_shape: tuple[int, int, int] | None) -> None:
-    """See that rows of x are images or points in the plane.
+    """Check that rows of x are images or points in the plane.
 
     Raises:
         DataError: If they are neither.

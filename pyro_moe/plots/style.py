@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Paul Tol's "muted" scheme, which the color-blind can tell apart, and black.
+# Paul Tol's "muted" scheme, which is safe for color-blind readers, and black.
 PALETTE = [
     "#CC6677",
     "#332288",
@@ -31,7 +31,7 @@ def panels_of(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of so many panels in each row, of a size in inches each, and the panels in order."""
+    """A figure with ``number`` panels in each row, their size in inches, and its panels."""
     layout = ConstrainedLayoutEngine(compress=True, wspace=0.05)
     figure = Figure(figsize=(width * number, height * rows), layout=layout)
     panels = figure.subplots(rows, number, squeeze=False, sharex=sharex, sharey=sharey)

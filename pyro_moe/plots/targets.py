@@ -1,4 +1,4 @@
-"""Targets beside their predictions."""
+"""Plots of targets against predictions."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,16 +13,17 @@ from .style import GRAY, color, panels_of
 
 
 def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
-    """Targets against their predicted means, a panel a column; of classes, who is taken for whom.
+    """Plot targets against predicted means, with one panel for each column, or a confusion matrix.
 
-    Points have the color of the expert that the gate holds likeliest, and a line across their
-    central 90 % interval. Where targets are what was predicted, points lie on the diagonal.
+    Points have the color of the most probable expert. Vertical lines are central 90 % prediction
+    intervals. Points of exact predictions lie on the diagonal. For classes, the confusion matrix
+    is shown.
 
     Args:
         fit: A fitted story with a site ``y``.
-        rows: Rows with targets, best such that the fit has not seen.
-        max_rows: The most to show.
-        seed: Decides which rows are shown, and the draws of `evaluation.predict`.
+        rows: Rows with targets, preferably held out.
+        max_rows: Maximum number of rows to show.
+        seed: Seed of the random subset and of the draws of `evaluation.predict`.
 
     Raises:
         DataError: If the rows have no targets.
@@ -55,9 +56,9 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
             )
         ends = [mean[:, m].min(), mean[:, m].max()]
         axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
-        axes.set(title=name, xlabel="predicted mean, with its 90 % interval")
+        axes.set(title=name, xlabel="predicted mean, with 90 % interval")
     panels[0].set_ylabel("target")
-    panels[0].legend(title="likeliest expert", fontsize="small", title_fontsize="small")
+    panels[0].legend(title="most probable expert", fontsize="small", title_fontsize="small")
     return figure
 
 
@@ -70,6 +71,6 @@ def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         dark = count > counts.max() / 2
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
-    axes.set(xlabel="likeliest class", ylabel="class", title="Rows by class and prediction")
+    axes.set(xlabel="most probable class", ylabel="class", title="Confusion matrix")
     axes.set(xticks=range(size), yticks=range(size))
     return figure

@@ -1,4 +1,4 @@
-"""How a fit learned."""
+"""Plots of the training history."""
 
 from itertools import groupby
 
@@ -11,10 +11,10 @@ from .style import PALETTE, panels_of
 
 
 def history(fit: Fit) -> Figure:
-    """The ELBO by epoch, a panel for each phase, since phases differ in their objective.
+    """Plot the ELBO by epoch, with one panel for each phase of training.
 
-    The first epochs are often so bad that they would flatten the rest: the vertical axis leaves
-    out the worst fifth.
+    Phases have different objectives. The vertical axis omits the lowest fifth of the values, since
+    the first epochs are often far below the others.
 
     Args:
         fit: A fit.

@@ -189,13 +189,21 @@ X = torch.zeros(10, 2)
     ("arguments", "options", "message"),
     [
         ((models.GMM(2, 2), X), {}, "expected a function from the number of components to a story"),
-        ((gmm, X), {"num_components": []}, "num_components of whole numbers from 1 on; got []"),
-        ((gmm, X), {"num_components": [0, 1]}, "whole numbers from 1 on; got [0, 1]"),
-        ((gmm, X), {"num_components": [2.5]}, "whole numbers from 1 on; got [2.5]"),
+        ((gmm, X), {"num_components": []}, "whole numbers of at least 1 in num_components; got []"),
+        (
+            (gmm, X),
+            {"num_components": [0, 1]},
+            "whole numbers of at least 1 in num_components; got [0, 1]",
+        ),
+        (
+            (gmm, X),
+            {"num_components": [2.5]},
+            "whole numbers of at least 1 in num_components; got [2.5]",
+        ),
         ((gmm, X), {"held_out": 1.0}, "expected held_out between 0 and 1; got 1.0"),
-        ((gmm, X), {"folds": 1}, "expected folds from 2 to 10, one a row; got 1"),
-        ((gmm, X), {"folds": 11}, "expected folds from 2 to 10, one a row; got 11"),
-        ((gmm, X[:2]), {}, "expected 2 rows to score and 1 to fit at least; got 2 rows"),
+        ((gmm, X), {"folds": 1}, "expected folds from 2 to 10, the number of rows; got 1"),
+        ((gmm, X), {"folds": 11}, "expected folds from 2 to 10, the number of rows; got 11"),
+        ((gmm, X[:2]), {}, "expected at least 2 held-out rows and 1 to fit; got 2 rows"),
         ((gmm, X), {"initialize": torch.ones(10, 2)}, "expected initialize by name"),
     ],
 )

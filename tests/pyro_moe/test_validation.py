@@ -176,7 +176,7 @@ def test_a_component_with_hardly_any_rows_is_warned_of():
     r = torch.zeros(100, 2)
     r[:2, 0], r[2:, 1] = 1.0, 1.0
     story = GMM(4, 2)
-    expected = "rows for each of 2 components; got hardly any for 0: try fewer components"
+    expected = "rows for each of 2 components; got few for 0: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
         pyro_moe.fit(story.model, story.guide, x, loss="em", initialize=r, epochs=3, progress=False)
 

@@ -88,7 +88,7 @@ def test_a_report_lies_in_the_run_folder_or_where_it_shall(folder, capsys, tmp_p
     assert output == f"report: {tmp_path}/page.html\n"
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<title>wrong</title>" in page
-    assert "the story does not make data like these" in page
+    assert "Data simulated from the model differ from these rows" in page
     assert "price" in page
     out_of(f"report {folder}/right", capsys)
     assert (folder / "right" / "report.html").exists()

@@ -237,7 +237,7 @@ def test_no_fits_are_an_error():
 
 
 def test_a_row_is_too_few(gmms):
-    with pytest.raises(DataError, match=r"^expected at least 2 rows to compare fits by; got 1$"):
+    with pytest.raises(DataError, match=r"^expected at least 2 rows to compare fits on; got 1$"):
         compare(gmms, torch.zeros(1, 2))
 
 

@@ -136,6 +136,22 @@ def test_without_a_target_columns_of_x_are_beside_new_rows(fits, rows_of):
         np.testing.assert_allclose(counts, np.histogram(made, edges)[0])
 
 
+def test_panels_without_a_column_are_not_shown(as_it_is):
+    story = models.GMM(4, 1)
+    fit = as_it_is(story.model, story.guide, torch.randn(50, 4))
+    figure = replicates(fit, Rows(fit.data[0], columns=tuple("abcd")), num_replicates=2)
+    shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert shown == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("number", "bins"), [(9, 10), (100, 20), (1000, 40)])
+def test_few_rows_have_few_bins(as_it_is, number, bins):
+    story = models.GMM(1, 1)
+    fit = as_it_is(story.model, story.guide, torch.randn(number, 1))
+    (axes,) = replicates(fit, Rows(fit.data[0]), num_replicates=2).axes
+    assert {len(heights) for heights, _, _ in stairs(axes)} == {bins}
+
+
 def test_images_are_beside_new_images(as_it_is):
     story = models.VAE(16, 2, hidden=(4,))
     x = torch.rand(9, 16)

@@ -66,14 +66,14 @@ def test_the_effective_number_of_components_counts_those_with_rows(shares, numbe
 def test_components_without_rows_are_dead():
     found = health_of([0.996, 0.004, 0.0])
     assert (found.dead, found.starving) == ([1, 2], [])
-    assert found.warnings() == ["no rows for component 1, 2"]
+    assert found.warnings() == ["components without rows: 1, 2"]
 
 
 def test_components_with_hardly_any_rows_starve():
     """With less than a tenth of an equal share, 10 of 300 rows, and not D + 1 rows."""
     found = health_of([0.99, 0.006, 0.004], num_rows=300)
     assert (found.dead, found.starving) == ([], [1, 2])
-    assert found.warnings() == ["few rows for component 1, 2: 0.60%, 0.40%"]
+    assert found.warnings() == ["components with few rows: 1 (0.60%), 2 (0.40%)"]
     assert health_of([0.98, 0.01, 0.01], num_rows=300).starving == []
     assert health_of([0.99, 0.006, 0.004], num_rows=3000).starving == []
 
@@ -81,7 +81,7 @@ def test_components_with_hardly_any_rows_starve():
 def test_an_unsure_gate_is_told():
     assert health_of([0.5, 0.5], entropy=0.34).warnings() == []
     assert health_of([0.5, 0.5], entropy=0.35).warnings() == [
-        "the gate is unsure: its entropy is 0.35 nats per row on average, of at most 0.69"
+        "the gate is uncertain: its mean entropy is 0.35 nats per row; the maximum is 0.69"
     ]
     assert health_of([1.0], entropy=0.0).warnings() == []
 
@@ -89,8 +89,8 @@ def test_an_unsure_gate_is_told():
 def test_guide_and_model_that_disagree_are_told():
     assert health_of([0.5, 0.5], disagreement=0.5).warnings() == []
     assert health_of([0.5, 0.5], disagreement=0.51).warnings() == [
-        "guide and model disagree on the component: KL(q(c|x) ‖ p(c|z)) is 0.51 nats per row on "
-        "average"
+        "guide and model disagree on components: the mean of KL(q(c|x) ‖ p(c|z)) is 0.51 nats per "
+        "row"
     ]
 
 

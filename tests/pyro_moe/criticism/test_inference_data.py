@@ -483,7 +483,7 @@ def test_draws_come_in_eights(fits, number):
 def test_more_numbers_than_fit_are_an_error(fits):
     message = (
         "expected rows and draws of at most 250,000,000 numbers in all; "
-        "got 480,000,000: take fewer rows or draws"
+        "got 480,000,000: use fewer rows or draws"
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         to_arviz(fits("me"), num_draws=1_000_000)

@@ -14,9 +14,9 @@ from scipy import stats
 
 import pyro_moe
 from pyro_moe import DataError, SiteError
-from pyro_moe.criticism import posterior_calibration as calibrating
-from pyro_moe.criticism import uniformity
-from pyro_moe.criticism.posterior_calibration import SimulationBasedCalibration, _ranks
+from pyro_moe.criticism import SimulationBasedCalibration
+from pyro_moe.criticism.posterior_calibration import calibrating, quantities, uniformity
+from pyro_moe.criticism.posterior_calibration.calibrating import _ranks
 from pyro_moe.models import ME, BayesianExperts
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -99,13 +99,13 @@ def test_the_log_likelihood_sums_over_components():
         pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     given = pyro_moe.fit(mixture, prior, X, initialize="keep", **AS_IT_IS)
-    quantities = calibrating._default_quantities(given)
-    assert list(quantities) == ["loc[0]", "loc[1]", "log_likelihood"]
+    found = quantities.default_quantities(given)
+    assert list(found) == ["loc[0]", "loc[1]", "log_likelihood"]
     loc, x = torch.tensor([0.2, -1.0]), torch.randn(5, 1)
     each = stats.norm.pdf(x.numpy(), loc.numpy(), 0.5) @ [0.3, 0.7]
-    value = quantities["log_likelihood"]({"loc": loc}, (x,))
+    value = found["log_likelihood"]({"loc": loc}, (x,))
     assert value.item() == pytest.approx(np.log(each).sum(), rel=1e-12)
-    assert quantities["loc[1]"]({"loc": loc}, (x,)) == -1.0
+    assert found["loc[1]"]({"loc": loc}, (x,)) == -1.0
 
 
 def test_same_seed_same_ranks():
@@ -228,8 +228,11 @@ def test_a_parameter_that_cannot_be_held_is_an_error():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, scale).expand([1]).to_event(1), obs=x)
 
-    message = "expected a model whose parameters are those of modules, which can be held, or have a"
-    with pytest.raises(ValueError, match=f"{message} prior; got pyro.param 'noise'"):
+    message = (
+        "expected a model whose parameters have a prior or belong to a module, where they can be "
+        "held fixed; got pyro.param 'noise'"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         calibrate(learned, posterior, X, **AS_IT_IS)
 
 

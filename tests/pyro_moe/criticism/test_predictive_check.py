@@ -75,8 +75,8 @@ def test_a_right_story_raises_no_alarm(right, name):
     assert found.p_value > 0.05
     assert found.surprises().empty
     assert str(found) == (
-        f"none of {len(found.table)} statistics of the data is unlike the story's "
-        f"(p = {found.p_value:.3f}, allowing for their number)"
+        f"none of {len(found.table)} statistics differs significantly from the model's "
+        f"(smallest adjusted p-value: {found.p_value:.3f})"
     )
 
 
@@ -86,7 +86,10 @@ def test_heavy_tails_are_named(right):
     found = check(fitted(models.ME(2, 1, 2), x, y, c), (x[N_FITTED:], y[N_FITTED:]))
     assert found.p_value <= 0.05
     assert "largest score" in found.surprises()["statistic"].tolist()
-    assert str(found).startswith(f"{len(found.surprises())} of {len(found.table)} statistics")
+    assert str(found) == (
+        f"{len(found.surprises())} of {len(found.table)} statistics differ significantly from the "
+        f"model's (smallest adjusted p-value: {found.p_value:.3f})"
+    )
     story = models.ME(2, 1, 2, experts="student-t")
     better = check(fitted(story, x, y, c), (x[N_FITTED:], y[N_FITTED:]))
     assert better.p_value > 0.05
@@ -211,6 +214,16 @@ def test_surprises_are_sorted_and_cut_at_the_level():
     assert found.p_value == 0.01
     assert found.surprises()["statistic"].tolist() == ["c", "b", "a"]
     assert found.surprises(0.02)["statistic"].tolist() == ["c"]
+
+
+def test_one_statistic_differs_and_several_differ():
+    table = pd.DataFrame(
+        {"statistic": list("ab"), "p_value": 0.01, "adjusted_p_value": [0.01, 0.3]}
+    )
+    ending = "significantly from the model's (smallest adjusted p-value: 0.010)"
+    assert str(Check(table, None, 10, 99)) == f"1 of 2 statistics differs {ending}"
+    both = table.assign(adjusted_p_value=0.01)
+    assert str(Check(both, None, 10, 99)) == f"2 of 2 statistics differ {ending}"
 
 
 def test_columns_have_their_names(right):
@@ -358,7 +371,7 @@ def test_a_row_is_too_few():
     )
     y = torch.full_like(x, math.nan)
     y[3] = 1.0
-    message = "^expected at least 2 rows to check, with targets if any; got 1$"
+    message = "^expected at least 2 rows, with targets if the story has any; got 1$"
     with pytest.raises(DataError, match=message):
         check(fit, (x, y))
 

@@ -12,6 +12,8 @@ from pyro_moe import DataError, Rows, models
 from pyro_moe.criticism import check, report
 
 FEW = {"num_replicates": 20}
+CHECKS = ["variable", "component", "statistic", "column", "observed", "simulated"]
+CHECKS += ["standard deviation", "p value", "adjusted p value"]
 EM = {"loss": "em", "epochs": 20, "progress": False}
 
 
@@ -21,7 +23,7 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__()
         self.source, self.inside = source, []
-        self.headings, self.items, self.cells, self.title = [], [], [], ""
+        self.headings, self.items, self.heads, self.cells, self.title = [], [], [], [], ""
         self.images, self.links, self.classes = [], [], []
         self.feed(source)
         self.close()
@@ -41,7 +43,7 @@ class Page(HTMLParser):
 
     def handle_data(self, text):
         tag = self.inside[-1] if self.inside else None
-        kept = {"h2": self.headings, "li": self.items, "td": self.cells}
+        kept = {"h2": self.headings, "li": self.items, "th": self.heads, "td": self.cells}
         if tag in kept:
             kept[tag].append(text)
         if tag == "title":
@@ -74,13 +76,13 @@ def fitted(story, data):
 
 
 SECTIONS = {
-    "vae": ["What the story generates"],
-    "vade": ["The gate", "What the story generates"],
-    "me, two targets": ["The gate", "The experts"],
-    "me, classes": ["The gate", "The experts"],
-    "me, missing targets": ["The gate", "The experts"],
-    "gmmmoe": ["The gate", "The experts", "What the story generates"],
-    "bayesian, classes": ["The gate", "The experts"],
+    "vae": ["Generated data"],
+    "vade": ["Gate", "Generated data"],
+    "me, two targets": ["Gate", "Experts"],
+    "me, classes": ["Gate", "Experts"],
+    "me, missing targets": ["Gate", "Experts"],
+    "gmmmoe": ["Gate", "Experts", "Generated data"],
+    "bayesian, classes": ["Gate", "Experts"],
 }
 
 
@@ -97,7 +99,7 @@ def test_a_page_needs_nothing_beside_it_and_has_what_the_story_has(fits, written
     pictures = [base64.b64decode(image["src"].split(",")[1]) for image in page.images]
     assert all(picture.startswith(b"\x89PNG\r\n\x1a\n") for picture in pictures)
     assert len(set(pictures)) == len(pictures) >= 3
-    always = ["What was fitted", "Scores", "Does the story make data like these?"]
+    always = ["Model and training", "Scores", "Predictive checks"]
     assert page.headings == ["Warnings", *always, *SECTIONS[name]]
 
 
@@ -119,15 +121,23 @@ def test_what_is_wrong_stands_first_and_is_named(clusters, written):
     first = found.surprises().iloc[0]
     assert first["column"] == "age"
     assert page.items == [
-        f"the story does not make data like these: {found}. Most surprising: the "
-        f"{first['statistic']} of x (age), {first['observed']:.4g}, where the story has "
-        f"{first['replicated']:.4g} ± {first['standard_deviation']:.2g}"
+        f"Data simulated from the model differ from these rows: {found}. Largest discrepancy: "
+        f"{first['statistic']} of x (age). Observed: {first['observed']:.4g}. Simulated: "
+        f"{first['replicated']:.4g} ± {first['standard_deviation']:.2g}."
     ]
+
+
+def test_the_table_of_checks_speaks_of_variables_and_says_where_all_rows_count(clusters, written):
+    page = written(fitted(models.GMM(3, 2), clusters[:400]), clusters[400:])
+    assert page.heads == ["score", "value", *CHECKS]
+    start = page.cells.index("x")
+    assert page.cells[start + 1] in ("all", "0", "1")
+    assert "all" in page.cells
 
 
 def test_rows_that_were_fitted_are_called_so(clusters, written):
     fit = fitted(models.GMM(3, 2), clusters)
-    seen = "these are the rows that were fitted: checks on them are kinder than on new ones"
+    seen = "These rows were used for fitting. Checks on them are optimistic; use held-out rows."
     assert written(fit).items == [seen]
 
 
@@ -139,23 +149,23 @@ def test_a_dead_component_and_an_early_end_are_told(clusters, written):
         story.model, story.guide, clusters[:400], epochs=0, initialize="keep", progress=False
     )
     items = written(fit, clusters[400:]).items
-    assert any(item.startswith("no rows for component") for item in items)
+    assert any(re.fullmatch(r"Components without rows: [\d, ]+\.", item) for item in items)
 
     def interrupt(fit):
         raise KeyboardInterrupt
 
     story = models.GMM(3, 2)
     fit = pyro_moe.fit(story.model, story.guide, clusters[:400], callback=interrupt, **EM)
-    assert written(fit, clusters[400:]).items[0] == "training stopped early: interrupted"
+    assert written(fit, clusters[400:]).items[0] == "Training stopped early: interrupted."
 
 
 def test_what_was_fitted_and_its_scores_are_there(clusters, written):
     fit = fitted(models.GMM(3, 2), clusters[:400])
     cells = written(fit, clusters[400:]).cells
     facts = dict(zip(cells[::2], cells[1::2], strict=False))
-    assert facts["rows fitted"] == "400"
-    assert facts["rows of this report"] == "200"
-    assert (facts["loss"], facts["seed"], facts["epochs done"]) == (
+    assert facts["training rows"] == "400"
+    assert facts["rows in this report"] == "200"
+    assert (facts["loss"], facts["seed"], facts["epochs completed"]) == (
         "em",
         "0",
         str(len(fit.history)),
@@ -171,7 +181,7 @@ def test_scores_are_of_rows_with_a_target(fits, written):
     prediction = pyro_moe.evaluation.predict(fit, x[known])
     rmse = pyro_moe.evaluation.regression_scores(prediction, y[known])["rmse"]
     cells = written(fit).cells
-    assert cells[cells.index("rmse") + 1] == f"{rmse:.4g}"
+    assert cells[cells.index("root mean squared error") + 1] == f"{rmse:.4g}"
 
 
 def test_the_title_is_the_storys_name_or_what_is_asked(clusters, written):

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pyro_moe.criticism.uniformity import band, counts_below, p_value
+from pyro_moe.criticism.posterior_calibration.uniformity import band, counts_below, p_value
 
 
 def outcomes(num_ranks, num_draws):

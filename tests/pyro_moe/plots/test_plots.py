@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,18 @@ def test_codes_of_length_one_are_counted(plane):
                 tops.get(patch.get_x(), 0), patch.get_y() + patch.get_height()
             )
         assert sum(tops.values()) == len(rows)
+
+
+def test_axes_of_the_plane_have_the_names_of_the_columns(plane):
+    rows, fit = plane
+    named = replace(rows, columns=("age", "weight"))
+    for draw in (plots.gate_map, plots.reconstructions):
+        for given, names in ((rows, ("x0", "x1")), (named, ("age", "weight"))):
+            axes = draw(fit, given).axes[0]
+            assert (axes.get_xlabel(), axes.get_ylabel()) == names
+    with_names = replace(fit, columns=("age", "weight"))
+    axes = plots.generated(with_names).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("age", "weight")
 
 
 def test_a_latent_map_wants_a_latent_site(plane):

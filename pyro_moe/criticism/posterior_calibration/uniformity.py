@@ -1,4 +1,4 @@
-"""Whether ranks are uniform: an exact test, and the band that is its picture."""
+"""An exact test of uniform ranks, and the simultaneous confidence band that belongs to it."""
 
 import functools
 from typing import Any
@@ -9,17 +9,17 @@ from scipy import stats
 
 
 def p_value(ranks: ArrayLike, num_draws: int) -> float:
-    r"""How probable it is that uniform ranks stray as far as these, somewhere.
+    r"""The p-value of an exact test that ranks are uniform.
 
     .. math:: \gamma = \min_{1 \le j \le L} 2 \min\{ P(B_j \le N_j),\, P(B_j \ge N_j) \}, \quad
               N_j = \#\{s : r_s < j\}, \quad B_j \sim \mathrm{Bin}(S, j / (L + 1))
 
-    The value is P(γ' ≤ γ) of S independent ranks, uniform on 0, …, L: exact, by the recursion of
-    Säilynoja et al. over j.
+    The p-value is P(γ' ≤ γ) for S independent ranks that are uniform on 0, …, L. It is computed
+    exactly by the recursion of Säilynoja et al. over j.
 
     Args:
         ranks: r, shape (S,), integers from 0 to L.
-        num_draws: L, the draws among which each was ranked.
+        num_draws: L, the number of draws among which each value was ranked.
 
     Raises:
         ValueError: If a rank is out of its range.
@@ -39,17 +39,17 @@ def p_value(ranks: ArrayLike, num_draws: int) -> float:
 
 
 def band(num_ranks: int, num_draws: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds that all counts of uniform ranks keep to together with a probability.
+    """A simultaneous band for the counts of uniform ranks.
 
-    `p_value` is at most ``1 - level`` just where a count is outside.
+    `p_value` is at most ``1 - level`` if and only if a count is outside the band.
 
     Args:
         num_ranks: S.
         num_draws: L.
-        level: The probability, at least.
+        level: The least probability that all counts are inside.
 
     Returns:
-        The least and the largest of each of `counts_below`, shape (L,) each.
+        Lower and upper bounds of each of `counts_below`, shape (L,) each.
 
     Example:
         >>> band(num_ranks=4, num_draws=3, level=0.9)
@@ -67,7 +67,7 @@ def band(num_ranks: int, num_draws: int, level: float = 0.95) -> tuple[np.ndarra
 
 
 def counts_below(ranks: ArrayLike, num_draws: int) -> np.ndarray:
-    """How many ranks are below j, for j from 1 to L: shape (L,).
+    """The number of ranks below j, for j from 1 to L, shape (L,).
 
     Raises:
         ValueError: If a rank is out of its range.
@@ -88,15 +88,14 @@ def _tails(num_ranks: int, num_draws: int) -> Any:
 
 
 def _beyond(gamma: float) -> float:
-    """Tails that are equal but for rounding are not beyond each other."""
+    """γ with a tolerance for rounding, so that equal tails compare as equal."""
     return gamma * (1 + 1e-9)
 
 
 def _probability_within(within: np.ndarray) -> float:
-    """How probable it is that each count of uniform ranks is in its set, shape (L, S + 1).
+    """The probability that each count of uniform ranks is in its set, shape (L, S + 1).
 
-    Between one j and the next the count grows by a Poisson number, given that all of them
-    together are S.
+    The increments of the counts are Poisson variables, conditional on their sum S.
     """
     num_draws, size = within.shape
     growth = stats.poisson.pmf(np.arange(size), (size - 1) / (num_draws + 1))

@@ -1,0 +1,103 @@
+"""HTML of a self-contained page: sections, tables and pictures."""
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+WIDE = 6.0  # inches from which on a picture is scrolled on a narrow screen, not shrunk
+LONG = 15  # characters of text in a cell that is wide enough to break in few lines
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A page with its style sheet; empty sections are left out."""
+    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body><main>"
+        f"<h1>{escape(title)}</h1>\n"
+        + "\n".join(part for part in sections if part)
+        + "</main></body></html>\n"
+    )
+
+
+def section(title: str, *parts: str, kind: str | None = None) -> str:
+    """A section with a heading; its kind is its class in the style sheet."""
+    attribute = "" if kind is None else f' class="{kind}"'
+    return f"<section{attribute}><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def paragraph(text: str, *, soft: bool = False) -> str:
+    """A paragraph of plain text, in gray if it is soft."""
+    attribute = ' class="soft"' if soft else ""
+    return f"<p{attribute}>{escape(sentence(text))}</p>"
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """A list of sentences."""
+    return f"<ul>{''.join(f'<li>{escape(sentence(text))}</li>' for text in texts)}</ul>"
+
+
+def sentence(text: str) -> str:
+    """Text with a capital at its start and a stop at its end.
+
+    Example:
+        >>> sentence("the gate is uncertain")
+        'The gate is uncertain.'
+    """
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", ":")) else ".")
+
+
+def facts(values: dict[str, Any]) -> str:
+    """A table of names and their values, without a head."""
+    return _scrolled("".join(_row((name, str(value))) for name, value in values.items()))
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A data frame without its index."""
+    head = "".join(_head(str(name), frame[name]) for name in frame.columns)
+    return _scrolled(f"<tr>{head}</tr>" + "".join(map(_row, frame.itertuples(index=False))))
+
+
+def _head(name: str, column: pd.Series) -> str:
+    """Aligned as the column is: text to the left, numbers to the right."""
+    attribute = ' class="text"' if any(isinstance(value, str) for value in column) else ""
+    return f"<th{attribute}>{escape(name.replace('_', ' '))}</th>"
+
+
+def _scrolled(rows: str) -> str:
+    return f'<div class="scroll"><table>{rows}</table></div>'
+
+
+def _row(values: Iterable[Any]) -> str:
+    return f"<tr>{''.join(map(_cell, values))}</tr>"
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return "<td></td>"
+    if isinstance(value, float):
+        return f"<td>{value:.4g}</td>"
+    if not isinstance(value, str):
+        return f"<td>{escape(str(value))}</td>"
+    return f'<td class="text{" long" if len(value) > LONG else ""}">{escape(value)}</td>'
+
+
+def picture(figure: Figure, caption: str) -> str:
+    """A picture within the page; one that is wide keeps its size on a narrow screen."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    inches = figure.get_size_inches()[0]
+    wide = ' class="wide"' if inches > WIDE else ""
+    return (
+        f'<figure><div class="scroll"><img{wide} width="{inches * 96:.0f}" alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
