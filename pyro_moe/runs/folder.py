@@ -21,16 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyro_moe import models
-from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.programs import modules
-from pyro_moe.inference.traces import enumerated_traces
-
-
+from pyro_moe.datasets.source import Source
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
+from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.traces import enumerated_traces
 from pyro_moe.rows import Data, Rows
-from pyro_moe.datasets.source import Source
+
 from .story_file import StoryFile, read
 
 _STORY_COPY = "story.py"
@@ -268,7 +266,11 @@ def _params(fit: Fit) -> dict[str, torch.Tensor]:
 def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
     """Have `pyro.param` statements find their unconstrained values again."""
     batch = tuple(column[:1] for column in fit.data)
-    with torch.no_grad(), running(fit.programs.store), reproducible(0):  # they say their constraints
+    with (
+        torch.no_grad(),
+        running(fit.programs.store),
+        reproducible(0),
+    ):  # they say their constraints
         enumerated_traces(fit.programs.model, fit.programs.guide, *batch)
     for name, value in params.items():
         fit.programs.store["params"][name] = value.requires_grad_()
