@@ -60,8 +60,7 @@ class Progress:
         self.bar.set_postfix(phase=self.phase, refresh=False, **numbers)
         self.bar.update()
         start = f"{self.label}: " if self.label else ""
-        said = "".join(f", {key} {number}" for key, number in numbers.items())
-        self.line = f"{start}{self.phase} {self.done}/{self.epochs}{said}"
+        self.line = f"{start}{self.phase} {self.done}/{self.epochs}, elbo {record['elbo']:.4g}"
         lines = self.lines_of_training if self.phase == "training" else 1
         if self.done % math.ceil(self.epochs / lines) == 0:
             self._say()
