@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
         "demo", help="experts on spirals and clusters of digits, beside scikit-learn's"
     )
     parser.add_argument("--out", default="demo", help="folder for the runs (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(command=run)
 
 
