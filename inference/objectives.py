@@ -87,6 +87,8 @@ def _enumerated(model: Program, guide: Program, *_: Any) -> tuple[Program, Progr
 def _relaxed(
     model: Program, guide: Program, temperature: float, as_written: bool = False
 ) -> tuple[Program, Program]:
+    if not as_written:
+        set_temperature(temperature, model, guide)
     prior = Relax(PRIOR_SHARE * temperature, as_written=as_written)
     posterior = Relax(temperature, max_log_odds=MAX_LOG_ODDS, as_written=as_written)
     return prior(model), posterior(guide)
@@ -95,6 +97,8 @@ def _relaxed(
 def _with_categorical_kl(
     model: Program, guide: Program, temperature: float, as_written: bool = False
 ) -> tuple[Program, Program]:
+    if not as_written:
+        set_temperature(temperature, model, guide)
     relax = Relax(temperature, CategoricalKL, as_written=as_written)
     return relax(model), relax(guide)
 

@@ -16,7 +16,7 @@ from pyro.infer import ELBO
 from .caching import evaluated_once
 from .context import reproducible, running, training_mode
 from .handlers import MinibatchScale
-from .objectives import Treatment, set_temperature
+from .objectives import Treatment
 from .programs import Program, isolated, learned, restore, state
 
 Data = tuple[torch.Tensor, ...]
@@ -198,8 +198,6 @@ class SVI:
 
     def _treated(self, temperature: float) -> tuple[Program, Program]:
         """Model and guide as the objective wants them, with the story at this temperature."""
-        if not self.as_written:
-            set_temperature(temperature, self.model, self.guide)
         return self.treatment(self.model, self.guide, temperature, self.as_written)
 
     def _learning_rate(self, done: float) -> float:

@@ -53,11 +53,11 @@ class VAE(nn.Module):
         self.x_dim, self.z_dim = x_dim, z_dim
         self.likelihood, self.hidden = likelihood, tuple(hidden)
         self.units = Standardize(x_dim, common=common_scale)
+        network = decoder or MLP(z_dim, hidden[::-1], outputs_of(likelihood) * x_dim)
+        self.decoder = likelihood_of(likelihood, network, self.units)
         self.encoder = NormalConditional(
             nn.Sequential(self.units, encoder or MLP(x_dim, hidden, 2 * z_dim))
         )
-        network = decoder or MLP(z_dim, hidden[::-1], outputs_of(likelihood) * x_dim)
-        self.decoder = likelihood_of(likelihood, network, self.units)
 
     def adapt(self, x: torch.Tensor) -> None:
         """Take the units of the rows x, shape (N, D), under a normal likelihood."""

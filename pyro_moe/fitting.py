@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from tqdm import tqdm
 
 from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
@@ -23,6 +22,7 @@ from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 from pyro_moe.inference.traces import enumerated_traces, row_bounds
 
 from .fitted import Fit
+from .progress import Progress
 from .rows import Data, as_tensors, column_names
 from .validation import check, check_components, check_resolution, check_target
 
@@ -105,7 +105,7 @@ def fit(
             that from such rows, too; their experts learn from the others.
         seed: Seed of every random draw.
         device: Where to train; where the model's parameters are if None.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or a few lines where stderr is no terminal.
         callback: Called after every epoch with the fit so far; it may raise
             ``KeyboardInterrupt`` to stop early.
 
@@ -182,10 +182,9 @@ def fit(
     fits: list[Fit] = []
     for restart in range(restarts):
         run = _run(model, guide, tuple(column[kept] for column in columns), loss, restart, settings)
-        label = f"start {restart + 1} of {restarts}" if restarts > 1 else ""
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
         started = _begun(run, settings, column_names(data))
-        fitted = _train(started, runs, _bar(progress, label), callback)
+        fitted = _train(started, runs, Progress(progress, restart + 1, restarts), callback)
         if restarts > 1:
             try:
                 score = _marginal_elbo(run, tuple(column[held] for column in columns))
@@ -207,7 +206,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     Args:
         fit: What `fit` gave.
         epochs: Epochs of the whole run; those asked for at first if None.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or a few lines where stderr is no terminal.
 
     Returns:
         Another fit; the one given stays as it is.
@@ -226,7 +225,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     run = fit.training.copy(epochs=fit.training.epochs if epochs is None else epochs)
     settings = {**fit.settings, "epochs": run.epochs}
     resumed = replace(_begun(run, settings, fit.columns), history=list(fit.history))
-    return _train(resumed, [("training", run)], _bar(progress), None)
+    return _train(resumed, [("training", run)], Progress(progress), None)
 
 
 def _begun(run: SVI | EM, settings: dict[str, Any], columns: tuple[str, ...] | None) -> Fit:
@@ -300,22 +299,18 @@ def _has_temperatures(*programs: Program) -> bool:
 def _train(
     fitted: Fit,
     runs: Iterable[tuple[str, SVI | EM]],
-    bar: tqdm,
+    progress: Progress,
     callback: Callable[[Fit], None] | None,
 ) -> Fit:
     """Take the runs one after the other, until the last has ended or something stops them."""
     stopped = None
-    with bar:
+    with progress:
         try:
             for phase, run in runs:
-                bar.reset(run.epochs)
-                bar.update(len(run.history))
+                progress.begin(phase, len(run.history), run.epochs)
                 for record in run:
                     fitted.history.append({"phase": phase, **record})
-                    shown = ("elbo", "temperature")
-                    numbers = {key: f"{record[key]:.4g}" for key in shown if key in record}
-                    bar.set_postfix(phase=phase, **numbers)
-                    bar.update()
+                    progress.advance(record)
                     if callback is not None:
                         callback(fitted)
         except KeyboardInterrupt:
@@ -329,10 +324,6 @@ def _train(
                 stacklevel=3,
             )
     return replace(fitted, stopped=stopped)
-
-
-def _bar(progress: bool, label: str = "") -> tqdm:
-    return tqdm(desc=label, unit="epoch", disable=not progress, dynamic_ncols=True)
 
 
 def _columns(

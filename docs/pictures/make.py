@@ -1,4 +1,4 @@
-"""The pictures of the README: which expert answers where, and a check that fails.
+"""The pictures of the README: regimes, which expert answers where, and a check that fails.
 
 python docs/pictures/make.py
 """
@@ -6,6 +6,7 @@ python docs/pictures/make.py
 import importlib.util
 from pathlib import Path
 
+import regimes
 import torch
 
 import pyro_moe
@@ -16,8 +17,9 @@ EXAMPLE = FOLDER.parents[1] / "examples" / "student_t.py"
 
 
 def main() -> None:
-    """Draw the gate of the README's story of spirals, and a check of normal experts."""
+    """Draw three regimes, the gate of the README's spirals, and a check of normal experts."""
     torch.set_num_threads(1)
+    regimes.draw().savefig(FOLDER / "regimes.png", dpi=200)
     train, test = datasets.piecewise_affine(*datasets.spiral(seed=0), y_dim=1, seed=0)
     story = models.DVMoE(x_dim=2, y_dim=1, z_dim=2, num_components=5)
     fit = pyro_moe.fit(

@@ -45,6 +45,11 @@ class Mixture(TorchDistribution):
         """The choice of a component."""
         return torch.distributions.Categorical(self.log_weights.exp())
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether the weights are one-hot, so that each entry of the batch has one component."""
+        return bool((self.log_weights.exp().amax(-1) == 1).all())
+
     @constraints.dependent_property
     def support(self) -> Any:
         """That of the components."""

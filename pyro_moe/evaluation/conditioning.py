@@ -9,6 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
+from pyro_moe.distributions import Mixture
+
 
 @dataclass(frozen=True)
 class Conditional:
@@ -31,7 +33,8 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
     """Condition a distribution of rows x on the observed entries.
 
     Args:
-        p: A distribution with independent columns, or a multivariate normal; batch shape (..., N).
+        p: A distribution with independent columns, a multivariate normal, or one of several such
+            that `choose` took for each of the K values of c; batch shape (..., N).
         x: Rows, shape (N, D), with any finite number where not observed.
         observed: Which entries are observed, shape (N, D).
 
@@ -47,6 +50,8 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
     """
     if isinstance(p, MultivariateNormal | LowRankMultivariateNormal):
         return _normal(p, x, observed)
+    if isinstance(p, Mixture) and p.is_choice:
+        return _chosen(p, x, observed)
     if not isinstance(p, Independent) or p.base_dist.event_shape:
         raise ValueError(
             "expected columns of x that are independent given the latent variables, or normal; "
@@ -58,6 +63,21 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
 
     log_prob = torch.where(observed, p.base_dist.log_prob(x), 0.0).sum(-1)
     return Conditional(log_prob, complete(p.mean), torch.where(observed, 0.0, p.variance), complete)
+
+
+def _chosen(p: Mixture, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
+    """Condition each component, and take the one that each row has."""
+    each = condition(p.component_distribution, x.unsqueeze(-2), observed.unsqueeze(-2))
+    weights = p.log_weights.exp()
+
+    def take(values: torch.Tensor, event_dim: int) -> torch.Tensor:
+        chosen = weights.reshape(*weights.shape, *(1,) * event_dim)
+        return (chosen * values).sum(-1 - event_dim)
+
+    def complete(draws: torch.Tensor) -> torch.Tensor:
+        return take(each.complete(draws.unsqueeze(-2)), 1)
+
+    return Conditional(take(each.log_prob, 0), take(each.mean, 1), take(each.variance, 1), complete)
 
 
 def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:

@@ -8,6 +8,7 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Independent,
+    MixtureSameFamily,
     MultivariateNormal,
     NegativeBinomial,
     Normal,
@@ -15,17 +16,20 @@ from torch.distributions import (
     StudentT,
 )
 
+from pyro_moe.distributions import Mixture, Stacked
 from pyro_moe.inference.errors import DataError
+
+MIXTURES = (Mixture, MixtureSameFamily)
 
 
 def mean_of(p: Any) -> torch.Tensor:
     """The mean of a distribution; for classes, their probabilities."""
     if isinstance(p, Categorical):
         return p.probs
-    if hasattr(p, "component_distribution"):
+    if isinstance(p, MIXTURES):
         each = mean_of(p.component_distribution)
         return _average(p, each, each.dim() - len(p.component_distribution.batch_shape))
-    if hasattr(p, "distributions"):
+    if isinstance(p, Stacked):
         return torch.stack([mean_of(q) for q in p.distributions], len(p.batch_shape) - 1)
     return p.mean
 
@@ -45,9 +49,9 @@ def has_classes(p: Any) -> bool:
 
 def families(p: Any) -> list[Any]:
     """The component distributions of a mixture or a stack."""
-    if hasattr(p, "component_distribution"):
+    if isinstance(p, MIXTURES):
         return families(p.component_distribution)
-    if hasattr(p, "distributions"):
+    if isinstance(p, Stacked):
         return [leaf for q in p.distributions for leaf in families(q)]
     return families(p.base_dist) if isinstance(p, Independent) else [p]
 
@@ -61,10 +65,10 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
     if isinstance(p, Independent):
         return cdf_of(p.base_dist, value)
     column = -1 - len(p.event_shape)
-    if hasattr(p, "component_distribution"):
+    if isinstance(p, MIXTURES):
         each = cdf_of(p.component_distribution, value.unsqueeze(column))
         return _average(p, each, len(p.event_shape))
-    if hasattr(p, "distributions"):
+    if isinstance(p, Stacked):
         each = value.expand(*torch.broadcast_shapes(value.shape, (*p.batch_shape, *p.event_shape)))
         pairs = zip(p.distributions, each.unbind(column), strict=True)
         return torch.stack([cdf_of(q, v) for q, v in pairs], column)

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_moe.distributions.mixture import Stacked
+from pyro_moe.distributions import Mixture, Stacked
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
@@ -20,7 +20,7 @@ from pyro_moe.inference.traces import row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
 from .gating import gate
-from .marginals import cdf_of, has_classes, mean_of, variance_of
+from .marginals import MIXTURES, cdf_of, has_classes, mean_of, variance_of
 from .traces import node
 
 
@@ -278,11 +278,11 @@ def _draw(fit: Fit, arguments: tuple[torch.Tensor | None, ...]) -> _Draw:
         model_trace = poutine.trace(replayed).get_trace(*arguments)
     p = node(model_trace, "y", "model")["fn"]
     if len(p.batch_shape) == 1:
-        if hasattr(p, "component_distribution"):
+        if isinstance(p, MIXTURES):
             return _Draw(p.component_distribution, p.mixture_distribution.probs)
         return _Draw(Stacked([p]), mean_of(p).new_ones(*p.batch_shape, 1))
     weights = _assignment(model_trace, guide_trace)
-    if _chooses(p):
+    if isinstance(p, Mixture) and p.is_choice:
         return _Draw(p.component_distribution, weights, of_assignment=True)
     return _Draw(p, weights, leading=True, of_assignment=True)
 
@@ -297,9 +297,3 @@ def _assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     for trace in pruned:
         trace.compute_log_prob()
     return row_log_weights(*pruned).softmax(0).T
-
-
-def _chooses(p: Any) -> bool:
-    """Whether p is what `models.choose` makes of each of the K values of c."""
-    log_weights = getattr(p, "log_weights", None)
-    return log_weights is not None and bool((log_weights.exp().amax(-1) == 1).all())

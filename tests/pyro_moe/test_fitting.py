@@ -815,15 +815,6 @@ def test_convolutional_networks_take_the_places_of_encoder_and_decoder():
 # What is shown
 
 
-def test_a_progress_bar_shows_elbo_and_temperature(x, capsys):
-    fit(STORIES["dmvae"](), x, progress=True)
-    shown = capsys.readouterr().err
-    assert "elbo=" in shown
-    assert "temperature=" in shown
-    fit(STORIES["dmvae"](), x, progress=False)
-    assert capsys.readouterr().err == ""
-
-
 def test_each_epoch_is_recorded_and_reported(x):
     lengths = []
     fitted = fit(STORIES["dmvae"](), x, callback=lambda each: lengths.append(len(each.history)))

@@ -14,8 +14,7 @@ from pyro import poutine
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, cli, datasets, demo, evaluation, plots, runs, table1
-from pyro_moe.cli import choices
+from pyro_moe import DataError, cli, datasets, evaluation, plots, runs, table1
 from pyro_moe.runs import story_file
 
 
@@ -207,35 +206,6 @@ def test_training_that_goes_non_finite_is_kept_and_said(table, capsys, monkeypat
     run("fit vae --data my.csv --epochs 10 --out run")
     assert "non-finite" in read("run/scores.json")["stopped"]
     assert "what was learned is kept" in capsys.readouterr().out
-
-
-def test_the_demo_prints_one_table(small_spiral, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("pyro_moe.cli.demo.COMMANDS", ("fit gmm --data spiral --epochs 2",))
-    run("demo --out demo")
-    assert (tmp_path / "demo" / "gmm-spiral" / "gate_map.png").exists()
-    table = capsys.readouterr().out.splitlines()[-4:]
-    assert table[0].split() == ["data", "method", "accuracy", "nmi", "ari", "seconds"]
-    accuracy = read("demo/gmm-spiral/scores.json")["accuracy"]
-    assert table[1].split()[:3] == ["spiral", "gmm", f"{accuracy:.3f}"]
-    assert [line[:24].split(maxsplit=1)[1].strip() for line in table[2:]] == [
-        "K-means",
-        "Gaussian mixture",
-    ]
-
-
-def test_an_interruption_ends_the_demo(small_spiral, capsys, monkeypatch):
-    def interrupt(fit):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
-    assert fails("demo --quiet", capsys, 130) == "interrupted"
-
-
-def test_every_line_of_the_demo_is_a_command():
-    for line in demo.COMMANDS:
-        options = cli.parser().parse_args(line.split())
-        assert options.story in runs.STORIES
-        assert options.data in choices.STORY_DEFAULTS
 
 
 # Targets

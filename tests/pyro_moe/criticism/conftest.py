@@ -39,8 +39,8 @@ def data():
 STORIES = {
     "gmm": (lambda: models.GMM(**SIZES), "x", EM),
     "vae": (lambda: models.VAE(2, 1, **SMALL), "x", SHORT),
-    "vade": (lambda: models.VaDE(**SIZES, z_dim=2, **SMALL), "x", SHORT),
-    "dmvae": (lambda: models.DMVAE(**SIZES, z_dim=2, **SMALL), "x", SHORT),
+    "vade": (lambda: models.VaDE(**SIZES, z_dim=2, **SMALL), "x", {**SHORT, "epochs": 20}),
+    "dmvae": (lambda: models.DMVAE(**SIZES, z_dim=2, **SMALL), "x", {**SHORT, "epochs": 20}),
     "me": (lambda: models.ME(**SIZES, y_dim=1), "y", EM),
     "me, two targets": (lambda: models.ME(**SIZES, y_dim=2), "pair", EM),
     "me, classes": (lambda: models.ME(**SIZES, y_dim=3, experts="categorical"), "classes", SHORT),

@@ -1,0 +1,78 @@
+"""How far a fit is: a bar where it can move, a few lines where it cannot."""
+
+import math
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+SHOWN = ("elbo", "temperature")
+LINES = 5
+
+
+class Progress:
+    """A bar on a terminal and in Jupyter; elsewhere, as in a log, a line now and then.
+
+    A bar is drawn over itself, of which a file would keep every stroke. Of the lines, each phase
+    has one at its end, and training one for each fifth of its epochs; where several starts are
+    made they share these five.
+
+    Args:
+        shown: Whether to show anything.
+        start: The number of the start, from 1.
+        starts: How many starts there are.
+    """
+
+    def __init__(self, shown: bool, start: int = 1, starts: int = 1) -> None:
+        self.label = f"start {start} of {starts}" if starts > 1 else ""
+        self.lines = shown and not _can_move()
+        self.lines_of_training = max(1, LINES // starts)
+        self.bar = tqdm(
+            desc=self.label, unit="epoch", disable=self.lines or not shown, dynamic_ncols=True
+        )
+        self.line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        self._say()
+
+    def begin(self, phase: str, done: int, epochs: int) -> None:
+        """Show a phase of so many epochs, some of which may be done."""
+        self._say()
+        self.phase, self.done, self.epochs = phase, done, epochs
+        self.bar.reset(epochs)
+        self.bar.update(done)
+
+    def advance(self, record: Mapping[str, float]) -> None:
+        """Show what came of one more epoch."""
+        self.done += 1
+        numbers = {key: f"{record[key]:.4g}" for key in SHOWN if key in record}
+        self.bar.set_postfix(phase=self.phase, refresh=False, **numbers)
+        self.bar.update()
+        start = f"{self.label}: " if self.label else ""
+        self.line = f"{start}{self.phase} {self.done}/{self.epochs}, elbo {record['elbo']:.4g}"
+        lines = self.lines_of_training if self.phase == "training" else 1
+        if self.done % math.ceil(self.epochs / lines) == 0:
+            self._say()
+
+    def _say(self) -> None:
+        """Print what has not been printed yet of where things stand."""
+        if self.lines and self.line:
+            print(self.line, file=sys.stderr, flush=True)
+        self.line = ""
+
+
+def _can_move() -> bool:
+    """Whether what is written to stderr can be written over."""
+    is_terminal = getattr(sys.stderr, "isatty", bool)()
+    return is_terminal or "ipykernel" in sys.modules  # whose stderr is no terminal, but acts as one
