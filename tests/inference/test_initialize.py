@@ -16,13 +16,12 @@ from pyro_moe.inference import (
     MarginalELBO,
     Reconstruction,
     SiteError,
-    initialize,
+    clustering,
 )
+from pyro_moe.inference.clustering import cluster, neighbor_embedding
 from pyro_moe.inference.initialize import (
-    cluster,
     corrected,
     latent_means,
-    neighbor_embedding,
     phases,
     target_log_likelihoods,
 )
@@ -84,7 +83,7 @@ def test_random_and_keep_go_to_training_at_once(x, name, start):
 def test_a_story_with_codes_is_reconstructed_then_assigned_then_trained(
     monkeypatch, x, responsibilities, name, start
 ):
-    monkeypatch.setattr(initialize, "neighbor_embedding", lambda points, method, seed: points)
+    monkeypatch.setattr(clustering, "neighbor_embedding", lambda points, method, seed: points)
     start = responsibilities if start == "responsibilities" else start
     assert names(svi(STORIES[name](), x), start) == ["autoencoder", "assigned", "training"]
 
@@ -172,7 +171,7 @@ def test_cluster_may_embed_its_points_first(monkeypatch, x):
         seen.append((points.shape, seed))
         return points[:, :1]
 
-    monkeypatch.setattr(initialize, "neighbor_embedding", embedding)
+    monkeypatch.setattr(clustering, "neighbor_embedding", embedding)
     assert cluster(x, K, embedding="tsne", seed=5).shape == (N, K)
     assert seen == [((N, D), 5)]
 

@@ -227,6 +227,7 @@ def test_a_resumed_fit_has_the_numbers_of_one_without_a_stop(x, program, loss):
     story = make()
     pair = (story.model, story.guide) if program == "story" else (with_parameters, nothing)
     choices = {"epochs": 5, "batch_size": 10, "loss": loss, "progress": False}
+    choices["initialize"] = "random"
     straight = pyro_moe.fit(*pair, x, **choices)
     stopped = pyro_moe.fit(*pair, x, callback=stop_after(2), **choices)
     before = stopped.parameters()

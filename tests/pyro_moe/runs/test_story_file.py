@@ -72,6 +72,7 @@ def test_a_written_story_has_the_elbo_and_gradients_of_the_shipped_one(
 
 
 @each_story
+@pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")
 @pytest.mark.parametrize("missing", [False, True], ids=["", "missing"])
 def test_a_written_story_is_fitted_like_the_shipped_one(name, missing, data, tmp_path):
     """Start and all: each parameter comes out the same, bit by bit."""
