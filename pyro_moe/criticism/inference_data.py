@@ -82,7 +82,6 @@ def to_arviz(
 
     Raises:
         DataError: If the draws would take more than a gigabyte.
-        ImportError: If ArviZ is not installed.
         SiteError: If the model has no site ``y`` and no site ``x``.
         ValueError: If ``num_draws`` is not a multiple of eight, or there is no such column.
     """
@@ -104,19 +103,10 @@ def to_arviz(
 
 
 def import_arviz() -> Any:
-    """Import ArviZ without its warnings on import.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            import arviz
-    except ImportError as error:
-        raise ImportError(
-            "expected the package arviz; got none: pip install 'pyro-moe[arviz]'"
-        ) from error
+    """Import ArviZ without its warnings on import, and late, since that takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
     return arviz
 
 
