@@ -240,7 +240,7 @@ def _log_density(
         else (lambda *columns: None, WithDistribution("x", lambda p: Marginal(p, column)))
     )
     with reproducible(seed), Given(shared_latents(fit)), only:
-        return feature_log_density(fit, x, particles, guide=guide)
+        return feature_log_density(fit, fit.features(x), particles, guide=guide)
 
 
 def _resolved(log_likelihood: torch.Tensor, num_draws: int, seed: int) -> np.ndarray:
