@@ -1,7 +1,7 @@
 """Data by name: training and test rows."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
@@ -14,27 +14,18 @@ from .tables import table
 def load(
     name_or_path: str | Path,
     *,
-    target: str | Sequence[str] | None = None,
-    columns: str | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
-    drop_missing: bool = False,
-    missing_targets: bool = False,
-    classes: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    **table_options: Any,
 ) -> tuple[Rows, Rows]:
     """Training and test rows by the name of the data or the path of a table.
 
     Args:
         name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or a CSV or Parquet file, a fifth
             of whose rows become test rows.
-        target: Names of the columns of a table that become y; this and what follows, but for
-            ``data_dir`` and ``seed``, are for a `table`.
-        columns: Names of those that become x; all but the target if None.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
-        drop_missing: Whether to leave out rows that lack a value.
-        missing_targets: Whether rows may lack a target.
-        classes: The classes of targets that are text.
         seed: Decides the noise of the spirals, and which rows of the others are test rows.
+        **table_options: What `table` takes of a file, such as ``target`` and ``columns``.
 
     Returns:
         Training and test rows.
@@ -58,12 +49,4 @@ def load(
             "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
-    rows = table(
-        name_or_path,
-        target=target,
-        columns=columns,
-        drop_missing=drop_missing,
-        missing_targets=missing_targets,
-        classes=classes,
-    )
-    return rows.split(0.2, seed)
+    return table(name_or_path, **table_options).split(0.2, seed)
