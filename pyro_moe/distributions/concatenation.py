@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.distributions import Distribution, Independent
+from torch.distributions import Independent
 
 from .mixture import Mixture, Stacked
 
@@ -23,7 +23,7 @@ PARAMETERS = {
 }
 
 
-def concatenate(parts: Sequence[Distribution], dim: int) -> Any | None:
+def concatenate(parts: Sequence[Any], dim: int) -> Any | None:
     """One distribution of several that differ in their rows.
 
     Args:

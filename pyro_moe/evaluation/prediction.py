@@ -20,7 +20,7 @@ from pyro_moe.inference.traces import row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
 from .gating import gate_estimates
-from .marginals import MIXTURES, cdf_of, has_classes, mean_of, variance_of
+from .marginals import MIXTURES, cdf_of, has_classes, mean_of, of_one_column, variance_of
 from .traces import batches, node, shared_latents
 
 
@@ -209,7 +209,7 @@ class Prediction:
         possible = support.check(value).reshape(len(self), -1).all(-1)
         if not possible.all():
             row = int((~possible).nonzero()[0])
-            base = getattr(support, "base_constraint", support)
+            base = of_one_column(support)
             got = value.reshape(len(self), -1)[row].tolist()
             raise DataError(f"expected y in the support of its distribution, {base}; got {got}")
 
