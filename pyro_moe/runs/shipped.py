@@ -23,6 +23,7 @@ STORIES: dict[str, type[nn.Module]] = {
     "dvmoe": models.DVMoE,
 }
 
+WIDTH, BREAK = 100, ",\n    "
 HEADER = '''"""{title}, to be edited.
 
 `pyro-moe fit FILE --data table.csv` makes a `Story`, whose arguments it fills by name, and fits
@@ -53,12 +54,12 @@ def source_of(name: str) -> str:
     in_file = {each.__name__ for each in story.__mro__ if each.__module__ == module.__name__}
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in in_file]
     used = {n.id for each in classes for n in ast.walk(each) if isinstance(n, ast.Name)}
-    imports = [_import(n, used) for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     bodies = ["\n".join(lines[each.lineno - 1 : each.end_lineno]) for each in classes]
     code = re.sub(rf"\b{story.__name__}\b", "Story", "\n\n\n".join(bodies))
     title = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
     head = HEADER.format(title=re.sub(r" \(paper.*?\)", "", title))
-    return "\n".join([head, "", *filter(None, imports), "", "", code, ""])
+    return "\n".join([head, "", *_import_lines(imports, used), "", code, ""])
 
 
 def shipped(name: str | None) -> type[nn.Module]:
@@ -72,7 +73,18 @@ def shipped(name: str | None) -> type[nn.Module]:
     return STORIES[name]
 
 
-def _import(node: ast.Import | ast.ImportFrom, used: Iterable[str]) -> str:
+def _import_lines(nodes: Iterable[ast.Import | ast.ImportFrom], used: set[str]) -> list[str]:
+    """Import statements, those of Python, of other packages and of this one apart."""
+    groups: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for line in filter(None, (_import(node, used) for node in nodes)):
+        root = line.split()[1].split(".")[0]
+        groups[0 if root in sys.stdlib_module_names else 2 if root == "pyro_moe" else 1].append(
+            line
+        )
+    return [line for group in groups.values() if group for line in (*group, "")]
+
+
+def _import(node: ast.Import | ast.ImportFrom, used: set[str]) -> str:
     """An import statement by absolute names, of what is used; empty if nothing is."""
     kept = [a for a in node.names if (a.asname or a.name).split(".")[0] in used]
     if not kept:
@@ -81,4 +93,9 @@ def _import(node: ast.Import | ast.ImportFrom, used: Iterable[str]) -> str:
     if isinstance(node, ast.Import):
         return f"import {names}"
     module = f"pyro_moe.models.{node.module}" if node.level else node.module
-    return f"from {module} import {names}"
+    line = f"from {module} import {names}"
+    return (
+        line
+        if len(line) <= WIDTH
+        else f"from {module} import (\n    {names.replace(', ', BREAK)},\n)"
+    )
