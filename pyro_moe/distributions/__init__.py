@@ -1,4 +1,4 @@
-"""Distributions that stories and inference share: the layer below both."""
+"""Distributions that both models and inference use."""
 
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
