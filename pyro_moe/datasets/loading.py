@@ -1,4 +1,4 @@
-"""Data by name: training and test rows."""
+"""Training and test rows of a data set by its name or path."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,16 +25,17 @@ def load(
     """Training and test rows by the name of the data or the path of a table.
 
     Args:
-        name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or a CSV or Parquet file, a fifth
-            of whose rows become test rows.
-        target: Names of the columns of a table that become y; this and what follows, but for
-            ``data_dir`` and ``seed``, are for a `table`.
-        columns: Names of those that become x; all but the target if None.
+        name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or the path of a CSV or Parquet
+            file. A fifth of the rows of a file become test rows.
+        target: Names of the columns of a table that become y. This and the other arguments
+            except ``data_dir`` and ``seed`` are for tables only, see `table`.
+        columns: Names of the columns that become x; all but the target if None.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
-        drop_missing: Whether to leave out rows that lack a value.
-        missing_targets: Whether rows may lack a target.
-        classes: The classes of targets that are text.
-        seed: Decides the noise of the spirals, and which rows of the others are test rows.
+        drop_missing: Whether to leave out rows with missing values.
+        missing_targets: Whether targets may be missing.
+        classes: The classes of text targets, by column.
+        seed: Seed of the noise of the spirals, and of the split of digits and tables. MNIST has a
+            fixed split.
 
     Returns:
         Training and test rows.

@@ -185,7 +185,7 @@ def test_an_interruption_keeps_what_was_learned(table, capsys, monkeypatch):
     assert read("run/scores.json")["stopped"] == "interrupted"
     assert runs.load("run")[0].num_components == 3
     output = capsys.readouterr().out
-    assert "stopped after 2 epochs (interrupted); what was learned is kept" in output
+    assert "stopped after 2 epochs (interrupted); the parameters are saved" in output
 
 
 def test_an_interruption_after_training_finds_the_run_saved(table, capsys, monkeypatch):
@@ -205,7 +205,7 @@ def test_training_that_goes_non_finite_is_kept_and_said(table, capsys, monkeypat
     monkeypatch.setattr("pyro_moe.cli.fit.fit", fit)
     run("fit vae --data my.csv --epochs 10 --out run")
     assert "non-finite" in read("run/scores.json")["stopped"]
-    assert "what was learned is kept" in capsys.readouterr().out
+    assert "the parameters are saved" in capsys.readouterr().out
 
 
 # Targets
@@ -853,7 +853,7 @@ def test_rows_may_lack_a_target(family, homes, monkeypatch):
         ("dvmoe --data my.csv --target price", "expected a value in every row of column 'price'.*"),
         (
             "me --data my.csv --target price --missing-targets",
-            "expected a story with a site 'x', .*, for --missing-targets; got one of c, y",
+            "expected a story with a site 'x', .*, for --missing-targets; got sites c, y",
         ),
         (
             "dmvae --data my.csv --missing-targets",
@@ -865,13 +865,13 @@ def test_rows_may_lack_a_target(family, homes, monkeypatch):
         ),
         (
             "dvmoe --data my.csv --target sold",
-            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0: targets that are "
-            "text want .*--experts categorical.*",
+            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0: text targets "
+            "require .*--experts categorical.*",
         ),
         (
             "mine.py --data my.csv --target sold",
-            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes; for more a "
-            "Story takes num_classes, not y_dim",
+            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes; for more "
+            "classes, give Story num_classes instead of y_dim",
         ),
         (
             "me --data my.csv --target sold kind --experts categorical",

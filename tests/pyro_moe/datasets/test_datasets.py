@@ -551,7 +551,7 @@ def test_table_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OTHERS = ": choose other columns with columns=… (on the command line, --columns)"
-CLASSES = ": targets that are text want classes=… (on the command line, --experts categorical)"
+CLASSES = ": text targets require classes=… (on the command line, --experts categorical)"
 DROP = "leave them out with drop_missing=True (on the command line of fit, --drop-missing)"
 BAD_TABLES = {
     "text": (
@@ -584,8 +584,8 @@ BAD_TABLES = {
         "a,b\n1,nan\n3,2\n",
         {"target": "b"},
         "expected a value in every row of column 'b' of {path}; got none in row 0 "
-        f"(1 of 2 rows lack one): {DROP}; a story of x learns from them, too, with "
-        "missing_targets (--missing-targets)",
+        f"(1 of 2 rows lack one): {DROP}; or keep them for a model of x with "
+        "missing_targets=True (--missing-targets)",
     ),
     "not a class": (
         "a,b\n1,cat\n3,\n4,bird\n",
