@@ -1,4 +1,4 @@
-"""Spiral: test accuracy from scratch, starts chosen by the ELBO on held-out training rows.
+"""Spiral: test accuracy from random starts, chosen by the ELBO of held-out training rows.
 
 python benchmarks/spiral.py dmvae --seeds 0 1 2 3 4 5 6 7 8 9
 """
@@ -16,7 +16,7 @@ STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
 
 
 def main() -> None:
-    """Run one story for the seeds asked for."""
+    """Run one story for the requested seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=STORIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def fit_seed(options: argparse.Namespace, seed: int) -> dict:
-    """Scores of the start that the held-out ELBO chose, and the accuracies of them all."""
+    """Scores of the start with the best held-out ELBO, and the accuracies of all starts."""
     train, test = datasets.spiral(seed=seed)
     story = STORIES[options.method](
         x_dim=2, z_dim=2, num_components=5, covariance=options.covariance
