@@ -212,5 +212,5 @@ def _check_content(content: bytes, path: Path, expected: str) -> None:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != expected:
         raise DataError(
-            f"expected MNIST's own content in {path}, of md5 {expected}; got md5 {found}"
+            f"expected the content of MNIST in {path}, with md5 {expected}; got md5 {found}"
         )

@@ -81,15 +81,15 @@ class Source:
         path = Path(self.name if data is None else data)
         if data is None and not path.is_file():
             raise DataError(
-                f"expected the table that was fitted in {path}; got none there: say where it is "
-                "with data=… (on the command line, --data)"
+                f"expected the fitted table at {path}; got no such file: give its new path as "
+                "data=… (on the command line, --data)"
             )
         if path.is_file() and _sha256(path) == self.sha256:
             return replace(self, name=str(path)).rows()
         if data is None:
             raise DataError(
-                f"expected {path} as it was when it was fitted; got other content: to take all "
-                "its rows as new ones, name it as data=… (on the command line, --data)"
+                f"expected {path} with the fitted content; got other content: to use all of its "
+                "rows as new rows, give it as data=… (on the command line, --data)"
             )
         rows = datasets.table(path, **self._choices() | {"columns": columns})
         return rows, rows

@@ -121,7 +121,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"expected a .csv or .parquet file; got {path}")
     if not path.is_file():
-        raise DataError(f"expected a file; got {path}, where there is none")
+        raise DataError(f"expected an existing file; got {path}")
     try:
         # Nullable types keep integers as integers if values are missing.
         if path.suffix.lower() == ".csv":

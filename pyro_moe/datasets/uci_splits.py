@@ -69,7 +69,9 @@ def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Ro
     features = _indices(_path(name, "index_features.txt", folder), num_columns)
     target = _indices(_path(name, "index_target.txt", folder), num_columns, 1)
     if target[0] in features:
-        raise DataError(f"expected a target of {name} that is no feature; got column {target[0]}")
+        raise DataError(
+            f"expected a target of {name} that is not a feature; got column {target[0]}"
+        )
     path = _path(name, f"index_test_{int(split)}.txt", folder)
     held_out = np.zeros(num_rows, dtype=bool)
     held_out[_indices(path, num_rows, round(num_rows / 10))] = True
@@ -99,7 +101,9 @@ def _table(path: Path, md5: str) -> np.ndarray:
     content = _read(path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise DataError(f"expected UCI's own content in {path}, of md5 {md5}; got md5 {found}")
+        raise DataError(
+            f"expected the content of UCI's data in {path}, with md5 {md5}; got md5 {found}"
+        )
     return np.array([line.split() for line in content.splitlines() if line.split()], dtype=float)
 
 

@@ -69,7 +69,7 @@ def _check_copy(folder: Path, story_file: StoryFile) -> None:
     if not copy.exists() or copy.read_bytes() == story_file.content:
         return
     if not (folder / "settings.json").exists() or not _of_file(settings_of(folder)["story"]):
-        raise DataError(f"expected a folder without a {_STORY_COPY} of its own; got {folder}")
+        raise DataError(f"expected a folder without another {_STORY_COPY}; got {folder}")
 
 
 def save(
@@ -105,8 +105,8 @@ def save(
         ValueError: If the fit is not a fit of this story.
 
     Example:
-        >>> import torch, pyro_moe
-        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> import pyro_moe, torch
+        >>> story = pyro_moe.models.GMM(x_dim=2, num_components=3)
         >>> fit = pyro_moe.fit(story.model, story.guide, torch.eye(9, 2), epochs=1, progress=False)
         >>> arguments = {"x_dim": 2, "num_components": 3}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -205,8 +205,7 @@ def settings_of(folder: str | Path) -> dict[str, Any]:
 def _damaged(folder: str | Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
     return DataError(
-        f"expected a run folder with its files whole; got {folder} "
-        f"({type(error).__name__}: {reason})"
+        f"expected a run folder with valid files; got {folder} ({type(error).__name__}: {reason})"
     )
 
 
@@ -284,8 +283,8 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
         DataError: If the run is damaged, or the data are missing or have changed.
 
     Example:
-        >>> import torch, pyro_moe
-        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> import pyro_moe, torch
+        >>> story = pyro_moe.models.GMM(x_dim=2, num_components=3)
         >>> x = torch.eye(9, 2)
         >>> fit = pyro_moe.fit(story.model, story.guide, x, epochs=4, progress=False)
         >>> arguments = {"x_dim": 2, "num_components": 3}
@@ -316,7 +315,7 @@ def _rows_again(
 ) -> tuple[Rows, Rows]:
     source = settings.get("source")
     if source is None and data is None:
-        raise DataError(f"expected data=…, as {folder} does not say where its rows are; got none")
+        raise DataError(f"expected data=…, because {folder} has no record of its data; got none")
     if source is None:
         source = {"name": str(data), "target": settings["targets"] or ()}
     return Source(**source).rows_again(data, columns=settings["columns"])

@@ -66,7 +66,7 @@ def write(path: str | Path, story: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise DataError(f"expected a file that is not there yet; got {error.filename}") from error
+        raise DataError(f"expected a file that does not exist; got {error.filename}") from error
     except OSError as error:
         raise DataError(
             f"expected a file that can be written; got {path} ({error.strerror})"

@@ -423,7 +423,7 @@ def test_a_folder_for_predictions_is_made(homes):
         ),
         (
             "predict run --data no.csv --out new.csv",
-            "expected a file; got no.csv, where there is none",
+            "expected an existing file; got no.csv",
         ),
         (
             "predict run --data few.csv --out new.csv",
@@ -494,7 +494,7 @@ def test_the_table_is_reproduced(line, expected, monkeypatch):
             r"expected data 'digits', 'spiral', 'mnist' or a \.csv or \.parquet file; "
             "got 'nothing'",
         ),
-        ("fit vae --data no.csv", r"expected a file; got no\.csv, where there is none"),
+        ("fit vae --data no.csv", r"expected an existing file; got no\.csv"),
         (
             "fit vae --data mnist --data-dir nowhere",
             "expected a folder of the four MNIST files; got nowhere",
@@ -728,7 +728,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
     ("line", "message"),
     [
         ("new mine.py", "the following arguments are required: --from; see pyro-moe new --help"),
-        ("new there.py --from gmm", "expected a file that is not there yet; got there.py"),
+        ("new there.py --from gmm", "expected a file that does not exist; got there.py"),
         ("new mine --from gmm", "expected the name of a file that ends in .py; got mine"),
         ("new mine.py --from tree", "argument --from: invalid choice: 'tree' .*"),
         ("fit no.py --data my.csv", r"expected a story file; got no.py \(No such file.*\)"),

@@ -281,7 +281,7 @@ DAMAGE = {
     "other labels": (
         LABELS,
         lambda _: idx(np.zeros(6)),
-        "expected MNIST's own content in {path}, of md5 "
+        "expected the content of MNIST in {path}, with md5 "
         + md5(tiny_contents()[LABELS])
         + "; got md5 "
         + md5(idx(np.zeros(6))),
@@ -658,9 +658,7 @@ def test_table_names_what_is_wrong(
 
 def test_table_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "none.csv"
-    assert message_of(lambda: datasets.table(path)) == (
-        f"expected a file; got {path}, where there is none"
-    )
+    assert message_of(lambda: datasets.table(path)) == (f"expected an existing file; got {path}")
     assert message_of(lambda: datasets.table(tmp_path)) == (
         f"expected a .csv or .parquet file; got {tmp_path}"
     )
