@@ -122,7 +122,9 @@ def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tens
 
 def owner(program: Program) -> Any:
     """The object of a method, or the module itself; None for a plain function."""
-    return program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+    if isinstance(program, MethodType):
+        return program.__self__
+    return program if isinstance(program, nn.Module) else None
 
 
 def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:

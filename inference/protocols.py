@@ -127,6 +127,14 @@ class EvaluatedOnce(Protocol):
     evaluated_once: bool
 
 
+@runtime_checkable
+class Differentiable(Protocol):
+    """An ELBO that returns its loss as a differentiable tensor."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *arguments: Any) -> torch.Tensor:
+        """The negative objective, summed over rows, as a scalar tensor."""
+
+
 def temperatures(story: torch.nn.Module) -> dict[str, torch.Tensor]:
     r"""A story's buffers ``temperature``, of q(c), and ``prior_temperature``, of p(c), if any.
 

@@ -18,6 +18,7 @@ from .context import reproducible, running, training_mode
 from .handlers import MinibatchScale
 from .objectives import Treatment
 from .programs import Program, isolated, learned, restore, state
+from .protocols import Differentiable
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
@@ -173,7 +174,7 @@ class SVI:
 
     def _shared(self) -> AbstractContextManager[None]:
         """Evaluate gates and experts once in each step if the ELBO is one differentiable loss."""
-        at_once = hasattr(self.elbo, "differentiable_loss")
+        at_once = isinstance(self.elbo, Differentiable)
         return evaluated_once(self.model, self.guide) if at_once else nullcontext()
 
     def _step(self, batch: Data, done: float) -> float:
@@ -237,7 +238,7 @@ class SVI:
 
 def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:
     """The loss of a minibatch. Gradients are accumulated in the parameters' ``grad``."""
-    if not hasattr(elbo, "differentiable_loss"):
+    if not isinstance(elbo, Differentiable):
         return elbo.loss_and_grads(model, guide, *batch)
     # Pyro's loss_and_grads skips the gradients of modules without a pyro.module statement.
     loss = elbo.differentiable_loss(model, guide, *batch)

@@ -1,6 +1,7 @@
 """Rows of data, and the conversion of arrays, data frames and datasets to tensors."""
 
 import reprlib
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Integral, Real
@@ -177,7 +178,7 @@ def _columns(data: Data) -> tuple[Any, ...]:
 
 
 def _collate(dataset: Dataset) -> Any:
-    if not hasattr(dataset, "__len__"):
+    if not isinstance(dataset, Sized):
         raise DataError(f"expected a Dataset that has a length; got {type(dataset).__name__}")
     rows = [dataset[i] for i in range(len(dataset))]
     if not rows:
@@ -207,7 +208,9 @@ def as_tensor(column: Any, name: str) -> torch.Tensor:
             f"expected rows of equal length in {name}, or a tuple (x, y); got unequal ones"
         ) from error
     if array.dtype.kind not in "biuf":
-        array = _as_numbers(array, name, getattr(column, "columns", None))
+        array = _as_numbers(
+            array, name, column.columns if isinstance(column, pd.DataFrame) else None
+        )
     # Torch supports neither long doubles nor foreign byte order. The copy owns its memory.
     floating = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     dtype = floating if array.dtype.kind == "f" else np.int64

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyro_moe.evaluation.marginals import has_classes, mean_of
+from pyro_moe.evaluation.marginals import has_classes, mean_of, of_one_column
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.inference.handlers import Discretize
@@ -222,7 +222,7 @@ def _check_support(name: str, site: dict, first_row: int) -> None:
         return
     value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
     row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
-    base = getattr(support, "base_constraint", support)
+    base = of_one_column(support)
     offending = value[row].flatten()[~base.check(value[row].flatten())]
     hint = ""
     if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:

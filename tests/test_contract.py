@@ -54,7 +54,7 @@ from torch import nn
 
 
 class Story(nn.Module):
-    def __init__(self, x_dim, num_components=2):
+    def __init__(self, x_dim, y_dim, num_components=2):
         super().__init__()
         self.net, self.maps = nn.Linear(x_dim, 2 + num_components), nn.Linear(2, x_dim)
         self.loc = nn.Parameter(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]))

@@ -93,7 +93,7 @@ def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None
         where = f"data {options.data}" if made else f"story {options.story}"
         raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
     for name in ("columns", "drop_missing"):
-        if made and getattr(options, name):
+        if made and vars(options)[name]:
             option = name.replace("_", "-")
             raise ValueError(f"expected --{option} with a table; got it with data {options.data}")
     if wanted and not made and not options.target:
@@ -145,7 +145,8 @@ def story_arguments(
     x_dim = rows.x.shape[1]
     table = {**TABLE_DEFAULTS, "z_dim": min(x_dim, TABLE_DEFAULTS["z_dim"])}
     defaults: dict[str, Any] = STORY_DEFAULTS.get(options.data, table)
-    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    asked = vars(options)
+    given = {name: asked[name] for name in OPTIONS if asked[name] is not None}
     for name in given:
         if name not in known:
             option = "--" + name.replace("_", "-")

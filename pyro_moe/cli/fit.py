@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
     names = ("epochs", "restarts", "loss", "initialize", "missing_targets", "seed", "device")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: vars(options)[name] for name in names if vars(options)[name] is not None}
     defaults = FIT_DEFAULTS.get(options.story, {})
     return {**defaults, **given, "progress": not options.quiet}
 

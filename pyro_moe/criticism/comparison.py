@@ -98,9 +98,9 @@ def _common_site(fits: Mapping[str, Fit]) -> str:
 def _log_density(fit: Fit, data: Data, site: str, num_samples: int, seed: int) -> np.ndarray:
     with torch.no_grad():
         if site == "x":
-            (x, *_) = fit.features(data)
+            features = fit.features(data)
             with reproducible(seed):
-                return feature_log_density(fit, x, num_samples).cpu().numpy()
+                return feature_log_density(fit, features, num_samples).cpu().numpy()
         x, y = fit.as_tensors(data)[:2]
         known = has_target(y)
         prediction = evaluation.predict(fit, x[known], num_samples=num_samples, seed=seed)

@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from pyro_moe import evaluation
 from pyro_moe.evaluation.traces import batches
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.objectives import LOSSES, MarginalELBO, objective
 from pyro_moe.inference.traces import enumerated_traces, log_assignment
 from pyro_moe.rows import Data
@@ -117,7 +117,7 @@ def _disagreement(
 ) -> float | None:
     total, rows = 0.0, 0
     with torch.no_grad(), reproducible(seed):
-        for batch in batches(fit, columns):
+        for batch in batches(columns):
             for _ in range(num_samples):
                 model_trace, guide_trace = enumerated_traces(
                     fit.model, fit.guide, batch[0], *(None for _ in batch[1:])
@@ -147,12 +147,13 @@ def _objective_gap(
     if loss not in LOSSES or not fit.history:
         return None
     elbo, treatment = objective(loss)
-    treated = treatment(fit.model, fit.guide, fit.history[-1]["temperature"], False)
+    programs = fit.programs
+    treated = treatment(programs.model, programs.guide, fit.history[-1]["temperature"], False)
     marginal = MarginalELBO()
     total = 0.0
-    with torch.no_grad(), reproducible(seed):
-        for batch in batches(fit, columns):
+    with torch.no_grad(), reproducible(seed), running(programs.store):
+        for batch in batches(columns):
             for _ in range(num_samples):
-                total += marginal.loss(fit.model, fit.guide, *batch)
+                total += marginal.loss(programs.model, programs.guide, *batch)
                 total -= elbo.loss(*treated, *batch)
     return total / num_samples / len(columns[0])

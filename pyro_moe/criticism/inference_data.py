@@ -20,7 +20,7 @@ from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize, Given, WithDistribution
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
-from pyro_moe.rows import Data, column_names, has_target
+from pyro_moe.rows import Data, Rows, column_names, has_target
 
 from .replicates import feature_blocks
 
@@ -96,7 +96,7 @@ def to_arviz(
             f"got {numbers:,}: use fewer rows or draws"
         )
     features = fit.columns or column_names(data)
-    names = {"feature": features, "target": getattr(data, "targets", None)}
+    names = {"feature": features, "target": data.targets if isinstance(data, Rows) else None}
     with torch.no_grad():
         groups = _groups(fit, columns, num_draws, seed, column=column, names=names)
     return _assemble(arviz, groups, {dim: name for dim, name in names.items() if name})
@@ -240,7 +240,7 @@ def _log_density(
         else (lambda *columns: None, WithDistribution("x", lambda p: Marginal(p, column)))
     )
     with reproducible(seed), Given(shared_latents(fit)), only:
-        return feature_log_density(fit, x, particles, guide=guide)
+        return feature_log_density(fit, fit.features(x), particles, guide=guide)
 
 
 def _resolved(log_likelihood: torch.Tensor, num_draws: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from pyro_moe.evaluation.traces import observed_sites
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.rows import Data, column_names, numbered
+from pyro_moe.rows import Data, Rows, column_names, numbered
 
 from .calibration import calibration
 from .replicates import Features, Replicate, Targets
@@ -124,7 +124,7 @@ def check(
     parts: list[Targets | Features] = []
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
-        targets = getattr(data, "targets", None)
+        targets = data.targets if isinstance(data, Rows) else None
         parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))
     if "x" in sites:
         parts.append(Features(fit, columns[0], names=names, seed=seed))

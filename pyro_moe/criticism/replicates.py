@@ -6,7 +6,7 @@ import torch
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.evaluation.traces import feature_batches, shared_latents
+from pyro_moe.evaluation.traces import batches, shared_latents
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
@@ -170,6 +170,6 @@ def _bounds(fit: Fit, x: torch.Tensor, seed: int) -> torch.Tensor:
         return torch.cat(
             [
                 row_bounds(*enumerated_traces(fit.model, fit.guide, *batch))
-                for batch in feature_batches(fit, x)
+                for batch in batches(fit.features(x))
             ]
         )

@@ -1,7 +1,7 @@
 """Training and test rows of a data set by its name or path."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
@@ -14,28 +14,19 @@ from .tables import table
 def load(
     name_or_path: str | Path,
     *,
-    target: str | Sequence[str] | None = None,
-    columns: str | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
-    drop_missing: bool = False,
-    missing_targets: bool = False,
-    classes: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    **table_options: Any,
 ) -> tuple[Rows, Rows]:
     """Training and test rows by the name of the data or the path of a table.
 
     Args:
         name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or the path of a CSV or Parquet
             file. A fifth of the rows of a file become test rows.
-        target: Names of the columns of a table that become y. This and the other arguments
-            except ``data_dir`` and ``seed`` are for tables only, see `table`.
-        columns: Names of the columns that become x; all but the target if None.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
-        drop_missing: Whether to leave out rows with missing values.
-        missing_targets: Whether targets may be missing.
-        classes: The classes of text targets, by column.
         seed: Seed of the noise of the spirals, and of the split of digits and tables. MNIST has a
             fixed split.
+        **table_options: Arguments of `table` for a file, such as ``target`` and ``columns``.
 
     Returns:
         Training and test rows.
@@ -59,12 +50,4 @@ def load(
             "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
-    rows = table(
-        name_or_path,
-        target=target,
-        columns=columns,
-        drop_missing=drop_missing,
-        missing_targets=missing_targets,
-        classes=classes,
-    )
-    return rows.split(0.2, seed)
+    return table(name_or_path, **table_options).split(0.2, seed)

@@ -1,5 +1,6 @@
 """Distributions that both models and inference use."""
 
+from .concatenation import concatenate
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
     MAX_LOG_ODDS,
@@ -16,4 +17,5 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "Stacked",
     "choose",
+    "concatenate",
 ]

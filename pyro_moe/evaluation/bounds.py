@@ -72,7 +72,7 @@ def _over_samples(
     """Values read from traces, shape (num_samples, N); (1, N) if only c is latent."""
     results = []
     with torch.no_grad(), reproducible(seed):
-        for batch in batches(fit, data):
+        for batch in batches(fit.as_tensors(data)):
             samples = []
             for _ in range(num_samples):
                 model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)

@@ -14,7 +14,7 @@ from pyro_moe.inference.handlers import REPLICATES, Discretize, SobolSamples, lo
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data
 
-from .traces import feature_batches, missing_site
+from .traces import batches, missing_site
 
 
 @overload
@@ -61,11 +61,18 @@ def gate(
         raise ValueError(
             f"expected num_samples to be a multiple of {REPLICATES}; got {num_samples}"
         )
-    with torch.no_grad(), reproducible(seed):
-        blocks = [_gate(fit, batch, num_samples) for batch in feature_batches(fit, x, 1024)]
-    means = torch.cat(blocks, dim=1)
+    means = gate_estimates(fit, fit.features(x), num_samples, seed)
     g = means.mean(0)
     return (g, means.std(0) / math.sqrt(len(means))) if return_error else g
+
+
+def gate_estimates(
+    fit: Fit, features: tuple[torch.Tensor | None, ...], num_samples: int, seed: int
+) -> torch.Tensor:
+    """Independent estimates of the gate of all rows, shape (replicates, N, K)."""
+    with torch.no_grad(), reproducible(seed):
+        blocks = [_gate(fit, batch, num_samples) for batch in batches(features, 1024)]
+    return torch.cat(blocks, dim=1)
 
 
 def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:

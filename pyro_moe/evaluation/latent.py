@@ -11,7 +11,7 @@ from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.handlers import AtTheMean, Discretize
 from pyro_moe.rows import Data
 
-from .traces import feature_batches, node, shared_latents
+from .traces import batches, node, shared_latents
 
 
 def encode(fit: Fit, x: Data) -> torch.Tensor:
@@ -54,7 +54,7 @@ def reconstruct(fit: Fit, x: Data) -> torch.Tensor:
 def _at_the_mean(fit: Fit, x: Data, read: Callable[[Trace, Trace], torch.Tensor]) -> torch.Tensor:
     results = []
     with torch.no_grad(), reproducible(0), Discretize():
-        for batch in feature_batches(fit, x):
+        for batch in batches(fit.features(x)):
             with AtTheMean():
                 guide_trace = poutine.trace(fit.guide).get_trace(*batch)
             replayed = poutine.replay(fit.model, trace=guide_trace)

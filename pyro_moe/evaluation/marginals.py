@@ -14,6 +14,7 @@ from torch.distributions import (
     Normal,
     Poisson,
     StudentT,
+    constraints,
 )
 
 from pyro_moe.distributions import Mixture, Stacked
@@ -54,6 +55,12 @@ def families(p: Any) -> list[Any]:
     if isinstance(p, Stacked):
         return [leaf for q in p.distributions for leaf in families(q)]
     return families(p.base_dist) if isinstance(p, Independent) else [p]
+
+
+def of_one_column(support: Any) -> Any:
+    """The constraint on each column, of one on rows of independent columns."""
+    independent = isinstance(support, constraints.independent)
+    return support.base_constraint if independent else support
 
 
 def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:

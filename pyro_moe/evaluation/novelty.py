@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from pyro_moe.inference.programs import Program
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data
 
-from .traces import feature_batches, node
+from .traces import batches, node
 
 REFERENCE_ROWS = 4096
 
@@ -89,15 +90,16 @@ def novelty(
         tensor([False,  True])
     """
     with torch.no_grad(), reproducible(seed):
-        log_density = feature_log_density(fit, x, num_samples)
+        log_density = feature_log_density(fit, fit.features(x), num_samples)
         if reference is None:
             rows = fit.data[0]
             reference = rows[torch.randperm(len(rows))[:REFERENCE_ROWS].to(rows.device)]
-        return Novelty(log_density, feature_log_density(fit, reference, num_samples).sort().values)
+        of_reference = feature_log_density(fit, fit.features(reference), num_samples)
+        return Novelty(log_density, of_reference.sort().values)
 
 
 def feature_log_density(
-    fit: Fit, x: Data, num_samples: int, *, guide: Program | None = None
+    fit: Fit, features: tuple[Any, ...], num_samples: int, *, guide: Program | None = None
 ) -> torch.Tensor:
     """The importance-weighted bound on log p(x) of each row, without its target, shape (N,).
 
@@ -105,7 +107,7 @@ def feature_log_density(
     """
     guide = fit.guide if guide is None else guide
     blocks = []
-    for batch in feature_batches(fit, x):
+    for batch in batches(features):
         total = torch.tensor(-math.inf)
         for _ in range(num_samples):
             traces = enumerated_traces(fit.model, guide, *batch)

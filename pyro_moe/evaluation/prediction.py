@@ -11,17 +11,17 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_moe.distributions import Mixture, Stacked
+from pyro_moe.distributions import Mixture, Stacked, concatenate
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.handlers import Enumerate, log_probabilities
+from pyro_moe.inference.handlers import Enumerate, Given, log_probabilities
 from pyro_moe.inference.traces import row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
-from .gating import gate
-from .marginals import MIXTURES, cdf_of, has_classes, mean_of, variance_of
-from .traces import node
+from .gating import gate_estimates
+from .marginals import MIXTURES, cdf_of, has_classes, mean_of, of_one_column, variance_of
+from .traces import batches, node, shared_latents
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Prediction:
         possible = support.check(value).reshape(len(self), -1).all(-1)
         if not possible.all():
             row = int((~possible).nonzero()[0])
-            base = getattr(support, "base_constraint", support)
+            base = of_one_column(support)
             got = value.reshape(len(self), -1)[row].tolist()
             raise DataError(f"expected y in the support of its distribution, {base}; got {got}")
 
@@ -240,20 +240,21 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
     Raises:
         SiteError: If the model has no site ``y``.
     """
-    arguments = fit.features(x)
+    features = fit.features(x)
     with torch.no_grad(), reproducible(seed):
-        draws = [_draw(fit, arguments) for _ in range(2)]
+        few = next(batches(features))
+        one, other = (_draw_of_batch(fit, few) for _ in range(2))
         same = all(
-            torch.equal(read(draws[0].distribution), read(draws[1].distribution))
+            torch.equal(read(one.distribution), read(other.distribution))
             for read in (mean_of, variance_of)
         )
-        if same and draws[0].of_assignment:
-            weights = gate(fit, arguments[0], num_samples=num_samples, seed=seed)
-            draws = [replace(draws[0], weights=weights)]
-        elif same and torch.equal(draws[0].weights, draws[1].weights):
-            draws = draws[:1]
+        if same and one.of_assignment:
+            weights = gate_estimates(fit, features, num_samples, seed).mean(0)
+            draws = [replace(_draw(fit, features), weights=weights)]
+        elif same and torch.equal(one.weights, other.weights):
+            draws = [_draw(fit, features)]
         else:
-            draws += [_draw(fit, arguments) for _ in range(num_samples - 2)]
+            draws = [_draw(fit, features) for _ in range(num_samples)]
     return Prediction(
         torch.stack([draw.weights for draw in draws]),
         tuple(draw.distribution for draw in draws),
@@ -271,11 +272,23 @@ class _Draw:
     of_assignment: bool = False  # whether the weights are those of the site c
 
 
-def _draw(fit: Fit, arguments: tuple[torch.Tensor | None, ...]) -> _Draw:
+def _draw(fit: Fit, features: tuple[torch.Tensor | None, ...]) -> _Draw:
+    """One draw, minibatch by minibatch: what rows share is the same in all of them."""
+    with Given(shared_latents(fit)):
+        blocks = [_draw_of_batch(fit, batch) for batch in batches(features)]
+        first = blocks[0]
+        whole = concatenate([block.distribution for block in blocks], int(first.leading))
+        if whole is None:
+            return _draw_of_batch(fit, features)
+    weights = torch.cat([block.weights for block in blocks])
+    return replace(first, distribution=whole, weights=weights)
+
+
+def _draw_of_batch(fit: Fit, batch: tuple[torch.Tensor | None, ...]) -> _Draw:
     with Enumerate():
-        guide_trace = poutine.trace(fit.guide).get_trace(*arguments)
+        guide_trace = poutine.trace(fit.guide).get_trace(*batch)
         replayed = poutine.replay(fit.model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*arguments)
+        model_trace = poutine.trace(replayed).get_trace(*batch)
     p = node(model_trace, "y", "model")["fn"]
     if len(p.batch_shape) == 1:
         if isinstance(p, MIXTURES):

@@ -1,6 +1,7 @@
 """Minibatches of rows, and sites of the traces of a fitted story."""
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,20 +13,20 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.inference.handlers import Discretize
-from pyro_moe.rows import Data
+
+ROWS = 4096
 
 
-def batches(fit: Fit, data: Data, rows: int = 4096) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Minibatches of data of the kind that was fitted."""
-    return zip(*(column.split(rows) for column in fit.as_tensors(data)), strict=True)
+def batches(columns: tuple[Any, ...], rows: int = ROWS) -> Iterator[tuple[Any, ...]]:
+    """Minibatches of the arguments of a model and a guide, None for what is not known.
 
-
-def feature_batches(
-    fit: Fit, data: Data, rows: int = 4096
-) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Minibatches of x, with None in place of targets."""
-    x, *others = fit.features(data)
-    return ((batch, *others) for batch in x.split(rows))
+    Args:
+        columns: What `Fit.as_tensors` or `Fit.features` gave: tensors of N rows each, or None.
+        rows: In a minibatch.
+    """
+    number = -(-len(columns[0]) // rows)
+    parts = (repeat(None, number) if each is None else each.split(rows) for each in columns)
+    return zip(*parts, strict=True)
 
 
 def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:

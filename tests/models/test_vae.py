@@ -6,6 +6,7 @@ from torch import nn
 from torch.distributions import Bernoulli, ContinuousBernoulli, Normal
 from torch.testing import assert_close
 
+import pyro_moe
 from pyro_moe.models import DMVAE, MLP, VAE, VaDE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -122,3 +123,23 @@ def test_a_fit_in_other_units_is_the_same_up_to_the_change_of_variables(name):
 def test_an_unknown_likelihood_is_an_error(name):
     with pytest.raises(ValueError, match=r"expected likelihood in .*; got 'poisson'"):
         STORIES[name](likelihood="poisson")
+
+
+def test_a_heteroscedastic_story_learns_where_the_noise_is():
+    """x lies on a line, with ten times the noise on its right half."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.linspace(-3.0, 3.0, 2000)
+    noise = torch.where(t > 0, 0.5, 0.05)
+    x = torch.stack([t, torch.randn(len(t), generator=generator) * noise], 1)
+    sd = {}
+    for likelihood in ("normal", "normal-heteroscedastic"):
+        story = VAE(2, 1, likelihood=likelihood, hidden=(16,))
+        settings = {"epochs": 60, "progress": False}
+        fit = pyro_moe.fit(story.model, story.guide, x, learning_rate=1e-2, **settings)
+        with torch.no_grad():
+            of_x = fit.story.decoder(fit.story.encoder(x).mean)
+        sd[likelihood] = [of_x.stddev[half, 1].mean().item() for half in (t > 0.5, t < -0.5)]
+    assert sd["normal"][0] == sd["normal"][1]
+    right, left = sd["normal-heteroscedastic"]
+    assert right > 3.0 * left
+    assert right == pytest.approx(0.5, rel=0.3)

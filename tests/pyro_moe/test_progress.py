@@ -36,7 +36,8 @@ def _no_notebook(monkeypatch):
 def fit(**choices):
     story = models.DMVAE(x_dim=2, z_dim=1, num_components=2, hidden=(4,))
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    return pyro_moe.fit(story.model, story.guide, x, **{"epochs": 20, "batch_size": 20} | choices)
+    defaults = {"epochs": 20, "batch_size": 20, "initialize": "random"}
+    return pyro_moe.fit(story.model, story.guide, x, **defaults | choices)
 
 
 def lines_of(text):

@@ -9,6 +9,7 @@ from pyro_moe.models import (
     BernoulliLikelihood,
     CategoricalConditional,
     ContinuousBernoulliLikelihood,
+    HeteroscedasticNormalLikelihood,
     NormalConditional,
     NormalLikelihood,
     Standardize,
@@ -98,6 +99,7 @@ def test_likelihoods_take_any_batch(name, batch):
     ("name", "expected"),
     [
         ("normal", NormalLikelihood),
+        ("normal-heteroscedastic", HeteroscedasticNormalLikelihood),
         ("bernoulli", BernoulliLikelihood),
         ("continuous-bernoulli", ContinuousBernoulliLikelihood),
     ],
@@ -112,3 +114,35 @@ def test_likelihood_by_name(name, expected):
 def test_an_unknown_likelihood_is_an_error():
     with pytest.raises(ValueError, match=r"expected likelihood in .*'normal'.*; got 'gamma'"):
         likelihood_of("gamma", nn.Linear(2, D), Standardize(D))
+
+
+# A variance that depends on z
+
+
+def test_heteroscedastic_likelihood_is_scipys_normal_in_the_units_of_the_data():
+    x = torch.randn(N, D) * torch.tensor([1.0, 1e-3, 1e4]) + 5.0
+    likelihood = HeteroscedasticNormalLikelihood(
+        nn.Identity(), adapted_units(x), initial_scale=0.4, min_scale=0.05
+    )
+    output = torch.randn(N, 2 * D)
+    mean, sd = x.mean(0).numpy(), x.std(0, correction=0).numpy()
+    loc, log_variance = output.numpy()[:, :D], output.numpy()[:, D:]
+    scale = 0.05 + 0.4 * np.exp(log_variance / 2)
+    expected = norm(mean + sd * loc, sd * scale).logpdf(x.numpy()).sum(-1)
+    assert_close(likelihood(output).log_prob(x), torch.as_tensor(expected))
+
+
+def test_a_floor_bounds_the_density_however_exact_the_fit():
+    likelihood = HeteroscedasticNormalLikelihood(nn.Identity(), Standardize(D), min_scale=0.01)
+    exact = torch.cat([torch.zeros(N, D), torch.full((N, D), -1e9)], -1)
+    bound = D * norm(0.0, 0.01).logpdf(0.0)
+    density = likelihood(exact).log_prob(torch.zeros(N, D))
+    assert (density <= bound + 1e-9).all()
+    assert_close(density, torch.full((N,), bound), rtol=1e-2, atol=0.0)
+
+
+def test_a_decoder_without_variances_is_told_so():
+    likelihood = HeteroscedasticNormalLikelihood(nn.Linear(2, D), Standardize(D))
+    message = r"^expected a decoder to 6 numbers, a mean and a log-variance for each .*; got 3$"
+    with pytest.raises(ValueError, match=message):
+        likelihood(torch.zeros(N, 2))
