@@ -1,13 +1,13 @@
-"""What Table 1's targets cost regressors without regimes, and least squares with the class known.
+"""Baselines of Table 1: regression without components, and least squares with known classes.
 
     python benchmarks/baselines.py spiral --seeds 0 1 2 3 4 5 6 7 8 9
     python benchmarks/baselines.py mnist --seeds 0 --data-dir DIR
-    python benchmarks/baselines.py spiral --seeds 0 1 2 3 4 5 6 7 8 9 --methods SMT  # wants smt
+    python benchmarks/baselines.py spiral --seeds 0 1 2 3 4 5 6 7 8 9 --methods SMT  # requires smt
 
-scikit-learn's at their defaults, but for an MLP of the gates' size that stops early; on MNIST all
-60,000 rows, but 20,000 for boosting. The class is hidden from all but "class known". SMT's mixture
-of experts, here of as many linear ones as there are classes, takes only the first target of those
-that it is given: each target has a mixture of its own.
+The scikit-learn methods have their default settings, except for the MLP, which has the size of the
+gates and early stopping. On MNIST all 60,000 rows are used, except for boosting, which uses 20,000.
+Only "class known" uses the classes. SMT's mixture has as many linear experts as there are classes.
+It supports a single target, so that each target has its own mixture.
 """
 
 import argparse
@@ -33,7 +33,7 @@ METHODS = (*SCIKIT_LEARN, "SMT")
 
 
 def main() -> None:
-    """Fit and score the cells asked for."""
+    """Fit and score the requested methods."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["spiral", "mnist"])
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def predicted(method: str, train: Rows, test: Rows, seed: int) -> np.ndarray:
-    """Predictions of the test rows' targets, shape (N, M)."""
+    """Predictions for the test rows, shape (N, M)."""
     x, y, test_x = train.x.numpy(), train.y.numpy(), test.x.numpy()
     if method == "class known":
         made = np.empty_like(test.y.numpy())
@@ -93,7 +93,7 @@ def of_smt(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, num: int, seed: int
     """Predictions of SMT's mixture of ``num`` linear experts for one target, shape (N,)."""
     from smt.applications import MOE
 
-    np.random.seed(seed)  # noqa: NPY002 - its Gaussian mixture takes no other seed
+    np.random.seed(seed)  # noqa: NPY002 - SMT's Gaussian mixture uses the global generator
     mixture = MOE(n_clusters=num, allow=["LS"])
     mixture.set_training_values(x.astype(float), y[:, None].astype(float))
     with contextlib.redirect_stdout(None):

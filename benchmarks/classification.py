@@ -3,10 +3,10 @@
     python benchmarks/classification.py digits --seeds 0 1 2 3 4
     python benchmarks/classification.py mnist --seeds 0 --data-dir DIR
 
-Mixtures have softmax experts on the pixels. Beside them stand scikit-learn's softmax regression on
-the same pixels, gradient boosting, and an MLP of the gate's size. Learning rates, and on MNIST
-the number of components (of 5, 10 and 20) and where DVMoE starts, were chosen on held-out training
-rows; nothing was tuned on test rows.
+The mixtures have softmax experts on the pixels. The baselines are scikit-learn's softmax
+regression, gradient boosting, and an MLP of the gate's size. Learning rates were chosen on held-out
+training rows. On MNIST, so were the number of components (5, 10 or 20) and the initialization of
+DVMoE. Nothing was tuned on test rows.
 """
 
 import argparse
@@ -46,7 +46,7 @@ STORIES = {
 
 
 def main() -> None:
-    """Fit and score every method for the seeds asked for."""
+    """Fit and score every method for the requested seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def of_baseline(method: str, train: Rows, test: Rows, seed: int) -> dict[str, float]:
-    """Scores of a method of scikit-learn, of 20,000 rows at the most for boosting."""
+    """Scores of a scikit-learn method. Boosting is fitted to at most 20,000 rows."""
     rows = 20_000 if method == "gradient boosting" else len(train)
     chosen = np.random.default_rng(seed).permutation(len(train))[:rows]
     with warnings.catch_warnings():

@@ -1,8 +1,9 @@
-"""Digits: accuracy on the held-out fifth of scikit-learn's 1,797 digits, and on the rest.
+"""Digits: clustering accuracy on test and training rows of scikit-learn's 1,797 digits.
 
     python benchmarks/digits.py dmvae tsne --seeds 0 1 2 3 4
 
-``kmeans`` and ``mixture`` are scikit-learn's, on the same rows.
+A fifth of the rows are test rows. ``kmeans`` and ``mixture`` are scikit-learn's methods on the same
+rows.
 """
 
 import argparse
@@ -24,7 +25,7 @@ BASELINES = {
 
 
 def main() -> None:
-    """Run one method from one start for the seeds asked for."""
+    """Run one method from one start for the requested seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=[*STORIES, *BASELINES])
     parser.add_argument("start", choices=["tsne", "umap", "autoencoder", "random"])
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
-    """Scores of a clusterer of scikit-learn."""
+    """Scores of a clustering method of scikit-learn."""
     clusterer = BASELINES[name](seed).fit(train.x.numpy())
     clusters, others = clusterer.predict(test.x.numpy()), clusterer.predict(train.x.numpy())
     return {

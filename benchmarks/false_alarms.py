@@ -1,4 +1,4 @@
-"""How often `criticism.check` raises an alarm: falsely, and when a story is wrong in one way.
+"""The rate of alarms of `criticism.check` for correct models and for models with one wrong part.
 
 python benchmarks/false_alarms.py
 """
@@ -21,14 +21,14 @@ SLOPE = torch.tensor([[1.0, -1.0], [2.0, 0.5], [-1.0, 1.0]])
 BIAS = torch.tensor([0.0, 1.0, -1.0])
 SCALE = torch.tensor([0.3, 0.5, 0.8])
 Rows = tuple[torch.Tensor, ...]  # x, and y if there is one
-Simulated = tuple[Rows, torch.Tensor]  # and which component made each row
+Simulated = tuple[Rows, torch.Tensor]  # rows, and the component of each row
 
 
 def main() -> None:
     """Simulate, fit, check, and count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--true", type=int, default=100, help="simulations of each true story")
-    parser.add_argument("--wrong", type=int, default=20, help="simulations of each wrong story")
+    parser.add_argument("--true", type=int, default=100, help="simulations of each correct model")
+    parser.add_argument("--wrong", type=int, default=20, help="simulations of each wrong model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for assumptions, cases, number in (
@@ -51,12 +51,12 @@ def main() -> None:
 def checked(
     story: Any, simulate: Callable[[int, torch.Generator], Simulated], seed: int
 ) -> dict[str, Any]:
-    """The least adjusted p-value of a story fitted to simulated rows, and what it is of."""
+    """The smallest adjusted p-value of a model fitted to simulated rows, and its statistic."""
     generator = torch.Generator().manual_seed(seed)
     rows, component = simulate(FITTED_ROWS, generator)
     new_rows, _ = simulate(CHECKED_ROWS, generator)
     k = story.num_components
-    # From the components that made the rows: what another optimum gets wrong is no false alarm.
+    # The true components exclude local optima, whose alarms would not be false.
     start = torch.nn.functional.one_hot(component % k, k).float()
     fit = pyro_moe.fit(
         story.model,
@@ -81,7 +81,7 @@ def clusters(number: int, generator: torch.Generator) -> Simulated:
 
 
 def gated_by_clusters(number: int, generator: torch.Generator) -> Simulated:
-    """The same with targets of three affine experts."""
+    """Rows of a Gaussian mixture, with targets of three affine experts."""
     (x,), c = clusters(number, generator)
     noise = torch.randn(number, generator=generator)
     return (x, _line(x, c) + SCALE[c] * noise), c
@@ -95,7 +95,7 @@ def gated_by_softmax(number: int, generator: torch.Generator) -> Simulated:
 
 
 def classes(number: int, generator: torch.Generator) -> Simulated:
-    """Three classes by softmax experts under a softmax gate."""
+    """Three classes from softmax experts under a softmax gate."""
     x, c = _softmax(number, generator)
     logits = torch.einsum("nd,jd->nj", x, SLOPE) * (1 - c.unsqueeze(-1))
     return (x, torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)), c
@@ -108,7 +108,7 @@ def counts(number: int, generator: torch.Generator) -> Simulated:
 
 
 def overdispersed(number: int, generator: torch.Generator) -> Simulated:
-    """Counts whose rates vary by themselves, with a variance of half their square."""
+    """Overdispersed counts: Poisson rates times gamma variables of mean 1 and variance 1/2."""
     x, c = _softmax(number, generator)
     gamma = -torch.rand(number, 2, generator=generator).log().mean(-1)
     return (x, torch.poisson(_rate(x, c) * gamma, generator=generator)), c
@@ -123,7 +123,7 @@ def heavy_tailed(number: int, generator: torch.Generator) -> Simulated:
 
 
 def uneven(number: int, generator: torch.Generator) -> Simulated:
-    """One line whose noise grows with the first column of x."""
+    """One affine map with a noise scale that grows with the first column of x."""
     x = torch.randn(number, 2, generator=generator)
     noise = torch.randn(number, generator=generator)
     c = torch.zeros(number, dtype=torch.long)

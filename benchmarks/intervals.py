@@ -1,4 +1,4 @@
-"""Coverage of 90 % intervals on data simulated from the fitted family, and of experts' posteriors.
+"""Coverage of 90 % prediction intervals on simulated data, also with a posterior of the experts.
 
 python benchmarks/intervals.py --seeds 0 1 2 3 4
 """
@@ -31,7 +31,7 @@ FITTED = {
 
 
 def main() -> None:
-    """Fit each story to rows that one of its kind has made, and count."""
+    """Fit each story to simulated rows, and record the coverage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--stories", choices=FITTED, nargs="+", default=list(FITTED))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def coverage(name: str, num_rows: int, seed: int) -> dict[str, float]:
-    """Share of 5,000 new targets inside their 90 % interval, and its log-likelihood."""
+    """Coverage of 90 % intervals for 5,000 new targets, and their mean log-likelihood."""
     (x, y), (new_x, new_y) = simulated(num_rows, seed), simulated(5000, seed, new=True)
     story = STORIES[name]()
     by_em = isinstance(story, models.GMMMoE) or (name == "ME" and num_rows == MANY)
@@ -64,7 +64,10 @@ def coverage(name: str, num_rows: int, seed: int) -> dict[str, float]:
 
 
 def simulated(num_rows: int, seed: int, *, new: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of a GMM-gated mixture of three affine experts, the same one for new rows."""
+    """Rows of a mixture of three affine experts with a Gaussian gate.
+
+    Its parameters depend on the seed only, so that new rows are from the same mixture.
+    """
     generator = torch.Generator().manual_seed(seed)
     loc = 3.0 * torch.randn(3, 2, generator=generator)
     weight, bias = torch.randn(3, 2, generator=generator), torch.randn(3, generator=generator)

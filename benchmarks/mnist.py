@@ -2,11 +2,12 @@
 
     python benchmarks/mnist.py dmvae embedding --seed 0 --data-dir DIR
 
-``embedding`` starts from the responsibilities of `images.cluster_images`: an autoencoder of gray
-images, turned and shifted a little, its codes embedded by UMAP, a Gaussian mixture on that. They
-are kept in --cache, for the other story to start from the same. Both stories are of binary pixels
-(at one half), for which the Bernoulli likelihood is one. The test rows and the labels choose
-nothing: every run takes the settings below and is reported at its last epoch.
+``embedding`` starts from the responsibilities of `images.cluster_images`: an autoencoder of
+rotated and shifted gray images, a UMAP embedding of its codes, and a Gaussian mixture. They are
+saved in --cache, so that both stories start from the same responsibilities. The stories model
+binary pixels (gray values above one half), for which the Bernoulli likelihood is normalized.
+Neither test rows nor labels were used to choose settings or epochs. All runs have the settings
+below, and scores are those of the last epoch.
 """
 
 import argparse
@@ -25,7 +26,7 @@ HIDDEN = (500, 500, 2000)
 
 
 def responsibilities(cache: Path, data_dir: str | None, seed: int) -> np.ndarray:
-    """Responsibilities (60000, 10) of the training rows, made and scored, or read again."""
+    """Responsibilities (60000, 10) of the training rows, from a file after the first call."""
     path = cache / f"mnist-responsibilities-{seed}.npy"
     train, _ = datasets.mnist(data_dir)
     if not path.exists():
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
-    """Fit a story, print its scores by epoch, and write down the last ones."""
+    """Fit a story, print its scores after each epoch, and record the last ones."""
     train, test = datasets.mnist(options.data_dir, binary=True)
     story = STORIES[options.method](
         x_dim=784,
@@ -106,7 +107,7 @@ def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
 
 
 def scores(fit: Fit, test: Rows, num_samples: int = 8) -> dict[str, float]:
-    """Scores of the test rows."""
+    """Scores on the test rows."""
     g, error = evaluation.gate(fit, test.x, num_samples=num_samples, return_error=True)
     return {
         **evaluation.clustering_scores(g, test.labels),

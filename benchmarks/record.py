@@ -1,4 +1,4 @@
-"""How every benchmark writes down what it measured: one JSONL file a benchmark, one line a run."""
+"""Records of benchmark results: one JSONL file for each benchmark, one line for each run."""
 
 import fcntl
 import json
@@ -17,20 +17,20 @@ Run = dict[str, Any]
 
 
 def write(benchmark: str, key: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Write a run down: its key, its measurements, and the command and versions that made them.
+    """Record a run: its key, its measurements, the command and the versions.
 
-    Folders of this machine are left out.
+    Paths of folders are left out.
 
     Args:
-        benchmark: Name of the file, without ending.
-        key: What tells the run from others of the benchmark, by the same two or more fields for
-            all of them. A run of the same key replaces the former one.
-        measured: Further fields, of values that JSON can hold.
+        benchmark: Name of the file, without its ending.
+        key: Two or more fields that identify the run. All runs of a benchmark have the same
+            fields. A run with the same key is replaced.
+        measured: Further fields, in types that JSON supports.
     """
     run = {"benchmark": benchmark, **key, **measured, **_made_by()}
     RESULTS.mkdir(exist_ok=True)
     with _path(benchmark).open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # other runs of the benchmark may go on beside this one
+        fcntl.flock(file, fcntl.LOCK_EX)  # several runs may write at the same time
         file.seek(0)
         of = itemgetter(*key)
         runs = {of(former): former for former in map(json.loads, file)}
@@ -45,7 +45,7 @@ def recorded(benchmark: str, **key: Any) -> list[Run]:
 
     Args:
         benchmark: Its name.
-        **key: Values of fields that the runs must have.
+        **key: Required values of fields.
     """
     if not _path(benchmark).exists():
         return []

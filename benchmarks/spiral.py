@@ -1,4 +1,4 @@
-"""Spirals: clusters, and experts for hidden regimes, by objective and start.
+"""Spirals: clustering, and mixtures of experts, by objective and start.
 
 python benchmarks/spiral.py dmvae --start random --restarts 3 --seeds 0 1 2 3 4 5 6 7 8 9
 python benchmarks/spiral.py vade --loss Trace_ELBO --epochs 34 --initial-epochs 5
@@ -20,7 +20,7 @@ METHODS = {"dmvae": models.DMVAE, "vade": models.VaDE, "dvmoe": models.DVMoE}
 
 
 def main() -> None:
-    """Run one story for the seeds asked for."""
+    """Run one story for the requested seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--initial-epochs", type=int)
     parser.add_argument("--covariance", default="full")
-    parser.add_argument("--y-dim", type=int, help="columns of the target; of dvmoe")
+    parser.add_argument("--y-dim", type=int, help="number of targets, for dvmoe")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def fit_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Scores of the fit, of several starts of which the held-out ELBO chose."""
+    """Scores of the fit with the best held-out ELBO, and the accuracies of all starts."""
     train, test = datasets.spiral(seed=seed)
     sizes: dict[str, Any] = {"x_dim": 2, "z_dim": 2, "num_components": 5}
     if options.y_dim:
@@ -91,7 +91,7 @@ def fit_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def scores(fit: Fit, test: Rows) -> dict[str, Any]:
-    """Of the clusters, of the bound, and of the predictions where there is a target."""
+    """Scores of the clusters, of the bound, and of predictions if there is a target."""
     found = evaluation.clustering_scores(evaluation.gate(fit, test.x), test.labels)
     found["test_elbo"] = evaluation.elbo(fit, test).mean().item()
     if test.y is not None:

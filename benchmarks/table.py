@@ -1,6 +1,7 @@
-"""The tables of docs/benchmarks.md, made from benchmarks/results.
+"""The tables of docs/benchmarks.md, generated from benchmarks/results.
 
-python benchmarks/table.py prints them; with --write they go into the page, between its markers.
+python benchmarks/table.py prints them. With --write, they are written between the markers of the
+page.
 """
 
 import statistics
@@ -21,7 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 LENGTHS = (1, 2, 5, 10)
 Groups = dict[tuple[str, ...], list[Run]]
 
-# Of others, as their papers and the benchmarks of their authors report them: RMSE, log-likelihood.
+# Published results of other methods: RMSE, log-likelihood.
 UCI = {
     "concrete": {"deep ensembles": (6.03, -3.06), "MC-dropout": (4.83, -2.94)},
     "energy": {"deep ensembles": (2.09, -1.38), "MC-dropout": (0.54, -1.21)},
@@ -30,7 +31,7 @@ UCI = {
 
 
 def main() -> None:
-    """Print the tables, or put them into the page."""
+    """Print the tables, or write them into the page."""
     text = PAGE.read_text()
     for make in MADE:
         content = make()
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def grouped(runs: Iterable[Run], *fields: str) -> Groups:
-    """Runs by their values of fields, in alphabetical order."""
+    """Runs grouped by the values of fields, in alphabetical order."""
     groups: Groups = defaultdict(list)
     for run in runs:
         groups[tuple(label(run[field]) for field in fields)].append(run)
@@ -55,7 +56,7 @@ def grouped(runs: Iterable[Run], *fields: str) -> Groups:
 
 
 def label(name: str) -> str:
-    """A name as tables have it, such as ``"me few rows"``."""
+    """A name in the form of the tables, such as ``"me few rows"``."""
     return name.lower().replace(",", "").replace("-", "")
 
 
@@ -66,7 +67,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard error, if there are several values."""
+    """The mean, with its standard error if there are several values."""
     mean = f"{statistics.mean(values):.{digits}f}"
     if len(values) < 2:
         return mean
@@ -82,7 +83,7 @@ def clustering() -> Groups:
 
 
 def start_of(run: Run) -> str:
-    """How a run on spirals started: where, or how often at random."""
+    """The initialization of a run on spirals, or its number of random starts."""
     return f"{run['restarts']} starts" if run["start"] == "random" else run["start"]
 
 
@@ -109,7 +110,7 @@ def clusters() -> str:
 
 
 def starts() -> str:
-    """What the paper's §8.1 claims of DMVAE and VaDE, over every single start."""
+    """Accuracy and speed of DMVAE and VaDE over all starts, for claims of the paper's §8.1."""
     head = ("data", "story", "starts", "of them at 0.99 or more")
     rows = []
     for (data, story), results in grouped(
@@ -125,7 +126,7 @@ def starts() -> str:
 
 
 def trace_elbo() -> str:
-    """Relaxed assignments under Trace_ELBO, from the default start, by seed."""
+    """Scores of Trace_ELBO with relaxed assignments, from the default start, by seed."""
     rows = []
     runs = recorded("spiral", loss="Trace_ELBO", start="autoencoder")
     for (method, y_dim), results in grouped(
@@ -150,13 +151,13 @@ def trace_elbo() -> str:
 
 
 def epochs_to(curve: list[float], share: float) -> int:
-    """The first epoch from which a curve stays above a share of its last value."""
+    """The first epoch from which a curve stays at or above a share of its last value."""
     below = [epoch for epoch, value in enumerate(curve, 1) if value < share * curve[-1]]
     return max(below, default=0) + 1
 
 
 def table1() -> str:
-    """Errors of Table 1 by data, method and M, beside the paper's."""
+    """Errors of Table 1 by data, method and M, with those of the paper."""
     rows: list[tuple[str, ...]] = []
     for data in ("spiral", "mnist"):
         rows.append((data, "variance of the target", "", *variances(data)))
@@ -172,7 +173,7 @@ def table1() -> str:
 
 
 def errors_of(benchmark: str, *, data: str, method: str, **key: Any) -> tuple[str, ...]:
-    """A row of the table: seeds, one number where all cells have as many, and errors by M."""
+    """A row of the table: the number of seeds (for each M if they differ), and errors by M."""
     runs = recorded(benchmark, data=data, method=method, **key)
     cells = [[run for run in runs if run["y_dim"] == m] for m in Y_DIMS]
     numbers = [str(len(cell)) for cell in cells]
@@ -188,7 +189,7 @@ def variances(data: str) -> Iterable[str]:
 
 
 def of_errors(cell: Sequence[Run]) -> str:
-    """Mean error, and its standard error if there are several seeds."""
+    """The mean error, with its standard error if there are several seeds."""
     if not cell:
         return ""
     errors = [result["error"] for result in cell]
@@ -209,7 +210,7 @@ def latent_lengths() -> str:
         cells = []
         for length in LENGTHS:
             runs = recorded("table1", data=data, method=name, z_dim=length, y_dim=1)
-            # The seeds that every length has.
+            # Seeds that were run for all lengths.
             cells.append(of_errors([run for run in runs if run["seed"] < seeds]))
         rows.append((data, name, seeds, *cells))
     return table(("data, M=1", "method", "seeds", *(f"L={length}" for length in LENGTHS)), rows)
@@ -227,7 +228,7 @@ def classes() -> str:
 
 
 def uci() -> str:
-    """RMSE and log-likelihood over the standard splits, beside what others report."""
+    """RMSE and log-likelihood over the standard splits, with published results."""
     rows = []
     runs = recorded("uci", scored="test rows")
     for (data, method), of_splits in grouped(runs, "data", "method").items():
@@ -239,7 +240,7 @@ def uci() -> str:
 
 
 def uci_choice() -> str:
-    """What methods were chosen by: scores of held-out training rows."""
+    """Scores of held-out training rows, by which the methods were chosen."""
     rows = []
     runs = recorded("uci", scored="held-out training rows")
     for (data, method), of_splits in grouped(runs, "data", "method").items():
@@ -249,7 +250,7 @@ def uci_choice() -> str:
 
 
 def intervals() -> str:
-    """Coverage of 90 % intervals on data of the fitted family."""
+    """Coverage of 90 % intervals on simulated data."""
     rows = []
     runs = [
         {**run, "fitted": f"{run['story']}, few rows" if run["num_rows"] == FEW else run["story"]}
@@ -263,7 +264,7 @@ def intervals() -> str:
 
 
 def false_alarms() -> str:
-    """How often a predictive check raises an alarm at level 0.05."""
+    """The rate of alarms of the predictive check at level 0.05."""
     rows = []
     runs = recorded("false_alarms", level=0.05)
     for (assumptions, case), of_case in grouped(runs, "assumptions", "case").items():

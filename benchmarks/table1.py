@@ -4,8 +4,9 @@
     python benchmarks/table1.py mnist --seeds 0 1 2 --data-dir DIR
     python benchmarks/table1.py spiral --seeds 0 1 2 --y-dims 1 --methods DVMoE --z-dim 5
 
-A seed decides the maps that make the targets, the spirals' noise, and the fit. On MNIST all gates
-with a story of x start from one clustering of the training images a seed, kept in --cache.
+A seed determines the affine maps of the targets, the noise of the spirals, and the fit. On MNIST,
+for each seed, all methods with a clustered start have the same clustering of the training images.
+It is saved in --cache.
 """
 
 import argparse
@@ -17,12 +18,12 @@ import torch
 
 from pyro_moe import table1
 
-Z_DIMS = {"spiral": 2, "mnist": 10}  # as they are by default in pyro_moe.table1
+Z_DIMS = {"spiral": 2, "mnist": 10}  # the defaults of pyro_moe.table1
 WITH_Z = ("VaDE-MoE", "DVMoE")
 
 
 def main() -> None:
-    """Fit and score the cells asked for, each into a line of its own."""
+    """Fit and score the requested cells, and record each of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["spiral", "mnist"])
     parser.add_argument("--seeds", type=int, nargs="+", required=True)

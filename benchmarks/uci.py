@@ -2,9 +2,9 @@
 
     python benchmarks/uci.py yacht --splits 0 1 2 3 4 --data-dir DIR
 
-A method is a mixture of experts, fitted from several seeds whose predictive densities are
-averaged. Methods were chosen with ``--inner``, which holds out a fifth of the training rows and
-leaves the test rows alone.
+A method is an ensemble of mixtures of experts, fitted with several seeds. Their predictive
+densities are averaged. Methods were chosen with ``--inner``, which scores a held-out fifth of the
+training rows and does not use the test rows.
 """
 
 import argparse
@@ -25,9 +25,10 @@ from pyro_moe.evaluation import Prediction
 
 @dataclass(frozen=True)
 class Method:
-    """Experts that are MLPs with a trunk in common and scales of their own, under a gate.
+    """Settings of a mixture of experts.
 
-    No hidden layers make affine experts, and a softmax gate.
+    The experts are outputs of one MLP, each with its own scale. Without hidden layers, the experts
+    are affine, and the gate is a softmax gate.
     """
 
     num_components: int = 5
@@ -50,10 +51,10 @@ CHOSEN = {"concrete": "shallow", "energy": "deep", "yacht": "long"}
 
 
 def main() -> None:
-    """Run one method on the splits asked for."""
+    """Run one method on the requested splits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=CHOSEN)
-    parser.add_argument("--method", choices=METHODS, help="the one chosen for the data if left out")
+    parser.add_argument("--method", choices=METHODS, help="default: the one chosen for the data")
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(20)))
     parser.add_argument("--inner", action="store_true", help="score held-out training rows")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets' folders")
@@ -80,14 +81,14 @@ def main() -> None:
 
 
 def inner(train: Rows, seed: int) -> tuple[Rows, Rows]:
-    """Four fifths of the training rows, and the fifth that is held out."""
+    """Four fifths of the training rows for training, and one fifth for validation."""
     order = np.random.default_rng(1000 + seed).permutation(len(train))
     held, kept = np.split(order, [round(len(train) / 5)])
     return Rows(train.x[kept], train.y[kept]), Rows(train.x[held], train.y[held])
 
 
 def scores(method: Method, train: Rows, test: Rows) -> dict:
-    """Scores of the members' average, and of the members by themselves on average."""
+    """Scores of the averaged prediction, and mean scores of its members."""
     predictions = [member(method, train, test, seed) for seed in range(method.members)]
     singles = [evaluation.regression_scores(p, test.y) for p in predictions]
     averaged = Prediction(
@@ -105,7 +106,7 @@ def scores(method: Method, train: Rows, test: Rows) -> dict:
 
 
 def member(method: Method, train: Rows, test: Rows, seed: int) -> Prediction:
-    """What a fit from one seed says of the test rows."""
+    """The prediction of a fit with one seed for the test rows."""
     fit = pyro_moe.fit(
         *programs(method, train.x.shape[1]),
         (train.x, train.y),
@@ -119,7 +120,7 @@ def member(method: Method, train: Rows, test: Rows, seed: int) -> Prediction:
 
 
 def programs(method: Method, x_dim: int) -> tuple:
-    """Model and guide of the method."""
+    """The model and guide of a method."""
     units = models.Standardize(x_dim)
     gate = nn.Sequential(units, models.MLP(x_dim, method.gate, method.num_components))
     network = nn.Sequential(

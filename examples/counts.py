@@ -1,11 +1,12 @@
-"""How many? Normal experts on counts, then Poisson ones, then overdispersed ones.
+"""Normal, Poisson and negative binomial experts of counts.
 
     python examples/counts.py
 
-Calls an hour at a helpline, on calm and on busy days, of which temperature says which is likelier.
-The three stories differ in what a count is like given the day: `normal` knows neither that counts
-are not negative nor that large ones vary more; `poisson` does, with a variance equal to the mean;
-`negative_binomial` leaves open how much larger the variance is. A test statistic of our own is the
+The data are simulated counts of calls per hour at a helpline, on calm and on busy days. The
+probability of a busy day depends on temperature. Three models differ in the distribution of a
+count. `normal` permits negative counts and has a constant variance in each component. `poisson`
+permits only nonnegative integers, with a variance equal to the mean. `negative_binomial` has a
+larger variance, with a parameter for the overdispersion. The additional test statistic is the
 share of negative counts.
 """
 
@@ -23,7 +24,7 @@ counting = models.ME(x_dim=1, y_dim=1, num_components=2, experts="poisson")
 
 
 def normal(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """Counts y, shape (N, 1), that are normal around a line."""
+    """Counts y, shape (N, 1), with a normal distribution around a line."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", story.gate(x))
@@ -32,7 +33,7 @@ def normal(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def poisson(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """Counts y, shape (N, 1), with a rate whose logarithm is a line."""
+    """Counts y, shape (N, 1), with a Poisson distribution whose log rate is a line."""
     pyro.module("story", counting)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", counting.gate(x))
@@ -42,7 +43,7 @@ def poisson(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def negative_binomial(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """Counts y, shape (N, 1), with such a rate and a variance of rate + rate² / size."""
+    """Counts y, shape (N, 1), with the same mean and the variance rate + rate² / size."""
     pyro.module("story", counting)
     size = pyro.param("size", torch.tensor(10.0), constraint=positive)
     with pyro.plate("data", len(x)):
@@ -54,16 +55,16 @@ def negative_binomial(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def guide(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """No latent variables but c, which is summed out."""
+    """The only latent variable is c, which is summed out."""
 
 
 def negative(sample: criticism.Sample) -> torch.Tensor:
-    """The share of targets below zero: a test statistic of our own."""
+    """The share of negative targets, as an additional test statistic."""
     return (sample.y < 0).double().mean()
 
 
 def calls(num_rows: int, *, seed: int) -> Rows:
-    """Counts that vary by a gamma variable more than Poisson ones do."""
+    """Overdispersed counts: Poisson counts with rates multiplied by a gamma variable."""
     generator = torch.Generator().manual_seed(seed)
     x = 2.0 * torch.rand(num_rows, 1, generator=generator) - 1.0
     busy = torch.rand(num_rows, 1, generator=generator) < torch.sigmoid(5.0 * x)
@@ -74,7 +75,7 @@ def calls(num_rows: int, *, seed: int) -> Rows:
 
 
 def fitted(train: Rows, *, epochs: int = 80) -> dict[str, Fit]:
-    """The three stories, fitted alike."""
+    """Fit the three models with the same settings."""
     return {
         model.__name__: pyro_moe.fit(
             model, guide, train, epochs=epochs, learning_rate=0.05, seed=0, progress=False
@@ -84,7 +85,7 @@ def fitted(train: Rows, *, epochs: int = 80) -> dict[str, Fit]:
 
 
 def main() -> None:
-    """Check the stories on rows that none has seen, and compare them."""
+    """Check the models on test rows, and compare them."""
     train, test = calls(600, seed=1), calls(400, seed=2)
     fits = fitted(train)
     for name, fit in fits.items():

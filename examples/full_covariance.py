@@ -1,12 +1,12 @@
-"""Do measurements go together within a kind? Diagonal covariances, then full ones.
+"""A Gaussian mixture with diagonal covariances, then with full covariances.
 
     python examples/full_covariance.py
 
-Four measurements of the nuclei of 569 tumors, the logarithms of columns of scikit-learn's
-breast-cancer data, as a mixture of two kinds; no story sees the diagnoses. In `diagonal`, what goes
-together does so because of the kind alone; in `full`, measurements of one kind may be correlated.
-A test statistic of our own, the correlation of every two columns, is looked at in all rows and in
-those of each kind.
+The data are four measurements of the cell nuclei of 569 tumors, the logarithms of columns of
+scikit-learn's breast-cancer data. The models are mixtures of two components and do not use the
+diagnoses. In `diagonal`, columns are independent within a component. In `full`, they may be
+correlated. The additional test statistic is the correlation of each pair of columns, over all rows
+and within each component.
 """
 
 import pyro
@@ -23,7 +23,7 @@ story = models.GMM(x_dim=len(COLUMNS), num_components=2)
 
 
 def diagonal(x: torch.Tensor) -> None:
-    """Rows x, shape (N, 4), whose columns are independent given the kind."""
+    """Rows x, shape (N, 4), with independent columns given the component."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
@@ -32,7 +32,7 @@ def diagonal(x: torch.Tensor) -> None:
 
 
 def full(x: torch.Tensor) -> None:
-    """Rows x, shape (N, 4), whose columns are correlated given the kind."""
+    """Rows x, shape (N, 4), with correlated columns given the component."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
@@ -42,17 +42,17 @@ def full(x: torch.Tensor) -> None:
 
 
 def guide(x: torch.Tensor) -> None:
-    """No latent variables but c, which is summed out."""
+    """The only latent variable is c, which is summed out."""
 
 
 def correlation(sample: criticism.Sample) -> torch.Tensor:
-    """The correlation of every two columns of x."""
+    """The correlation of each pair of columns of x."""
     first, second = torch.triu_indices(len(COLUMNS), len(COLUMNS), offset=1)
     return torch.corrcoef(sample.x.T)[first, second]
 
 
 def tumors() -> tuple[Rows, Rows]:
-    """Two thirds of the rows to fit and one to judge by."""
+    """Two thirds of the rows for training, and one third for testing."""
     frame = load_breast_cancer(as_frame=True).data[list(COLUMNS)]
     x = torch.tensor(frame.to_numpy(), dtype=torch.float32).log()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,10 @@ def tumors() -> tuple[Rows, Rows]:
 
 
 def fitted(train: Rows, *, epochs: int = 60) -> dict[str, Fit]:
-    """Both stories, fitted alike: the diagonal of a full M-step is the diagonal story's."""
+    """Fit both models with the same settings.
+
+    The M-step estimates full covariances. Their diagonal is the M-step of `diagonal`.
+    """
     return {
         model.__name__: pyro_moe.fit(
             model, guide, train, loss="em", epochs=epochs, seed=0, progress=False
@@ -71,7 +74,7 @@ def fitted(train: Rows, *, epochs: int = 60) -> dict[str, Fit]:
 
 
 def main() -> None:
-    """Check both stories on rows that neither has seen, and compare them."""
+    """Check both models on test rows, and compare them."""
     train, test = tumors()
     fits = fitted(train)
     for name, fit in fits.items():

@@ -1,12 +1,13 @@
-"""Who decides what? One softmax gate over four experts, then a tree of gates over the same four.
+"""One softmax gate over four experts, then a tree of gates over the same experts.
 
     python examples/hierarchical_gate.py
 
-A station has two pumps, and each of them two stages. Demand decides which pump runs, loosely; the
-pressure switches the stage of the first pump and the temperature that of the second, sharply. A
-flat softmax cannot say so: what separates the stages of one pump by pressure makes the choice of
-the pump depend on pressure, too. A tree of gates (Jordan and Jacobs, 1994) says one thing at a
-time. A test statistic of our own asks whether extreme pressure calls the first pump.
+The data are simulated. A station has two pumps with two stages each. The probability of the first
+pump increases slowly with demand. The stage switches sharply, with pressure for the first pump and
+with temperature for the second. A softmax over the four experts cannot represent this. Coefficients
+of pressure that separate the stages of the first pump also make the choice of the pump depend on
+pressure. A tree of gates (Jordan and Jacobs, 1994) has separate gates for pump and stage. The
+additional test statistic measures whether the first pump runs more often at extreme pressure.
 """
 
 import pyro
@@ -23,7 +24,7 @@ story = models.ME(x_dim=3, y_dim=1, num_components=4)
 
 
 class TreeGate(nn.Module):
-    """The probability of each leaf: that of its branch, times its own within the branch."""
+    """A gate over leaves: the probability of the branch times that of the leaf in the branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ tree_gate = TreeGate()
 
 
 def flat(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """The power y, shape (N, 1), of an expert that one softmax of x, shape (N, 3), chooses."""
+    """The power y, shape (N, 1), with one softmax gate of x, shape (N, 3)."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", story.gate(x))
@@ -49,7 +50,7 @@ def flat(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def tree(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """The same of an expert that is chosen in two steps."""
+    """The power y, shape (N, 1), with a tree of softmax gates of x, shape (N, 3)."""
     pyro.module("story", story)
     pyro.module("tree_gate", tree_gate)
     with pyro.plate("data", len(x)):
@@ -58,18 +59,18 @@ def tree(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def guide(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """No latent variables but c, which is summed out."""
+    """The only latent variable is c, which is summed out."""
 
 
 def first_pump(sample: criticism.Sample) -> torch.Tensor:
-    """How the choice of the first pump goes with a pressure more extreme than the temperature."""
+    """The correlation of the first pump (y > 4.5) with |pressure| − |temperature|."""
     _, pressure, temperature = sample.x.abs().T
     first = (sample.y[:, 0] > 4.5).to(pressure)
     return torch.corrcoef(torch.stack([first, pressure - temperature]))[0, 1]
 
 
 def pumps(num_rows: int, *, seed: int) -> Rows:
-    """Four levels of power: the pump by demand, its stage by pressure or by temperature."""
+    """Four levels of power, with the pump by demand and the stage by pressure or temperature."""
     generator = torch.Generator().manual_seed(seed)
     x = 2.0 * torch.rand(num_rows, 3, generator=generator) - 1.0
     demand, pressure, temperature = x.T
@@ -83,7 +84,7 @@ def pumps(num_rows: int, *, seed: int) -> Rows:
 
 
 def fitted(train: Rows, *, epochs: int = 40) -> dict[str, Fit]:
-    """Both stories, fitted alike from the four levels of power that meet the eye."""
+    """Fit both models with the same settings, initialized by a Gaussian mixture of y."""
     levels = GaussianMixture(4, n_init=5, random_state=0).fit(train.y)
     order = levels.means_.squeeze().argsort()
     start = levels.predict_proba(train.y)[:, order]
@@ -95,7 +96,7 @@ def fitted(train: Rows, *, epochs: int = 40) -> dict[str, Fit]:
 
 
 def main() -> None:
-    """Check both stories on rows that neither has seen, and compare them."""
+    """Check both models on test rows, and compare them."""
     train, test = pumps(3000, seed=1), pumps(1500, seed=2)
     fits = fitted(train)
     for name, fit in fits.items():

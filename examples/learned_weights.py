@@ -1,10 +1,10 @@
-"""How common is each kind of row? Equal shares, then shares with a Dirichlet prior.
+"""A Gaussian mixture with equal weights, then with a Dirichlet prior on the weights.
 
     python examples/learned_weights.py
 
-Of three kinds of one shape, one is rare. `uniform` is a Gaussian mixture whose components are
-equally likely; in `learned` their shares are unknown: a latent variable outside the plate, common
-to all rows. The guide holds its posterior: what the rows say of the shares, and how surely.
+The data are simulated from three components with the same covariance. One of them is rare. In
+`uniform`, the components have equal weights. In `learned`, the weights are a latent variable
+outside the plate, and the guide is its approximate posterior.
 """
 
 import pyro
@@ -22,7 +22,7 @@ story = models.GMM(x_dim=2, num_components=K, covariance="tied")
 
 
 def uniform(x: torch.Tensor) -> None:
-    """Rows x, shape (N, 2), of kinds that are equally common."""
+    """Rows x, shape (N, 2), of components with equal weights."""
     pyro.module("story", story)
     weights = torch.full((K,), 1 / K)
     with pyro.plate("data", len(x)):
@@ -31,7 +31,7 @@ def uniform(x: torch.Tensor) -> None:
 
 
 def learned(x: torch.Tensor) -> None:
-    """Rows x, shape (N, 2), of kinds of which any shares are equally plausible."""
+    """Rows x, shape (N, 2), of components whose weights have a uniform Dirichlet prior."""
     pyro.module("story", story)
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(K)))  # was torch.full((K,), 1 / K)
     with pyro.plate("data", len(x)):
@@ -40,17 +40,17 @@ def learned(x: torch.Tensor) -> None:
 
 
 def nothing(x: torch.Tensor) -> None:
-    """The guide of `uniform`: c is summed out."""
+    """The guide of `uniform`. The only latent variable is c, which is summed out."""
 
 
 def posterior(x: torch.Tensor) -> None:
-    """The guide of `learned`: a Dirichlet distribution of the shares."""
+    """The guide of `learned`, a Dirichlet distribution of the weights."""
     counts = pyro.param("counts", torch.full((K,), 100.0), constraint=positive)
     pyro.sample("weights", dist.Dirichlet(counts))
 
 
 def kinds(num_rows: int, *, seed: int) -> Rows:
-    """Three clusters with 70, 22 and 8 % of the rows."""
+    """Rows of three components with weights 0.70, 0.22 and 0.08."""
     generator = torch.Generator().manual_seed(seed)
     shares = torch.tensor([0.70, 0.22, 0.08])
     kind = torch.multinomial(shares, num_rows, replacement=True, generator=generator)
@@ -59,7 +59,7 @@ def kinds(num_rows: int, *, seed: int) -> Rows:
 
 
 def fitted(train: Rows, *, epochs: int = 300) -> dict[str, Fit]:
-    """Both stories, fitted alike."""
+    """Fit both models with the same settings."""
     options = {"epochs": epochs, "batch_size": len(train), "learning_rate": 0.05, "seed": 0}
     return {
         model.__name__: pyro_moe.fit(model, guide, train, progress=False, **options)
@@ -68,7 +68,7 @@ def fitted(train: Rows, *, epochs: int = 300) -> dict[str, Fit]:
 
 
 def main() -> None:
-    """Check both stories on rows that neither has seen, and compare them."""
+    """Check both models on test rows, compare them, and print the posterior of the weights."""
     train, test = kinds(500, seed=1), kinds(300, seed=2)
     fits = fitted(train)
     for name, fit in fits.items():

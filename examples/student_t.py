@@ -1,11 +1,12 @@
-"""Do readings have outliers? Normal experts, then Student-t ones.
+"""Normal experts, then Student-t experts for data with outliers.
 
     python examples/student_t.py
 
-Two sensors answer, mostly in ranges of their own, each along a line, and some readings are far off.
-`normal` is the story of `models.ME`, written out; `student_t` is the same but for the distribution
-of y around its line. Both leave the guide empty: c given x and y then follows by Bayes' rule, and
-no line of it has to be edited along with the model's.
+The data are simulated readings of two sensors, which mostly cover different ranges of x. Each
+sensor has a linear response, and some readings are outliers. `normal` is the model of `models.ME`,
+written out. `student_t` differs only in the distribution of y around the line. Both guides are
+empty. The posterior of c given x and y then is by Bayes' rule, and the guide need not change with
+the model.
 """
 
 import pyro
@@ -21,7 +22,7 @@ story = models.ME(x_dim=1, y_dim=1, num_components=2)
 
 
 def normal(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """Readings y, shape (N, 1), that are normal around the sensor's line."""
+    """Readings y, shape (N, 1), with a normal distribution around the line of the sensor."""
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", story.gate(x))
@@ -31,7 +32,7 @@ def normal(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def student_t(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """Readings y, shape (N, 1), around the same lines with heavy tails."""
+    """Readings y, shape (N, 1), with a Student-t distribution around the line of the sensor."""
     pyro.module("story", story)
     df = pyro.param("df", torch.tensor(5.0), constraint=greater_than(2.0))
     with pyro.plate("data", len(x)):
@@ -42,11 +43,11 @@ def student_t(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 
 def guide(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-    """No latent variables but c, which is summed out."""
+    """The only latent variable is c, which is summed out."""
 
 
 def readings(num_rows: int, *, seed: int) -> Rows:
-    """Two lines, and noise whose precision varies from one reading to the next."""
+    """Two lines with Student-t noise of three degrees of freedom."""
     generator = torch.Generator().manual_seed(seed)
     x = 2.0 * torch.rand(num_rows, 1, generator=generator) - 1.0
     first = torch.rand(num_rows, 1, generator=generator) < torch.sigmoid(-5.0 * x)
@@ -57,7 +58,7 @@ def readings(num_rows: int, *, seed: int) -> Rows:
 
 
 def fitted(train: Rows, *, epochs: int = 100) -> dict[str, Fit]:
-    """Both stories, fitted alike."""
+    """Fit both models with the same settings."""
     return {
         model.__name__: pyro_moe.fit(
             model, guide, train, epochs=epochs, learning_rate=0.05, seed=0, progress=False
@@ -67,7 +68,7 @@ def fitted(train: Rows, *, epochs: int = 100) -> dict[str, Fit]:
 
 
 def main() -> None:
-    """Check both stories on rows that neither has seen, and compare them."""
+    """Check both models on test rows, and compare them."""
     train, test = readings(600, seed=1), readings(400, seed=2)
     fits = fitted(train)
     for name, fit in fits.items():

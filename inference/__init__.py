@@ -1,4 +1,4 @@
-"""How posteriors are found, for any Pyro model and guide over the sites c, z, x, y."""
+"""Inference for any Pyro model and guide over the sites c, z, x and y."""
 
 from .em import EM
 from .errors import DataError, DataWarning, EmptyComponentWarning, NonFiniteWarning, SiteError

@@ -1,4 +1,4 @@
-"""One evaluation of gates and experts for both programs: the guide asks first, then the model."""
+"""Evaluation of gates and experts once for guide and model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from .protocols import EvaluatedOnce
 
 @contextmanager
 def evaluated_once(*programs: Program) -> Iterator[None]:
-    """Have modules that allow it answer a second call with the same tensor by the same object.
+    """Return the last output of a module when it is called again with the same tensor.
 
-    Guides that are posteriors by Bayes' rule ask for the model's own gate and experts. One
-    evaluation for both saves time, and the noise of dropout is then the same on both sides. A
-    module allows it by an attribute ``evaluated_once = True``, if it is a function of one tensor
-    and of its parameters and buffers; one with a `pyro.sample` statement is evaluated each time
-    all the same.
+    A guide that is a posterior by Bayes' rule calls the model's gate and experts. One evaluation
+    for guide and model saves time and gives both the same dropout noise. The context applies to
+    modules with the attribute ``evaluated_once = True``. Such a module must be a function of one
+    tensor and of its parameters and buffers. A module with a `pyro.sample` statement is evaluated
+    at every call.
 
     Args:
-        programs: Models and guides. Between two steps of learning, give them other tensors.
+        programs: Models and guides. Pass a new input tensor at every training step.
     """
     parts: list[Any] = [
         part
@@ -31,7 +31,7 @@ def evaluated_once(*programs: Program) -> Iterator[None]:
         for part in outermost.modules()
         if isinstance(part, EvaluatedOnce) and part.evaluated_once
     ]
-    own = [vars(part).get("forward") for part in parts]  # where it is not the class's
+    own = [vars(part).get("forward") for part in parts]  # None if only the class defines it
     for part in parts:
         part.forward = _remembering(part)
     try:
@@ -45,7 +45,7 @@ def evaluated_once(*programs: Program) -> Iterator[None]:
 
 
 def _remembering(part: nn.Module) -> Callable[[torch.Tensor], Any]:
-    """The module's forward, with a memory of the last call."""
+    """The module's ``forward`` with a cache of the last call."""
     forward = part.forward
     last: tuple[Any, ...] | None = None
     held: tuple[torch.Tensor, ...] = ()
@@ -58,7 +58,7 @@ def _remembering(part: nn.Module) -> Callable[[torch.Tensor], Any]:
         if call != last:
             with _Statements() as statements:
                 answer = forward(x)
-            # what is held keeps its id to itself
+            # References keep the ids from being reused by new tensors.
             last, held = None if statements.any else call, tensors
         return answer
 
@@ -66,7 +66,7 @@ def _remembering(part: nn.Module) -> Callable[[torch.Tensor], Any]:
 
 
 class _Statements(Messenger):
-    """Sees whether a program samples."""
+    """Records whether a program has a `pyro.sample` statement."""
 
     any = False
 

@@ -1,4 +1,4 @@
-"""Clusterings of points, to start training from."""
+"""Clusterings of points for the initialization of training."""
 
 from importlib.util import find_spec
 
@@ -19,18 +19,22 @@ NEIGHBORS = (5, 10, 20, 40)
 def cluster(
     points: torch.Tensor, num_components: int, *, embedding: str | None = None, seed: int = 0
 ) -> torch.Tensor:
-    """Responsibilities (N, K) of points: of separate groups, or of a Gaussian mixture.
+    """Cluster points by separate groups, or else by a Gaussian mixture.
 
-    Where the points fall into as many separate groups, of whatever shape, see
-    `separate_groups`, these are the clusters. Otherwise they are those of a full-covariance
-    Gaussian mixture, the best of ten EM runs.
+    If the points form exactly K separate groups of any shape, these are the clusters, see
+    `separate_groups`. Otherwise a full-covariance Gaussian mixture is fitted by EM. The best of
+    ten runs is taken.
 
     Args:
-        points: Shape (N, L); of more than 50 columns, as of images, 50 principal components.
+        points: Shape (N, L). If N and L exceed 50, the first 50 principal components replace the
+            columns.
         num_components: K.
-        embedding: ``"tsne"`` or ``"umap"`` to cluster the points' neighbor embedding by a mixture
-            instead of the points.
-        seed: Seed of the embedding and of the starts.
+        embedding: ``"tsne"`` or ``"umap"`` to fit the mixture to a neighbor embedding of the
+            points. The search for separate groups is then skipped.
+        seed: Seed of the embedding and of the EM runs.
+
+    Returns:
+        Responsibilities, shape (N, K).
     """
     array = points.double().cpu().numpy()
     if min(array.shape) > 50:
@@ -46,20 +50,22 @@ def cluster(
 
 
 def separate_groups(points: np.ndarray, number: int, *, seed: int) -> np.ndarray | None:
-    """Groups of points without neighbors in each other, if there are so many.
+    """Find K groups of points such that no point has a nearest neighbor in another group.
 
-    They are the connected components of the graph of nearest neighbors, in standard units, among
-    2,000 points at the most. Components with less than a tenth of an equal share are taken for
-    outliers, of which there may be a tenth in all. Each point belongs to the groups of its
-    neighbors.
+    The groups are the connected components of a k-nearest-neighbor graph. Each column is divided
+    by its standard deviation. The graph has at most 2,000 points, drawn at random. k is 5, 10, 20
+    or 40, the first value that gives K groups. A connected component counts as outliers if it has
+    at most k points, or fewer than a tenth of an equal share. At most a tenth of the points may
+    be outliers. Each point is assigned by its five nearest neighbors within the groups.
 
     Args:
         points: Shape (N, L).
-        number: K, from 2 on.
-        seed: Decides which points make the graph.
+        number: K, at least 2.
+        seed: Seed of the choice of points in the graph.
 
     Returns:
-        Shares (N, K), or None if for no number of neighbors, from 5 to 40, there are K groups.
+        The share of each group among a point's five neighbors, shape (N, K), or None if no k
+        gives K groups.
 
     Example:
         >>> line = np.linspace(0.0, 1.0, 20)[:, None]
@@ -84,21 +90,24 @@ def separate_groups(points: np.ndarray, number: int, *, seed: int) -> np.ndarray
 
 
 def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndarray:
-    """Points embedded so that neighbors stay together and gaps open between groups.
+    """A t-SNE or UMAP embedding of points.
 
     Args:
         points: Shape (N, L).
-        method: ``"tsne"`` into the plane (scikit-learn's; up to some ten thousand rows), or
-            ``"umap"`` into ten dimensions, with 20 neighbors and no minimal distance: settings
-            for clustering rather than for pictures (McInnes, Healy, Melville 2018). It wants
-            the extra ``pyro-moe[umap]``.
+        method: ``"tsne"`` for scikit-learn's t-SNE in two dimensions, practical for about ten
+            thousand rows; ``"umap"`` for UMAP in ten dimensions with 20 neighbors and
+            ``min_dist=0``. These settings suit clustering rather than pictures (McInnes, Healy,
+            Melville 2018). UMAP requires the extra ``pyro-moe[umap]``.
         seed: Seed of the embedding.
 
+    Returns:
+        Embedded points, shape (N, 2) for t-SNE and (N, min(10, N - 2)) for UMAP.
+
     Raises:
-        DataError: If all points are the same.
-        ImportError: If umap-learn is asked for and not installed.
+        DataError: If all points are equal.
+        ImportError: If ``method`` is ``"umap"`` and umap-learn is not installed.
     """
-    if (points == points[0]).all():  # where scikit-learn's t-SNE ends the whole process
+    if (points == points[0]).all():  # scikit-learn's t-SNE would crash the process
         raise DataError("expected rows whose codes differ; got one code for all rows")
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
@@ -117,10 +126,10 @@ def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndar
 
 
 def expect_umap() -> None:
-    """See that umap-learn is there.
+    """Check that umap-learn is installed.
 
     Raises:
-        ImportError: If it is not.
+        ImportError: If it is not installed.
     """
     if find_spec("umap") is None:
         raise ImportError(

@@ -1,4 +1,4 @@
-"""Contexts that keep a fit to itself: its randomness and its part of Pyro's parameter store."""
+"""Contexts that isolate a fit: its random numbers, its parameter store, its module modes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from .programs import Program, modules, restore, state
 
 @contextmanager
 def reproducible(*seeds: int) -> Iterator[None]:
-    """Draw from torch generators seeded by these numbers, and leave the caller's as they were.
+    """Seed torch's generators, and restore their former states afterwards.
 
     Args:
-        seeds: Integers that together name one stream of random numbers.
+        seeds: Integers that together identify one stream of random numbers.
 
     Example:
         >>> with reproducible(0, 1):
@@ -32,32 +32,32 @@ def reproducible(*seeds: int) -> Iterator[None]:
 
 
 def stream(*seeds: int) -> int:
-    """One seed, a hash of several, that fits what torch, numpy and scikit-learn take."""
-    # SeedSequence ignores trailing zeros: their number tells (1,) from (1, 0).
+    """Hash several seeds into one that torch, numpy and scikit-learn accept."""
+    # SeedSequence ignores trailing zeros. The number of seeds distinguishes (1,) from (1, 0).
     return int(np.random.SeedSequence((len(seeds), *seeds)).generate_state(1, np.uint32)[0])
 
 
 @contextmanager
 def running(store: dict[str, Any]) -> Iterator[None]:
-    """Run Pyro programs in a parameter store of their own, without checks at every statement.
+    """Run Pyro programs in their own parameter store, without argument validation.
 
-    Pyro's checks of each distribution's arguments, at every step, cost as much as a small
-    network does; `pyro_moe.fit` checks the data once instead.
+    Pyro validates the arguments of each distribution at every step. This costs as much as a
+    small network. `pyro_moe.fit` validates the data once instead.
 
     Args:
-        store: A state of the parameter store, updated in place.
+        store: A state of Pyro's parameter store. It is updated in place.
     """
     torch_validates = torch.distributions.Distribution._validate_args
     try:
         with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
             yield
-    finally:  # Pyro restores what it knows of, not what was set through torch
+    finally:  # Pyro restores its own setting, but not one that was made through torch
         torch.distributions.Distribution.set_default_validate_args(torch_validates)
 
 
 @contextmanager
 def all_or_nothing(store: dict[str, Any], *programs: Program) -> Iterator[None]:
-    """Undo what has happened to the tensors of programs if the block does not come to its end."""
+    """Restore the parameters and buffers of programs if the block raises an exception."""
     before = state(store, *programs)
     try:
         yield
@@ -68,10 +68,10 @@ def all_or_nothing(store: dict[str, Any], *programs: Program) -> Iterator[None]:
 
 @contextmanager
 def training_mode(*programs: Program) -> Iterator[None]:
-    """Have dropout, batch normalization and their like at work, and at rest again afterwards.
+    """Put modules into training mode, and back into evaluation mode afterwards.
 
     Args:
-        programs: Models and guides, whose modules are otherwise in evaluation mode.
+        programs: Models and guides. Their modules are in evaluation mode outside this context.
     """
     parts = modules(*programs)
     try:

@@ -1,4 +1,4 @@
-"""Expectation maximization, for stories whose parts have a closed-form M-step."""
+"""Expectation maximization for stories whose parts have an M-step."""
 
 import time
 from collections.abc import Iterator
@@ -17,23 +17,26 @@ from .traces import enumerated_traces, row_log_weights
 
 @dataclass
 class EM:
-    r"""A run of EM, an iteration an epoch, over all rows at once and in log space.
+    r"""A run of EM on all rows. One iteration is one epoch.
 
-    .. math:: r_{nk} = p(c_n = k \mid x_n), \quad
-              \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(x_n, c_n = k)
+    .. math:: r_{nk} = p_\theta(c_n = k \mid d_n), \quad
+              \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(d_n, c_n = k)
 
-    The E-step is Bayes' rule on the model's trace at each k. The M-step is the ``maximize(x,
-    responsibilities)`` of the model's parts. The likelihood never falls, but for what keeps
-    covariances positive (a ridge, shrinkage) and gates finite (a penalty on their weights).
+    with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
+    are conditional on x. The E-step is Bayes' rule on the model's log-probabilities at each k.
+    The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
+    `maximize`. The log-likelihood does not decrease from one iteration to the next, up to the
+    regularization of the M-steps: ridge and shrinkage of covariances, and penalties on the
+    weights of gates and experts.
 
     Attributes:
         model: A Pyro program without latent variables besides ``c``.
         guide: Its guide.
         data: Tensors of N rows each.
-        epochs: Iterations at the most.
-        seed: Seed of the start; EM itself draws nothing.
-        tolerance: Gain in log-likelihood, nats per row, below which it has converged.
-        history: One record an iteration: epoch, elbo (the log-likelihood before its M-step,
+        epochs: Maximum number of iterations.
+        seed: Seed of the initial parameters. EM itself is deterministic.
+        tolerance: Convergence threshold for the increase of the log-likelihood, nats per row.
+        history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
             nats per row), seconds.
         store: The state of Pyro's parameter store that belongs to this run.
     """
@@ -50,7 +53,7 @@ class EM:
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Iterate until convergence or the last epoch, yielding each iteration's record.
 
-        An interruption goes back to the end of the last iteration.
+        An interrupted iteration is undone.
 
         Raises:
             SiteError: If there is a latent site besides ``c``.
@@ -81,7 +84,7 @@ class EM:
                 )
 
     def log_joint(self, rows_at_once: int = 4096) -> torch.Tensor:
-        """Log p(x, c=k) of each row, shape (K, N)."""
+        """Log p(d, c=k) of each row's columns d, shape (K, N)."""
         batches = zip(*(column.split(rows_at_once) for column in self.data), strict=True)
         with torch.no_grad(), running(self.store), reproducible(self.seed):
             return torch.cat([self._log_joint(*batch) for batch in batches], -1)
@@ -94,7 +97,7 @@ class EM:
         return row_log_weights(*traces)
 
     def copy(self, *, epochs: int) -> "EM":
-        """A run that goes on from here to another number of epochs, and leaves this one alone."""
+        """An independent copy of this run with another number of epochs, to be continued."""
         model, guide, store = isolated(self.model, self.guide, self.store)
         return replace(
             self,
@@ -106,7 +109,7 @@ class EM:
         )
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The tensors that are learned, by name."""
+        """The learned tensors by name."""
         return learned(self.store, self.model, self.guide)
 
     def _converged(self) -> bool:
@@ -118,15 +121,16 @@ class EM:
 def maximize(
     model: Program, responsibilities: torch.Tensor, points: torch.Tensor, *data: torch.Tensor
 ) -> None:
-    """Take the M-step of a model made of modules.
+    """Update the parameters of a model by its M-step.
 
-    A story with an `MStep` takes it itself. Of others, each `MixturePart` does.
+    A story that is an `MStep` is updated by its ``m_step``. In other stories every `MixturePart`
+    is updated by its ``maximize``.
 
     Args:
         model: A Pyro model.
-        responsibilities: Weights, shape (N, K).
-        points: What the mixture is over, x or codes, shape (N, L).
-        data: The columns that were fitted.
+        responsibilities: r, shape (N, K).
+        points: The points of the mixture, x or the codes E[z|x], shape (N, L).
+        data: The columns that are fitted.
     """
     for outermost in modules(model):
         if isinstance(outermost, MStep):

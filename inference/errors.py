@@ -1,21 +1,21 @@
-"""What can go wrong, as types that callers can catch."""
+"""Exceptions and warnings."""
 
 
 class DataError(ValueError):
-    """The data, or a file of data, is not what was expected."""
+    """The data or a file is invalid."""
 
 
 class SiteError(LookupError):
-    """A model or guide lacks a site that was asked for."""
+    """A model or guide lacks a required site, or has one that is not supported."""
 
 
 class NonFiniteWarning(RuntimeWarning):
-    """Training met a value that is not finite and stopped at the last good state."""
+    """Training stopped at a non-finite value and kept the last valid state."""
 
 
 class DataWarning(UserWarning):
-    """Data that can be fitted, but hardly as it was meant."""
+    """The data can be fitted but are probably not as intended."""
 
 
 class EmptyComponentWarning(RuntimeWarning):
-    """A component, and its expert, ended without rows, or with hardly any."""
+    """A component has no rows, or too few to estimate its expert."""

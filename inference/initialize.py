@@ -1,7 +1,8 @@
-"""Where training may start: at random, or from a clustering of any origin.
+"""Initialization of training: at random, or from a clustering.
 
-A clustering is responsibilities r of shape (N, K). It gives every part of a story its start:
-the prior its moments, the gate its labels, the experts their rows.
+A clustering is a matrix of responsibilities r, shape (N, K), from any method. All parts of a
+story are initialized from it: the prior by weighted moments, the gate by regression on r, and the
+experts by weighted maximum likelihood.
 """
 
 import math
@@ -28,26 +29,30 @@ STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
 def phases(
     training: SVI | EM, start: str | torch.Tensor, *, epochs: int, num_components: int | None
 ) -> Iterator[tuple[str, SVI | EM]]:
-    """The runs from a start through training, each to be done before the next is asked for.
+    """Yield the phases of training in order. Complete each before asking for the next.
 
-    1. ``"autoencoder"``: encoder and decoder learn to reconstruct, without noise and prior. A
-       story without a latent ``z`` takes x itself for codes.
-    2. The codes are clustered, unless responsibilities are given, and each part takes its M-step:
-       a mixture the moments of its components, experts their weighted least squares. Targets,
-       if there are any, then correct the clustering, see `corrected`.
-    3. ``"assigned"``: the whole story learns with the assignments held at the responsibilities.
-    4. ``"training"``: the objective asked for.
+    1. ``"autoencoder"``: encoder and decoder are trained to reconstruct x, without noise and
+       prior. A story without a latent ``z`` skips this phase, and x itself is clustered.
+    2. The codes E[z|x] are clustered, unless responsibilities are given. Each part takes its
+       M-step given the responsibilities, for example weighted moments for a Gaussian mixture and
+       weighted least squares for affine normal experts. Targets, if there are any, then correct
+       the clustering, see `corrected`.
+    3. ``"assigned"``: all parameters are trained with q(c) fixed at the responsibilities.
+    4. ``"training"``: the requested objective.
 
     Args:
-        training: The last run.
-        start: ``"random"`` and ``"keep"`` go to training at once; ``"autoencoder"`` clusters the
-            codes, ``"tsne"`` and ``"umap"`` their neighbor embedding; a tensor (N, K) holds
+        training: The run of phase 4.
+        start: ``"random"`` and ``"keep"`` skip to phase 4. ``"autoencoder"`` clusters the codes,
+            ``"tsne"`` and ``"umap"`` their neighbor embedding. A tensor (N, K) is taken as
             responsibilities.
-        epochs: Passes over the data in run 1; run 3, which starts close, takes a fifth of them.
-        num_components: K, for a clustering of the codes.
+        epochs: Epochs of phase 1. Phase 3 takes a fifth of them.
+        num_components: K, or None for a model without ``c``.
+
+    Yields:
+        The name of a phase and its run.
 
     Raises:
-        SiteError: If the model has no assignment ``c``.
+        SiteError: If the model has no assignment ``c`` and ``start`` requires one.
     """
     name = start if isinstance(start, str) else "responsibilities"
     if name in ("random", "keep"):
@@ -56,7 +61,7 @@ def phases(
     if num_components is None:
         raise SiteError(f"expected a site 'c' in the model for initialize={name!r}; got none")
     if name == "umap":
-        expect_umap()  # before the minutes of an autoencoder
+        expect_umap()  # fail before the autoencoder is trained, which takes minutes
     one_row = replace(training, data=tuple(column[:1] for column in training.data))
     has_codes = latent_means(one_row) is not None
     if isinstance(training, SVI) and has_codes:
@@ -75,27 +80,29 @@ def phases(
 def corrected(
     run: SVI | EM, responsibilities: torch.Tensor, points: torch.Tensor, *, iterations: int = 20
 ) -> torch.Tensor:
-    r"""Take the M-steps of a clustering of x, and correct it where the targets contradict it.
+    r"""Initialize the parts from a clustering, and correct the clustering by the targets.
 
-    .. math:: p(c = k \mid x, y) \propto \Big[ \sum_j r_j A_{jk} \Big]\,
-              \big[ (1 - \epsilon)\, p_k(y \mid x) + \epsilon\, b(y \mid x) \big]
+    .. math:: p(c_n = k \mid x_n, y_n) \propto \Big[ \sum_j r_{nj} A_{jk} \Big]\,
+              \big[ (1 - \epsilon)\, p_k(y_n \mid x_n) + \epsilon\, b(y_n \mid x_n) \big]
 
-    by EM on the experts, on A, the chance that a row of cluster j belongs to component k, and on
-    ε. Clusterers are surer of themselves than they are right: a few per cent of rows in a wrong
-    cluster make each expert's least squares so wide that no row's target would ever move it.
+    EM estimates the parts, the confusion matrix A and the share ε of background rows. A_jk is the
+    probability that a row of cluster j belongs to component k. It is needed because clusterings
+    are overconfident. With a few percent of misassigned rows, the experts' least squares give
+    variances so large that no target could change an assignment if r were taken as the prior.
 
-    The background b is the average of the experts as they first come out, wide: a row that b
-    explains better than all experts teaches none of them. Without it one expert becomes the one
-    for all such rows, and stays wide, while the others come to know theirs exactly.
+    The background density b is the average of the experts after the first M-step, whose variances
+    are large. Rows that b explains better than the experts have small weights in the M-steps.
+    Without b, one expert absorbs all such rows and keeps a large variance.
 
     Args:
-        run: The run, whose model's parts are set.
+        run: The run. The parts of its model are updated in place.
         responsibilities: r, shape (N, K).
-        points: What mixtures are over, x or codes, shape (N, L).
-        iterations: Of EM, at the most.
+        points: The points of the mixture, x or codes, shape (N, L).
+        iterations: Maximum number of EM iterations.
 
     Returns:
-        Responsibilities (N, K), those given for a story without `target_log_likelihoods`.
+        Corrected responsibilities, shape (N, K). A story without `target_log_likelihoods` takes
+        one M-step, and the given responsibilities are returned.
     """
     r = current = weights = responsibilities
     num_components = r.shape[1]
@@ -116,7 +123,7 @@ def corrected(
         confusion = confusion / confusion.sum(-1, keepdim=True)
         weights = posterior * (explained - unexplained).sigmoid()
         share = min(max(1.0 - weights.sum(-1).mean().item(), 1e-4), 0.5)
-        weights = torch.where(weights < 1e-3, 0.0, weights)  # each row is then read about once
+        weights = torch.where(weights < 1e-3, 0.0, weights)  # M-steps skip rows of zero weight
         before, current = current, posterior
         if (current - before).abs().sum(-1).mean() < 1e-3:
             break
@@ -124,7 +131,7 @@ def corrected(
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
-    """Log p_k(y|x) of each row, shape (N, K), by the story's method of that name, if it has one."""
+    """Log p_k(y|x), shape (N, K), or None if the story has no method of this name."""
     if len(run.data) < 2:
         return None
     for story in modules(run.model):
@@ -141,7 +148,7 @@ def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int)
 
 
 def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
-    """The codes E[z|x], shape (N, L), or None if the guide has no site ``z``."""
+    """The codes E[z|x] under the guide, shape (N, L), or None if it has no site ``z``."""
     means = []
     with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), AtTheMean():
         for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):

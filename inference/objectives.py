@@ -1,6 +1,7 @@
-"""Objectives: what is maximized, by what is done with the assignment ``c``.
+"""Objectives of inference.
 
-All are Pyro ELBO objects: they go into `pyro.infer.SVI` as well as into `pyro_moe.fit`.
+They differ in the treatment of the assignment ``c``. All are Pyro ELBO objects, which both
+`pyro.infer.SVI` and `pyro_moe.fit` accept.
 """
 
 from abc import abstractmethod
@@ -32,7 +33,7 @@ LOSSES = ("marginal", "categorical-kl", "relaxed")
 
 
 def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
-    """An objective by name, and what has to be done with ``c`` while it is evaluated.
+    """An objective by name, with its treatment of ``c``.
 
     Args:
         loss: ``"marginal"`` (`MarginalELBO`), ``"categorical-kl"`` (the paper's L̃, §7),
@@ -40,25 +41,26 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
             Pyro ELBO object.
 
     Returns:
-        The ELBO, and its treatment of ``c``: a function from a model, a guide, the temperature
-        τ of q(c), and whether sites that are relaxed already keep their own, to the model and
-        the guide that the ELBO is evaluated on.
+        The ELBO and a function that prepares model and guide for it. The function takes the
+        model, the guide, the temperature τ of q(c), and whether sites that are already relaxed
+        keep their own temperature. It returns the model and guide that the ELBO is evaluated on.
 
     Raises:
         ValueError: If the name is none of these.
 
     Note:
-        The relaxed ELBO bounds log p(x) of the relaxed story. It does not tend to the marginal
-        ELBO: KL(q(ζ) ‖ p(ζ)) is the divergence of two sets of Gumbel differences whatever τ,
-        and grows with the log-odds of q(c|x), by about τ_p / τ for each, where that of the
-        categoricals ends at log K. With one temperature for both it merges clusters. Hence a
-        colder prior, τ_p = 0.3 τ, and bounded log-odds in q, see `RelaxedOneHotCategorical`.
+        The relaxed ELBO is a lower bound on log p(x) of the relaxed model. It does not converge
+        to the marginal ELBO as τ → 0. For a uniform prior, KL(q(ζ) ‖ p(ζ)) grows without bound
+        in the log-odds of q(c|x), see `RelaxedOneHotCategorical`, whereas KL(q(c|x) ‖ p(c)) is
+        at most log K. With the same temperature for q and p this merges clusters. The prior
+        therefore has a lower temperature, τ_p = 0.3 τ, and the log-odds of q are bounded.
 
         L̃ is the expectation of log p(x|z) − KL(q(z|x) ‖ p(z|ζ)) − KL(q(c|x) ‖ p(c)) with a
-        relaxed ζ. It is no lower bound on log p(x): its last term belongs to the discrete
-        story and its middle one to the relaxed. As τ → 0 it tends to the marginal ELBO. For
-        VaDE, whose c depends on z in the guide, it reads q(c|x) = p(c|ẑ) at an auxiliary ẑ,
-        as the paper's §3 does, and is looser than the marginal ELBO even at τ = 0.
+        relaxed ζ. It is not a lower bound on log p(x), because its last term belongs to the
+        discrete model and its middle term to the relaxed model. As τ → 0 it converges to the
+        marginal ELBO. In the guide of VaDE, c depends on z. There L̃ has q(c|x) = p(c|ẑ) at an
+        auxiliary sample ẑ, as in the paper's §3, and is looser than the marginal ELBO even at
+        τ = 0.
     """
     if isinstance(loss, TraceEnum_ELBO):
         return loss, _enumerated
@@ -104,7 +106,7 @@ def _with_categorical_kl(
 
 
 def set_temperature(temperature: float, *programs: Program) -> None:
-    """Set the temperatures of q(c) and p(c) that stories hold as buffers, if they do."""
+    """Set the temperatures of q(c) and p(c) in stories that hold them as buffers."""
     values = {"temperature": temperature, "prior_temperature": PRIOR_SHARE * temperature}
     for outermost in modules(*programs):
         for part in outermost.modules():
@@ -119,7 +121,7 @@ class _DifferentiableELBO(ELBO):
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """The negative objective, summed over rows, as a tensor."""
+        """The negative objective, summed over rows, as a scalar tensor."""
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative objective, summed over rows."""
@@ -127,7 +129,7 @@ class _DifferentiableELBO(ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The negative objective; its gradients are added to the parameters' ``grad``."""
+        """The negative objective. Its gradients are accumulated in the parameters' ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
@@ -138,9 +140,10 @@ class MarginalELBO(_DifferentiableELBO):
 
     .. math:: L = E_{q(z)} \sum_k q(c = k) \log \frac{p(x, z, c = k)}{q(z)\, q(c = k)}
 
-    A lower bound on log p(x), without relaxation or score-function noise. A guide that has no
-    ``c`` gets the best there is, q(c) = p(c|x, z), which puts the sum under the logarithm.
-    `TraceEnum_ELBO` computes the same number, for any discrete sites, more slowly.
+    It is a lower bound on log p(x), without relaxation and without score-function gradients. If
+    the guide has no site ``c``, the optimal q(c) = p(c|x, z) is used. The sum over k is then
+    log Σ_k p(x, z, c=k) − log q(z). `TraceEnum_ELBO` computes the same value for any discrete
+    sites, but more slowly.
 
     Args:
         num_particles: Samples of the other latent variables to average over.
@@ -175,15 +178,15 @@ class MarginalELBO(_DifferentiableELBO):
 
 
 class AssignedELBO(_DifferentiableELBO):
-    r"""The ELBO with q(c) held at given responsibilities r, while q(c|x) is taught them.
+    r"""The ELBO with q(c) fixed at given responsibilities r, and the fit of q(c|x) to r.
 
     .. math:: L = E_{q(z)} \sum_k r_k \log \frac{p(x, z, c = k)}{q(z)\, r_k}
                   - \mathrm{KL}(r \,\|\, q(c \mid x))
 
-    How a clustering of any origin becomes a start: each component's moments, each expert, the
-    encoder and the head of c all fit the rows that r gives them. The responsibilities are the
-    last of the arguments, shape (N, K); model and guide get those before it. Entropies of r
-    are constants and left out.
+    Training on it initializes all parts of a story from a clustering: components and experts,
+    the encoder, and q(c|x). The entropy of r is constant and left out. The KL term is left out
+    if the guide has no site ``c``. The responsibilities, shape (N, K), are the last argument of
+    the loss. Model and guide are called with the arguments before it.
     """
 
     def differentiable_loss(
@@ -205,11 +208,12 @@ class AssignedELBO(_DifferentiableELBO):
 
 
 class Reconstruction(_DifferentiableELBO):
-    r"""The log-likelihood of an autoencoder: the story of x without its prior and its noise.
+    r"""The reconstruction log-likelihood of an autoencoder, without latent noise and prior.
 
     .. math:: L = \log p(x \mid z = E_q[z \mid x])
 
-    Other observed sites, such as targets, count only in a model without a site ``x``.
+    Other observed sites, such as targets, are ignored unless the model has no observed site
+    ``x``.
     """
 
     def differentiable_loss(

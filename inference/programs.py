@@ -1,6 +1,6 @@
-"""Copies of a model and a guide, so that a fit owns its parameters.
+"""Copies of a model and a guide, so that each fit has its own parameters.
 
-Nothing here touches Pyro's parameter store or the caller's modules.
+These functions do not change Pyro's parameter store or the caller's modules.
 """
 
 import copy
@@ -20,7 +20,7 @@ Program = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Programs:
-    """A model and its guide, with the part of Pyro's parameter store that is theirs.
+    """A model and its guide, with their part of Pyro's parameter store.
 
     Attributes:
         model: A Pyro program.
@@ -34,24 +34,25 @@ class Programs:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The outermost modules that they are made of."""
+        """The outermost modules of model and guide."""
         return modules(self.model, self.guide)
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The tensors that are learned, by name."""
+        """The learned tensors by name."""
         return learned(self.store, self.model, self.guide)
 
 
 def isolated(*programs: Any) -> tuple[Any, ...]:
-    """Copies that share no parameter with the originals, but share among each other what these did.
+    """Copy programs. Parameters that the originals share are shared by the copies.
 
-    Methods and modules are deep-copied. A plain function is rebuilt around copies of the
-    modules that it names, as globals or in its closure, and so are the functions of its own
-    file that it calls. `pyro.param` statements need no copy: they live in a parameter store.
+    Methods and modules are deep-copied. A plain function is rebuilt around copies of the modules
+    to which it refers as globals or in its closure. The functions of its own file that it calls
+    are rebuilt likewise. `pyro.param` statements need no copy, because their values are in a
+    parameter store.
 
     Args:
-        programs: Pyro models and guides: functions, methods or modules; and what else refers to
-            their parameters, such as an optimizer.
+        programs: Pyro models and guides (functions, methods or modules), and other objects that
+            refer to their parameters, such as an optimizer.
 
     Returns:
         The copies, in the order given.
@@ -68,7 +69,7 @@ def isolated(*programs: Any) -> tuple[Any, ...]:
 
 
 def modules(*programs: Program) -> list[nn.Module]:
-    """The outermost modules that programs are made of, each once: owners, closures, globals."""
+    """The outermost modules to which programs refer, each once: owners, closures, globals."""
     found: dict[int, nn.Module] = {}
     for part in _parts(programs, {}):
         found.setdefault(id(part), part)
@@ -77,7 +78,7 @@ def modules(*programs: Program) -> list[nn.Module]:
 
 
 def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """The tensors that programs learn, by name: those of their modules, then of `pyro.param`.
+    """The learned tensors by name: parameters of modules, then those of `pyro.param`.
 
     Args:
         store: The state of Pyro's parameter store for these programs.
@@ -98,13 +99,13 @@ def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor
 
 
 def state(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """Copies of what training changes, by name: parameters, and the modules' buffers."""
+    """Copies of all that training changes, by name: parameters, and buffers of modules."""
     tensors = _changing(store, *programs)
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Program) -> None:
-    """Set the tensors to a state; what has appeared since it was taken is left."""
+    """Set the tensors to a saved state. Tensors that are not in the state are unchanged."""
     with torch.no_grad():
         for name, value in _changing(store, *programs).items():
             if name in state:
@@ -112,7 +113,7 @@ def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Pr
 
 
 def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """`learned`, and buffers such as those of batch normalization."""
+    """The tensors of `learned`, and buffers such as those of batch normalization."""
     tensors = learned(store, *programs)
     for index, part in enumerate(modules(*programs)):
         tensors |= dict(part.named_buffers(prefix=f"buffers.{index}"))
@@ -120,14 +121,14 @@ def _changing(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tens
 
 
 def owner(program: Program) -> Any:
-    """The object that a method belongs to, or the module itself; None for a plain function."""
+    """The object of a method, or the module itself; None for a plain function."""
     if isinstance(program, MethodType):
         return program.__self__
     return program if isinstance(program, nn.Module) else None
 
 
 def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
-    """The modules that things are or refer to, in the order in which they are met."""
+    """The modules among objects and in what they refer to, in the order of the search."""
     for thing in things:
         if id(thing) in seen:
             continue
@@ -149,7 +150,7 @@ def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
 
 
 def _references(function: FunctionType) -> dict[str, Any]:
-    """What a function names that may hold parameters: modules, and functions of its own file."""
+    """Objects with possible parameters to which a function refers, by name."""
     named = {
         name: function.__globals__[name]
         for name in _names(function.__code__)
@@ -167,7 +168,7 @@ def _references(function: FunctionType) -> dict[str, Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names in a function's code and in that of the functions inside it."""
+    """The names in the code of a function and of its inner functions."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*map(_names, inner))
 
@@ -176,7 +177,7 @@ def _copy(thing: Any, memo: dict[int, Any]) -> Any:
     if id(thing) in memo:
         return memo[id(thing)]
     if isinstance(thing, functools.partial):
-        # Pyro's handlers make a kind of partial whose own ``func`` hides that of its arguments.
+        # Pyro's handlers return a subclass of partial with another attribute ``func``.
         function = functools.partial.func.__get__(thing)
         arguments = [_copy(argument, memo) for argument in thing.args]
         keywords = {name: _copy(argument, memo) for name, argument in thing.keywords.items()}
@@ -189,7 +190,7 @@ def _copy(thing: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copy_autoguide(guide: AutoGuide, memo: dict[int, Any]) -> AutoGuide:
-    """A copy that has its model, of which Pyro strips an automatic guide that is copied."""
+    """A copy with its model, which Pyro removes from an automatic guide when it is copied."""
     model = guide._model
     copied = copy.deepcopy(guide, memo)
     guide._model = model
@@ -198,7 +199,7 @@ def _copy_autoguide(guide: AutoGuide, memo: dict[int, Any]) -> AutoGuide:
 
 
 def _rebuild(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A function around copies of what it refers to."""
+    """The function, referring to copies."""
     references = _references(function)
     names = function.__code__.co_freevars
     cells = {name: CellType() for name in names if name in references}

@@ -1,11 +1,12 @@
-r"""What `fit`, EM and evaluation may ask of a story, and of its parts, beyond model and guide.
+r"""Optional methods and attributes of a story and its parts, beyond model and guide.
 
-All of it is optional: a story of two plain functions gets every tool. A story, or a part of it,
-that has one of these methods gets what the method's protocol says. None has to be inherited: an
-``nn.Module`` with a method of that name will do.
+`fit` and all tools work without them, also with a model and a guide that are plain functions.
+Each protocol says what a story gains by it. A protocol need not be inherited: any ``nn.Module``
+with a method or attribute of this name conforms to it.
 
-Notation: N rows, K components, x of shape (N, D), y of shape (N,) or (N, M), responsibilities
-r of shape (N, K) whose rows sum to one.
+Notation: N rows, K components, x of shape (N, D), y of shape (N,) or (N, M). Responsibilities r
+have shape (N, K), and each row sums to one. Points u, shape (N, L), are what a mixture over
+components is fitted to: the codes E[z|x] if the guide has a site ``z``, and x otherwise.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -15,96 +16,112 @@ import torch
 
 @runtime_checkable
 class HasStart(Protocol):
-    """Where training starts unless `fit` is told: ``"random"``, ``"autoencoder"`` or another."""
+    """A story with its own default of ``initialize`` in `fit`, such as ``"autoencoder"``."""
 
     start: str
 
 
 @runtime_checkable
 class HasWidth(Protocol):
-    """The number of columns of x, D: other data is refused before any work is done."""
+    """A story with a fixed number of columns of x, D. `fit` rejects other data at once."""
 
     x_dim: int
 
 
 @runtime_checkable
 class Adaptive(Protocol):
-    r"""Takes the units of the data before training.
+    r"""A story that standardizes the data, by constants set from the training rows.
 
-    .. math:: u = (x - m) / s
+    .. math:: \tilde x = (x - m) / s
 
-    With it, parameters live in standard units, and one learning rate does for all data.
+    Its parameters then are in standard units, and one learning rate suits all data sets.
     """
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Set m and s from the training rows."""
+        """Set m and s, of x and of y if it is given. Called before training."""
 
 
 @runtime_checkable
 class Resettable(Protocol):
-    """Draws its parameters anew, so that restarts differ; modules of torch do already."""
+    """A module with random initial parameters, so that restarts differ.
+
+    The modules of torch conform to it already.
+    """
 
     def reset_parameters(self) -> None:
-        """Draw the parameters from torch's generator."""
+        """Initialize the parameters, with random numbers from torch's global generator."""
 
 
 @runtime_checkable
 class MStep(Protocol):
-    r"""A story whose parts take EM's M-step.
+    r"""A story with an M-step, that is, a maximizer of the expected complete-data likelihood.
 
-    .. math:: \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(x_n, y_n, c_n = k)
+    .. math:: \theta \leftarrow \arg\max_\theta
+              \sum_{nk} r_{nk} \log p_\theta(u_n, y_n, c_n = k)
 
-    With it, ``loss="em"`` works, and a clustering becomes a start for every part.
+    The sum separates into one problem for each part: the prior of u and c, and each expert. A
+    story of y given x has the conditional density given x, with a gate and experts. A step that
+    increases the sum without maximizing it gives generalized EM.
+
+    The M-step serves ``loss="em"`` and the initialization of all parts from a clustering.
     """
 
     def m_step(self, responsibilities: torch.Tensor, points: torch.Tensor, *data: Any) -> None:
-        """Set the parameters, given r, what mixtures are over (x or codes), and the columns."""
+        """Set the parameters in place.
+
+        Args:
+            responsibilities: r, shape (N, K).
+            points: u, shape (N, L).
+            data: The columns that are fitted: x, or x and y.
+        """
 
 
 @runtime_checkable
 class MixturePart(Protocol):
-    r"""A mixture over points, with its own M-step, in a story that has no ``m_step``.
+    r"""A mixture over points u with its own M-step.
 
     .. math:: \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(u_n, c_n = k)
+
+    If a story has no ``m_step``, every part of it that conforms to this protocol is updated.
     """
 
     def responsibilities(self, points: torch.Tensor) -> Any:
-        """The distribution of c given points u, shape (N, L)."""
+        """The distribution p(c|u) given points u, shape (N, L)."""
 
     def maximize(self, points: torch.Tensor, responsibilities: torch.Tensor) -> None:
-        """Set the parameters, given points and r."""
+        """Set the parameters in place, given points u and r."""
 
 
 @runtime_checkable
 class Maximizable(Protocol):
-    """A part whose parameters an M-step sets: a mixture, a gate, experts.
+    """A part with an M-step of its own: a mixture, a gate, or experts.
 
-    EM refuses a story with a parameter that belongs to no such part.
+    ``loss="em"`` raises an error if a learned parameter belongs to no such part.
     """
 
     def maximize(self, *arguments: Any) -> None:
-        """Set the parameters, given data and r."""
+        """Set the parameters in place, given data and r. The story's ``m_step`` calls it."""
 
 
 @runtime_checkable
 class TargetLikelihoods(Protocol):
-    r"""How likely each expert makes the targets.
+    r"""A story that evaluates the log-likelihood of the targets under each expert.
 
-    .. math:: \log p_k(y_n \mid x_n)
+    .. math:: \ell_{nk} = \log p_k(y_n \mid x_n)
 
-    With it, targets correct the clustering of x that training starts from.
+    With it, the targets correct an initial clustering of x, see `initialize.corrected`.
     """
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Shape (N, K); zero where y is missing."""
+        """The log-likelihoods, shape (N, K); zero in rows where y is missing."""
 
 
 @runtime_checkable
 class EvaluatedOnce(Protocol):
-    """A part that is a function of one tensor, its parameters and its buffers alone.
+    """A part whose output depends only on one tensor, its parameters and its buffers.
 
-    Where ``evaluated_once`` is true, a guide and a model that call it with the same tensor get
-    one evaluation, with one and the same noise of dropout.
+    If ``evaluated_once`` is true, it is evaluated once when guide and model call it with the same
+    tensor. Both then have the same dropout noise.
     """
 
     evaluated_once: bool
@@ -112,17 +129,17 @@ class EvaluatedOnce(Protocol):
 
 @runtime_checkable
 class Differentiable(Protocol):
-    """An ELBO whose loss can be had as one differentiable tensor."""
+    """An ELBO that returns its loss as a differentiable tensor."""
 
     def differentiable_loss(self, model: Any, guide: Any, *arguments: Any) -> torch.Tensor:
-        """The negative objective, summed over rows."""
+        """The negative objective, summed over rows, as a scalar tensor."""
 
 
 def temperatures(story: torch.nn.Module) -> dict[str, torch.Tensor]:
-    r"""A story's buffers ``temperature`` (of q(c)) and ``prior_temperature`` (of p(c)), if any.
+    r"""A story's buffers ``temperature``, of q(c), and ``prior_temperature``, of p(c), if any.
 
-    Training anneals them where it is asked to relax ``c``; a story without them is relaxed by
-    an effect handler.
+    Training with a relaxed ``c`` anneals them. Without these buffers an effect handler sets the
+    temperatures.
 
     Example:
         >>> temperatures(torch.nn.Linear(1, 1))

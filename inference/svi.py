@@ -1,4 +1,4 @@
-"""Stochastic variational inference, one epoch at a time, on any Pyro model and guide."""
+"""Stochastic variational inference of any Pyro model and guide, epoch by epoch."""
 
 import math
 import time
@@ -25,10 +25,10 @@ Schedule = float | Callable[[float], float]
 
 
 class NonFiniteError(Exception):
-    """A loss or a gradient was not finite; the message says where.
+    """A loss or a gradient is not finite. The message says where.
 
     Attributes:
-        first_step: Whether it was the first step of an epoch.
+        first_step: Whether this happened in the first step of an epoch.
     """
 
     def __init__(self, message: str, *, first_step: bool) -> None:
@@ -38,27 +38,28 @@ class NonFiniteError(Exception):
 
 @dataclass
 class SVI:
-    """The state of a run of Adam on an ELBO: enough to stop it and to go on as if it had not.
+    """A run of Adam on an ELBO, which can be stopped and continued with the same results.
 
-    The randomness of an epoch depends on the seed and the epoch alone, and the learning rate
-    on the share of the epochs that is done; nothing else has to be remembered.
+    The random numbers of an epoch depend only on the seed and the number of the epoch. Learning
+    rate and temperature depend only on the share of the run that is completed.
 
     Attributes:
-        model: A Pyro program, whose parameters are changed in place.
-        guide: Its guide, likewise.
-        data: Tensors of N rows each, passed to both programs, a minibatch of them at a time.
+        model: A Pyro program. Its parameters are updated in place.
+        guide: Its guide. Its parameters are updated in place.
+        data: Tensors of N rows each. Both programs are called with minibatches of them.
         elbo: The objective, see `objectives.objective`.
-        treatment: What it wants done with ``c``, see there.
+        treatment: The function that prepares model and guide for the objective, see there.
         epochs: Passes over the data in the whole run.
         batch_size: Rows in a minibatch.
-        learning_rate: Adam's step size at its peak, see `one_cycle`; or a function of the share
-            done.
-        temperature: τ of a relaxed ``c``: a number or a function of the share done.
+        learning_rate: Adam's peak step size, see `one_cycle`; or a function of the completed
+            share of the run.
+        temperature: τ of a relaxed ``c``, a number or a function of the completed share.
+        seed: Seed of all random numbers.
         as_written: Whether a ``c`` that the story relaxes itself keeps its temperatures.
-        seed: Seed of every random draw.
-        history: One record an epoch: epoch, elbo (nats per row), temperature, learning_rate,
-            seconds.
+        history: One record for each epoch: epoch, elbo (nats per row), temperature,
+            learning_rate, seconds.
         store: The state of Pyro's parameter store that belongs to this run.
+        optimizer: Adam with its moments, or None before the first step.
     """
 
     model: Program
@@ -77,21 +78,21 @@ class SVI:
     optimizer: torch.optim.Adam | None = None
 
     def __iter__(self) -> Iterator[dict[str, float]]:
-        """Run the epochs that are left, yielding each one's record.
+        """Run the remaining epochs, yielding the record of each.
 
-        An interruption goes back to the end of the last epoch, whence the run can go on as if
-        there had been none.
+        An interrupted epoch is undone. Continuing the run then gives the same results as a run
+        without interruption.
 
         Raises:
-            NonFiniteError: If a loss or gradient is not finite. The parameters are then those of
-                the last end of an epoch, or the start, from which a step was finite.
+            NonFiniteError: If a loss or gradient is not finite. The parameters are then reset to
+                the start or to the last end of an epoch from which a step was finite.
         """
         proven = latest = self._checkpoint()
         while len(self.history) < self.epochs:
             try:
                 record = self._epoch(len(self.history))
             except NonFiniteError as error:
-                # A state is proven good only by the first step from it.
+                # Only a finite step from a state shows that the state is valid.
                 self._go_back(proven if error.first_step else latest)
                 raise
             except KeyboardInterrupt:
@@ -117,13 +118,13 @@ class SVI:
             value.grad = None
 
     def _forget(self, names: set[str]) -> None:
-        """Drop `pyro.param`s from the store, to be made anew by the next epoch."""
+        """Remove `pyro.param`s from the store. The next epoch creates them again."""
         for part in self.store.values():
             for name in names & set(part):
                 del part[name]
 
     def copy(self, *, epochs: int) -> "SVI":
-        """A run that goes on from here to another number of epochs, and leaves this one alone."""
+        """An independent copy of this run with another number of epochs, to be continued."""
         model, guide, store, optimizer = isolated(
             self.model, self.guide, self.store, self.optimizer
         )
@@ -138,7 +139,7 @@ class SVI:
         )
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The tensors that are learned, by name."""
+        """The learned tensors by name."""
         return learned(self.store, self.model, self.guide)
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -150,10 +151,10 @@ class SVI:
             self._shared(),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # we say so better
+            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # NonFiniteError
             order = torch.randperm(num_rows)
             batches = list(order.to(self.data[0].device).split(self.batch_size))
-            if num_rows > self.batch_size > len(batches[-1]) == 1:  # no batch to normalize
+            if num_rows > self.batch_size > len(batches[-1]) == 1:  # for batch norm
                 batches[-2:] = [torch.cat(batches[-2:])]
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
@@ -172,7 +173,7 @@ class SVI:
         }
 
     def _shared(self) -> AbstractContextManager[None]:
-        """Gates and experts evaluated once a step, unless the ELBO takes gradients in pieces."""
+        """Evaluate gates and experts once in each step if the ELBO is one differentiable loss."""
         at_once = isinstance(self.elbo, Differentiable)
         return evaluated_once(self.model, self.guide) if at_once else nullcontext()
 
@@ -198,7 +199,7 @@ class SVI:
         return loss
 
     def _treated(self, temperature: float) -> tuple[Program, Program]:
-        """Model and guide as the objective wants them, with the story at this temperature."""
+        """Model and guide prepared for the objective at this temperature."""
         return self.treatment(self.model, self.guide, temperature, self.as_written)
 
     def _learning_rate(self, done: float) -> float:
@@ -207,7 +208,7 @@ class SVI:
         return self.learning_rate * one_cycle(done)
 
     def _optimizer(self) -> torch.optim.Adam:
-        """Adam over every parameter that the programs have shown so far."""
+        """Adam over all parameters that the programs have registered so far."""
         self.store.update(pyro.get_param_store().get_state())
         parameters = list(self.parameters().values())
         if not parameters:
@@ -220,13 +221,13 @@ class SVI:
         return self.optimizer
 
     def _culprit(self, batch: Data, temperature: float) -> str:
-        """The first site with a value or density that is not finite, or else the gradient."""
+        """Describe the first site with a non-finite value or density, or else the gradient."""
         try:
             with torch.no_grad():
                 traces = self.elbo._get_trace(*self._treated(temperature), batch, {})
         except (RuntimeError, ValueError) as error:
             return f"non-finite parameter of a distribution ({str(error).splitlines()[0]})"
-        for trace in reversed(traces):  # the guide's first
+        for trace in reversed(traces):  # guide before model
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and torch.is_tensor(site["value"]):
                     density = site["fn"].log_prob(site["value"])
@@ -236,10 +237,10 @@ class SVI:
 
 
 def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:
-    """The loss of a minibatch; gradients are added to the parameters' ``grad``."""
+    """The loss of a minibatch. Gradients are accumulated in the parameters' ``grad``."""
     if not isinstance(elbo, Differentiable):
         return elbo.loss_and_grads(model, guide, *batch)
-    # Pyro's loss_and_grads skips the gradient of modules that no pyro.module has registered.
+    # Pyro's loss_and_grads skips the gradients of modules without a pyro.module statement.
     loss = elbo.differentiable_loss(model, guide, *batch)
     if loss.requires_grad:
         loss.backward()
@@ -247,12 +248,14 @@ def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data)
 
 
 def one_cycle(done: float, *, peak: float = 0.3, start: float = 0.04) -> float:
-    """A learning rate that rises to one and falls to zero, along half cosines (Smith 2018).
+    """The factor of the one-cycle learning-rate schedule (Smith 2018).
+
+    It rises from ``start`` to 1 and falls to 0, each along half a cosine.
 
     Args:
-        done: Share of the run that is over.
-        peak: Share of the run at which the rate is one.
-        start: The rate at the start.
+        done: Completed share of the run, from 0 to 1.
+        peak: Share at which the factor is 1.
+        start: Factor at the start.
 
     Example:
         >>> one_cycle(0.0), one_cycle(0.3), one_cycle(1.0)
@@ -264,5 +267,5 @@ def one_cycle(done: float, *, peak: float = 0.3, start: float = 0.04) -> float:
 
 
 def at(schedule: Schedule, done: float) -> float:
-    """The value of a schedule when a share ``done`` of the run is over."""
+    """The value of a schedule at the completed share ``done`` of the run."""
     return schedule(done) if callable(schedule) else schedule

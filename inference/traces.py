@@ -1,4 +1,4 @@
-"""Traces of a model and its guide at every value of ``c``, and sums of their log-probabilities."""
+"""Traces of model and guide at all values of ``c``, and sums of their log-probabilities."""
 
 from typing import Any
 
@@ -14,9 +14,13 @@ from .programs import Program
 def enumerated_traces(
     model: Program, guide: Program, *args: Any, **kwargs: Any
 ) -> tuple[Trace, Trace]:
-    """Traces of model and guide at all K values of ``c``, with their log-probabilities.
+    """Traces of model and guide at all K values of ``c``, with log-probabilities.
 
-    Sites that depend on ``c`` have batch shape (K, N), the others (N,), or () outside the plate.
+    Sites that depend on ``c`` have batch shape (K, N). The others have batch shape (N,), or ()
+    outside the plate ``"data"``.
+
+    Raises:
+        ValueError: If a latent site of the guide besides ``c`` is not reparameterized.
     """
     with Enumerate():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -36,9 +40,11 @@ def enumerated_traces(
 
 
 def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
-    r"""Σ_k q(c=k) [log p(x, z, c=k) − log q(z, c=k)] of each row, shape (N,).
+    r"""The ELBO of each row at one sample of z, shape (N,).
 
-    Without ``c`` in the guide, log Σ_k p(x, z, c=k) − log q(z).
+    .. math:: \sum_k q(c = k) [\log p(x, z, c = k) - \log q(z, c = k)]
+
+    If the guide has no site ``c``, it is :math:`\log \sum_k p(x, z, c = k) - \log q(z)`.
     """
     log_weights = row_log_weights(model_trace, guide_trace)
     if "c" in guide_trace.nodes:
@@ -75,7 +81,10 @@ def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | 
 def _model_log_probs(
     model_trace: Trace, guide_trace: Trace, in_plate: bool
 ) -> dict[str, torch.Tensor]:
-    """Without sites that only the model draws, such as unknown y: it is its own guide there."""
+    """Log-probabilities without latent sites that only the model has, such as an unknown y.
+
+    The model's distribution serves as the guide of such a site, so that its terms cancel.
+    """
     drawn = set(model_trace.stochastic_nodes) - set(guide_trace.nodes) - {"c"}
     terms = _log_probs(model_trace, in_plate)
     return {name: term for name, term in terms.items() if name not in drawn}

@@ -1,4 +1,4 @@
-"""The generative stories: one a file, the equations beside the code."""
+"""Generative stories, that is, pairs of a Pyro model and its guide, one in each file."""
 
 from pyro_moe.distributions import Mixture, RelaxedOneHotCategorical, Stacked, choose
 

@@ -1,4 +1,4 @@
-"""Priors on the parameters of experts, and a posterior over them."""
+"""Priors and variational posteriors of the parameters of experts."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,16 +14,20 @@ Prior = Callable[[str, torch.Tensor], Any]
 
 
 def default_prior(name: str, parameter: torch.Tensor) -> dist.Distribution:
-    r"""Weak priors in standard units: of an expert's maps, and of its noise.
+    r"""A weakly informative prior of an expert's parameter, in standard units.
 
     .. math:: V, b \sim N(0, 1), \quad \log \sigma \sim N(-1, 1)
 
-    With the units that stories take from the data, an expert's prior standard deviation of the
-    target is about that of the target itself, and the noise's median a third of it.
+    The prior standard deviation of an expert's mean is about the standard deviation of the
+    target. The prior median of the noise scale is about a third of it. Other parameters have the
+    prior N(0, 1).
 
     Args:
-        name: The parameter's name in the module of experts, such as ``"network.weight"``.
+        name: Name of the parameter in the module of experts, such as ``"network.weight"``.
         parameter: Its value.
+
+    Returns:
+        A distribution with the shape of the parameter as its event shape.
 
     Example:
         >>> default_prior("log_scale", torch.zeros(3, 1)).event_shape
@@ -34,22 +38,22 @@ def default_prior(name: str, parameter: torch.Tensor) -> dist.Distribution:
 
 
 class BayesianExperts(nn.Module):
-    r"""A story whose experts have a prior, and a posterior instead of one best value.
+    r"""A mixture of experts with a variational posterior over the parameters of its experts.
 
     .. math:: \theta \sim p(\theta), \quad y_n \mid x_n, c_n = k \sim p_k(y_n \mid x_n, \theta)
 
     .. math:: q(\theta) = \prod_i N(\theta_i \mid m_i, s_i^2)
 
-    over all parameters θ of the experts, each a site outside the plate named ``experts.`` and its
-    name. The gate keeps its best value. q is what Pyro's ``AutoNormal`` would be, as plain
-    parameters, which restarts and clustered starts can set: it starts narrow, around the
-    experts that these give. Predictions average over q, so that they carry what the data leave
-    open about the experts.
+    Each parameter tensor of the experts is a latent site outside the plate, with the name
+    ``experts.`` followed by the parameter's name. All other parameters, such as those of the
+    gate, are point estimates. q has the form of Pyro's ``AutoNormal``. Its means are initialized
+    at the initial experts, also those of restarts and clusterings, and its scales are small.
+    Predictions average over q and thus include the uncertainty about the experts' parameters.
 
     Args:
-        story: A mixture of experts with a module ``experts``, which is wrapped.
-        prior: A function from a parameter's name and value to its prior.
-        initial_scale: s at the start.
+        story: A mixture of experts with a module ``experts``. It is changed in place.
+        prior: A function of a parameter's name and value that returns its prior.
+        initial_scale: Initial s.
 
     Raises:
         ValueError: If the story has no experts with parameters.
@@ -85,34 +89,34 @@ class BayesianExperts(nn.Module):
             yield name.replace(".", "_"), name, experts.inner.get_buffer(name)
 
     def reset_parameters(self) -> None:
-        """Start around the experts as they are."""
+        """Initialize q around the current experts."""
         with torch.no_grad():
             for key, _, value in self._values_of_experts():
                 self.loc[key].copy_(value)
                 self.log_scale[key].fill_(math.log(self.initial_scale))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
+        """Set the units from training rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         self.story.adapt(x, y)
         self.reset_parameters()
 
     def m_step(self, weights: torch.Tensor, points: torch.Tensor, *data: torch.Tensor) -> None:
-        """The story's likeliest parts given responsibilities (N, K), and q around its experts."""
+        """Take the story's M-step given responsibilities (N, K), and center q at its experts."""
         self.story.m_step(weights, points, *data)
         self.reset_parameters()
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Log p_k(y|x) of each row under each expert at the mean of q, shape (N, K)."""
+        """Log p_k(y|x) at the mean of q, shape (N, K); zero in rows where y is missing."""
         with self._experts(lambda key, name, value: self.loc[key]):
             return self.story.target_log_likelihoods(x, y)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Experts from their prior, then the story of the rows."""
+        """Sample the experts from their prior, and run the story's model given them."""
         with self._experts(self._from_prior):
             self.story.model(x, y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Experts from q, then the story's guide given them."""
+        """Sample the experts from q, and run the story's guide given them."""
         pyro.module("bayesian_experts", self)
         with self._experts(self._from_posterior):
             self.story.guide(x, y)
@@ -128,7 +132,7 @@ class BayesianExperts(nn.Module):
     def _experts(
         self, value_of: Callable[[str, str, torch.Tensor], torch.Tensor]
     ) -> Iterator[None]:
-        """Run the story's experts with other values of their parameters."""
+        """Replace the parameters of the story's experts."""
         experts = self.story.experts
         experts.values = {
             name: value_of(key, name, value) for key, name, value in self._values_of_experts()
@@ -140,7 +144,7 @@ class BayesianExperts(nn.Module):
 
 
 class _Drawn(nn.Module):
-    """Experts whose parameters are given from outside, and are buffers for Pyro and Adam."""
+    """Experts with parameters set from outside. Their own are buffers, which Adam ignores."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from .vae import VAE
 
 
 class DMVAE(VAE):
-    r"""A mixture of Gaussians in a latent space, with an encoder of its own for the assignment.
+    r"""A Gaussian mixture in a latent space, with a separate encoder of the assignment.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               x \mid z \sim p(x \mid f(z))
@@ -34,10 +34,11 @@ class DMVAE(VAE):
         num_components: K.
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"uniform"`` (as in the paper) or ``"learned"``.
-        gate: A network from x to ``num_components`` logits, instead of an MLP. It shares
-            nothing with the encoder: what reconstructs x would drown what tells clusters apart.
-        **options: What else `VAE` takes: ``likelihood``, ``common_scale``, ``hidden`` (also of
-            the gate), ``encoder`` and ``decoder``.
+        gate: A network from x to ``num_components`` logits, instead of an MLP. Gate and encoder
+            share no layers, because features that reconstruct x would dominate those that
+            separate the clusters.
+        **options: Further arguments of `VAE`: ``likelihood``, ``common_scale``, ``hidden`` (also
+            for the gate), ``encoder`` and ``decoder``.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -75,14 +76,14 @@ class DMVAE(VAE):
         pyro.module("dmvae", self)
         prior = self.prior
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
             )
-            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`
             z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
-            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
-            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            # Assumption: x | z ~ Normal(f(z), σ²), or another family, see `likelihood`. For heavy
+            # tails use StudentT(3.0, p.mean, p.stddev).to_event(1) with p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:

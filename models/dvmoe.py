@@ -17,7 +17,7 @@ from .story import WithExperts
 
 
 class DVMoE(WithExperts, DMVAE):
-    r"""DMVAE for x, and experts for y under the gate that is its encoder of c.
+    r"""A DMVAE of x, and experts of y whose gate is the DMVAE's encoder of c.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               x \mid z \sim p(x \mid f(z)), \quad y \mid x \sim \sum_k g_k(x)\, p_k(y \mid x)
@@ -31,14 +31,15 @@ class DVMoE(WithExperts, DMVAE):
               + E_{q(z)} \Big[ \log \frac{p(x \mid z)}{q(z)}
               + \sum_k q(c = k) \log \frac{p(c = k)\, p(z \mid c = k)}{q(c = k)} \Big]
 
-    but for q(c), for which the paper takes g(x). Any q will do in a bound, and the one here knows
-    y as well. With the paper's, a row that lies in the wrong cluster of x is a tug of war
-    between y and the many columns of x, which the gate settles far from what y says; here it is
-    the code z that moves to the cluster which y names, and the gate is free to learn it.
-    Without y, q(c) is g(x), and the bound the paper's and DMVAE's.
+    except for q(c). The paper takes q(c|x) = g(x). Here q(c|x, y) depends on y, too, which also
+    gives a valid bound. Consider a row whose x lies in another cluster than the one that y
+    indicates. With the paper's q(c), the terms of x, which has many columns, dominate the fit of
+    the gate, which then contradicts y. With q(c|x, y), the code z moves to the cluster that y
+    indicates, and the gate can learn this assignment. If y is missing, q(c) = g(x), and the bound
+    is that of the paper and of DMVAE.
 
-    As the paper says of it, L is no bound on the joint density of one story in which c makes
-    both x and y: its p(y|x) has the encoder for a gate, and not the posterior of c given x.
+    As the paper notes, L is not a bound on the joint density of a model in which c generates both
+    x and y. The gate of p(y|x) is the encoder, not the posterior of c given x.
 
     Args:
         x_dim: D, columns of x.
@@ -47,8 +48,8 @@ class DVMoE(WithExperts, DMVAE):
         z_dim: L, length of z.
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
-        context: What the experts see: ``"x"``, or ``"z"``, the mean of z given x.
-        **options: What else `DMVAE` takes: ``likelihood``, ``covariance``, ``weights``,
+        context: What the experts are a function of: ``"x"``, or ``"z"`` for E[z|x].
+        **options: Further arguments of `DMVAE`: ``likelihood``, ``covariance``, ``weights``,
             ``common_scale``, ``hidden``, ``encoder``, ``decoder`` and ``gate``.
 
     Raises:
@@ -75,7 +76,7 @@ class DVMoE(WithExperts, DMVAE):
         self.take_experts(experts, context, y_dim)
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
-        """The distribution of y given x, shape (N, D), the assignment summed out."""
+        """The distribution of y given x, shape (N, D), with the assignment summed out."""
         return Mixture(self.gate(x).logits, self.expert_distributions(x))
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
@@ -83,21 +84,22 @@ class DVMoE(WithExperts, DMVAE):
         pyro.module("dvmoe", self)
         prior = self.prior
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
             )
-            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`
             z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
-            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
-            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            # Assumption: x | z ~ Normal(f(z), σ²), or another family, see `likelihood`. For heavy
+            # tails use StudentT(3.0, p.mean, p.stddev).to_event(1) with p = self.decoder(z)
             x = pyro.sample("x", self.decoder(z), obs=x)
-            # Assumption: y | x ~ Σ_k g_k(x) p_k(y | x), of the family that `experts` says. The gate
-            # decides, not the c of x. One c for both: choose(c, self.expert_distributions(x))
+            # Assumption: y | x ~ Σ_k g_k(x) p_k(y | x), for the family of p_k see `experts`. The
+            # gate selects the expert, not the c of x. For one c of both x and y use
+            # choose(c, self.expert_distributions(x))
             observe_target(Mixture(self.gate(x).logits, self.expert_distributions(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The variational posterior: z from x, and c from x and, where it is known, y."""
+        """The variational posterior: z given x, and c given x and, if it is known, y."""
         pyro.module("dvmoe", self)
         with pyro.plate("data", len(x)):
             # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x)

@@ -1,4 +1,4 @@
-"""The Gaussian mixture as a story of its own (paper §2.2)."""
+"""The Gaussian mixture (paper §2.2)."""
 
 import pyro
 import torch
@@ -16,13 +16,13 @@ from .parts.mixture import GaussianMixture
 
 
 class GMM(nn.Module):
-    r"""A mixture of Gaussians over x, fitted by EM (``loss="em"``) or by gradients.
+    r"""A Gaussian mixture over x, fitted by EM (``loss="em"``) or by gradients.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad x \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               q(c \mid x) = p(c \mid x)
 
-    The paper (§2.2) writes the covariance as Σ_k^{-1} in one place; it is Σ_k. The guide's
-    responsibilities are exact, so that the marginal ELBO is the log-likelihood.
+    The guide is the exact posterior. The marginal ELBO is therefore the log-likelihood. The paper
+    (§2.2) writes Σ_k^{-1} for the covariance in one place; the covariance is Σ_k.
 
     Args:
         x_dim: D, columns of x.
@@ -56,19 +56,19 @@ class GMM(nn.Module):
         self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def adapt(self, x: torch.Tensor) -> None:
-        """Start at distant rows of x, shape (N, D), with the covariance of them all."""
+        """Initialize means at distant rows of x, shape (N, D), and Σ_k at its covariance."""
         self.mixture.spread_over(x)
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("gmm", self)
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
             )
-            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says. With
-            # heavy tails: StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) for
+            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`. For
+            # heavy tails use StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) with
             # m = self.mixture
             pyro.sample("x", choose(c, self.mixture.normals), obs=x)
 
@@ -76,7 +76,7 @@ class GMM(nn.Module):
         """The exact posterior of c given the rows x, shape (N, D)."""
         pyro.module("gmm", self)
         with pyro.plate("data", len(x)):
-            # c | x ~ Categorical(p(c | x)), Bayes' rule
+            # c | x ~ Categorical(p(c | x)), by Bayes' rule
             logits = self.mixture.log_joint(x)
             pyro.sample(
                 "c",

@@ -22,16 +22,17 @@ from .parts.targets import log_likelihoods, observe_target
 
 
 class GMMMoE(nn.Module):
-    r"""Each expert rules where its Gaussian does, by EM in one loop (``loss="em"``) or gradients.
+    r"""A mixture of experts whose gate is the posterior of a Gaussian mixture over x.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad x \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               y \mid x, c = k \sim p_k(y \mid x)
 
     .. math:: g_k(x) = p(c = k \mid x) \propto \pi_k N(x \mid \mu_k, \Sigma_k)
 
-    The joint density of x and y is maximized, not that of y given x, which is why no gate needs
-    an inner loop (Xu, Jordan and Hinton, 1994). The paper gave it up as unstable in many
-    dimensions; in log space and with covariances shrunk it runs on 784.
+    It is fitted by EM (``loss="em"``) or by gradients. The joint density of x and y is maximized,
+    rather than that of y given x. All M-steps of the gate are then in closed form (Xu, Jordan
+    and Hinton, 1994). The paper reports instability in many dimensions. This implementation, in
+    log space and with shrinkage of the covariances, runs with 784 columns.
 
     Args:
         x_dim: D, columns of x.
@@ -42,7 +43,7 @@ class GMMMoE(nn.Module):
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"learned"`` or ``"uniform"``.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
-        shrinkage: Share λ of a diagonal target in Σ_k, see `GaussianMixture`.
+        shrinkage: λ, the weight of a diagonal target in Σ_k, see `GaussianMixture`.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -81,7 +82,7 @@ class GMMMoE(nn.Module):
         self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Start at distant rows of x, shape (N, D), in the units of x and y."""
+        """Set the units from training rows x, shape (N, D), and y, and initialize the mixture."""
         self.units.adapt(x)
         self.mixture.spread_over(x)
         adapt_experts(self.experts, x, y)
@@ -93,35 +94,44 @@ class GMMMoE(nn.Module):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
     ) -> None:
-        """EM's M-step given responsibilities (N, K): the mixture and each expert by itself."""
+        r"""Update the mixture and the experts by the M-step.
+
+        .. math:: \max \sum_{nk} r_{nk} [\log p(x_n, c_n = k) + \log p_k(y_n \mid x_n)]
+
+        Args:
+            responsibilities: r, shape (N, K).
+            points: Not used; the mixture is over x.
+            x: Rows, shape (N, D).
+            y: Targets, shape (N,) or (N, M), or None.
+        """
         self.mixture.maximize(x, responsibilities)
         if y is not None:
             self.experts.maximize(x, y, responsibilities)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
         return log_likelihoods(self.experts(x), y)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("gmm_moe", self)
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
             )
-            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says. With
-            # heavy tails: StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) for
+            # Assumption: x | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`. For
+            # heavy tails use StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) with
             # m = self.mixture
             x = pyro.sample("x", choose(c, self.mixture.normals), obs=x)
-            # Assumption: y | x, c = k ~ p_k(y | x), of the family that `experts` says
+            # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.experts(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The exact posterior of c given x and, where it is known, y."""
+        """The exact posterior of c given x and, if it is known, y."""
         pyro.module("gmm_moe", self)
         with pyro.plate("data", len(x)):
-            # c = k | x, y ~ Categorical ∝ p(c = k | x) p_k(y | x), Bayes' rule
+            # p(c = k | x, y) ∝ p(c = k | x) p_k(y | x), by Bayes' rule
             logits = self.mixture.log_joint(x)
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)

@@ -1,4 +1,4 @@
-"""Mixtures of experts whose gate has no story of x: softmax, neural, hierarchical (paper §4)."""
+"""Mixtures of experts with a conditional gate: softmax, neural or hierarchical (paper §4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,22 +25,24 @@ from .parts.targets import log_likelihoods, observe_target
 
 
 class MixtureOfExperts(nn.Module):
-    r"""Any gate with any experts: a conditional distribution, and thus an expert itself.
+    r"""A mixture of experts with any gate and any experts.
 
     .. math:: c \mid x \sim \mathrm{Cat}(g(x)), \quad y \mid x, c = k \sim p_k(y \mid x), \quad
               p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
 
     .. math:: q(c = k \mid x, y) = \frac{g_k(x)\, p_k(y \mid x)}{\sum_j g_j(x)\, p_j(y \mid x)}
 
-    The guide is the exact posterior, so that the marginal ELBO is the log-likelihood of y given
-    x, not the squared error of the mean. Without y it is the gate.
+    The guide is the exact posterior. The marginal ELBO is therefore the log-likelihood of y given
+    x. If y is missing, the guide is the gate. The module maps x to the distribution of y, so that
+    it can itself be an expert of another mixture.
 
     Args:
-        gate: Maps x (N, D) to a one-hot distribution over K components.
-        experts: Maps x to a distribution of batch shape (N, K); or K modules, of any kinds, each
-            from x to a distribution of batch shape (N,). Modules of yours see x in the data's
-            units, unless they begin with ``units``.
-        units: Units of x that gate and experts share, to be taken from the data.
+        gate: Maps x, shape (N, D), to a one-hot distribution over K components.
+        experts: Maps x to a distribution of batch shape (N, K); or K modules, each from x to a
+            distribution of batch shape (N,). The modules are called with x in the data's units.
+            Begin them with ``units`` to standardize x.
+        units: The standardization of x that gate and experts share. It is set from the training
+            rows.
 
     Example:
         >>> gate = CategoricalConditional(nn.Linear(2, 5))
@@ -64,11 +66,11 @@ class MixtureOfExperts(nn.Module):
         self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
-        """The distribution of y given x, shape (N, D), the assignment summed out."""
+        """The distribution of y given x, shape (N, D), with the assignment summed out."""
         return Mixture(self.gate(x).logits, self.experts(x))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
+        """Set the units from training rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         if self.units is not None:
             self.units.adapt(x)
         adapt_experts(self.experts, x, y)
@@ -80,14 +82,25 @@ class MixtureOfExperts(nn.Module):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
     ) -> None:
-        """EM's M-step given responsibilities (N, K): gate and experts, each by itself."""
+        r"""Update the gate and the experts by the M-step.
+
+        .. math:: \max \sum_{nk} r_{nk} [\log g_k(x_n) + \log p_k(y_n \mid x_n)]
+
+        A gate without a method ``maximize`` is not updated.
+
+        Args:
+            responsibilities: r, shape (N, K).
+            points: Not used; the gate is a function of x.
+            x: Rows, shape (N, D).
+            y: Targets, shape (N,) or (N, M), or None.
+        """
         if hasattr(self.gate, "maximize"):
             self.gate.maximize(x, responsibilities)
         if y is not None:
             self.experts.maximize(x, y, responsibilities)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
         return log_likelihoods(self.experts(x), y)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
@@ -98,14 +111,14 @@ class MixtureOfExperts(nn.Module):
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.gate(x).logits)
             )
-            # Assumption: y | x, c = k ~ p_k(y | x), of the family that `experts` says
+            # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.experts(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The exact posterior of c given x and, where it is known, y."""
+        """The exact posterior of c given x and, if it is known, y."""
         pyro.module("moe", self)
         with pyro.plate("data", len(x)):
-            # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x), Bayes' rule
+            # p(c = k | x, y) ∝ g_k(x) p_k(y | x), by Bayes' rule
             logits = self.gate(x).logits
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)
@@ -118,11 +131,12 @@ class MixtureOfExperts(nn.Module):
 
 
 class ME(MixtureOfExperts):
-    r"""The classical mixture of experts: a softmax gate, by EM (``loss="em"``) or by gradients.
+    r"""The classical mixture of experts with a softmax gate.
 
     .. math:: g_k(x) = \mathrm{softmax}_k (\langle w_k, x \rangle + b_k)
 
-    EM has a loop within its loop, the gate's M-step (Jordan and Jacobs, 1994).
+    It is fitted by EM (``loss="em"``) or by gradients. The gate's M-step of EM is iterative
+    (Jordan and Jacobs, 1994).
 
     Args:
         x_dim: D, columns of x.
@@ -209,18 +223,18 @@ class HierarchicalME(MixtureOfExperts):
 
     .. math:: p(y \mid x) = \sum_i g_i(x) \sum_j g_{j \mid i}(x)\, p_{ij}(y \mid x)
 
-    The site ``c`` is the branch at the root; the branches below are summed out within its
-    experts (Jordan and Jacobs, 1994).
+    The site ``c`` is the branch at the root. The lower branches are summed out within its experts
+    (Jordan and Jacobs, 1994).
 
     Args:
         x_dim: D, columns of x.
         y_dim: M, columns of y, or the number of classes.
-        num_components: Branches at each level from the root, two numbers or more.
+        num_components: Number of branches at each level from the root, two numbers or more.
         experts: A family of affine experts at the leaves.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
 
     Raises:
-        ValueError: If there are not two levels, or ``experts`` is no family.
+        ValueError: If there are fewer than two levels, or ``experts`` is none of the families.
 
     Example:
         >>> HierarchicalME(x_dim=2, y_dim=1, num_components=(2, 3))(torch.zeros(7, 2)).mean.shape

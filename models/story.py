@@ -1,4 +1,4 @@
-"""What stories of x and y share: experts, and how they learn from responsibilities."""
+"""Experts and M-step of stories that model both x and y."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,16 @@ from .parts.targets import log_likelihoods
 
 
 class WithExperts(nn.Module):
-    r"""The experts of a story, which see x or the latent mean of z.
+    r"""A mixin that adds experts of y to a story of x.
 
-    .. math:: y \mid x, c = k \sim p_k(y \mid u), \quad u = x \text{ or } E_q[z \mid x]
+    .. math:: y \mid x, c = k \sim p_k(y \mid u), \quad u = x \text{ or } u = E_q[z \mid x]
 
-    A mixin for stories of x: it adds to a story with ``units``, ``encoder`` and ``adapt`` what
-    `inference.protocols` says a story of y may offer.
+    The story must have ``units``, ``encoder``, ``prior`` and ``adapt``. The mixin implements the
+    protocols ``Adaptive``, ``MStep`` and ``TargetLikelihoods`` of `inference.protocols`.
+
+    Attributes:
+        experts: The module of experts.
+        context: What the experts are a function of: ``"x"``, or ``"z"`` for E[z|x].
     """
 
     experts: Any
@@ -26,7 +30,12 @@ class WithExperts(nn.Module):
     def take_experts(
         self, experts: str | nn.Module | Sequence[nn.Module], context: str, y_dim: int
     ) -> None:
-        """Make the experts, by the name of their family or as given.
+        """Set the experts.
+
+        Args:
+            experts: The name of a family of affine experts, or modules, see `experts_of`.
+            context: ``"x"`` or ``"z"``.
+            y_dim: M, columns of y or number of classes.
 
         Raises:
             ValueError: If ``context`` or ``experts`` is none of the choices.
@@ -39,17 +48,17 @@ class WithExperts(nn.Module):
         self.experts = experts_of(experts, width, story.num_components, y_dim, units=units)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Take the units of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
+        """Set the units from training rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         super().adapt(x)  # type: ignore[misc]
         adapt_experts(self.experts, x, y)
 
     def expert_distributions(self, x: torch.Tensor) -> dist.Distribution:
-        """The K distributions of y given x, shape (N, D)."""
+        """The experts' distributions of y given x, shape (N, D), batch shape (N, K)."""
         story: Any = self
         return self.experts(x if self.context == "x" else story.encoder(x).mean)
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing."""
+        """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
         return log_likelihoods(self.expert_distributions(x), y)
 
     def m_step(
@@ -59,7 +68,16 @@ class WithExperts(nn.Module):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
     ) -> None:
-        """The likeliest mixture of ``points`` and experts given responsibilities (N, K)."""
+        r"""Update the mixture over the codes and the experts by the M-step.
+
+        .. math:: \max \sum_{nk} r_{nk} [\log p(z_n, c_n = k) + \log p_k(y_n \mid u_n)]
+
+        Args:
+            responsibilities: r, shape (N, K).
+            points: The codes z_n = E[z|x_n], shape (N, L).
+            x: Rows, shape (N, D).
+            y: Targets, shape (N,) or (N, M), or None.
+        """
         story: Any = self
         story.prior.maximize(points, responsibilities)
         if y is not None:

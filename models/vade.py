@@ -19,16 +19,16 @@ from .vae import VAE
 
 
 class VaDE(VAE):
-    r"""A mixture of Gaussians in a latent space, whose assignment follows from z by Bayes' rule.
+    r"""A Gaussian mixture in a latent space. The posterior of c given z is by Bayes' rule.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               x \mid z \sim p(x \mid f(z))
 
     .. math:: q(z, c \mid x) = N(z \mid \tilde\mu(x), \tilde\sigma^2(x))\; p(c \mid z)
 
-    The paper (§3), after Jiang et al. (2017), calls q(c|x) = p(c|ẑ) an approximation with one
-    sample ẑ. As a guide in which ``c`` depends on ``z`` it is exact: the divergence of q(c|z)
-    from p(c|z) is zero, and the marginal ELBO is that of a VAE whose prior is the mixture.
+    The paper (§3), following Jiang et al. (2017), describes q(c|x) = p(c|ẑ) as an approximation
+    with one sample ẑ. Here ``c`` depends on ``z`` in the guide, and q(c|z) = p(c|z) is exact. The
+    marginal ELBO is therefore that of a VAE whose prior is the mixture.
 
     Args:
         x_dim: D, columns of x.
@@ -36,7 +36,7 @@ class VaDE(VAE):
         num_components: K.
         covariance: Σ_k ``"full"``, ``"diagonal"`` or ``"tied"``.
         weights: π ``"learned"`` (as in the paper) or ``"uniform"``.
-        **options: What else `VAE` takes: ``likelihood``, ``common_scale``, ``hidden``,
+        **options: Further arguments of `VAE`: ``likelihood``, ``common_scale``, ``hidden``,
             ``encoder`` and ``decoder``.
 
     Raises:
@@ -71,23 +71,23 @@ class VaDE(VAE):
         pyro.module("vade", self)
         prior = self.prior
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
             )
-            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`
             z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
-            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
-            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            # Assumption: x | z ~ Normal(f(z), σ²), or another family, see `likelihood`. For heavy
+            # tails use StudentT(3.0, p.mean, p.stddev).to_event(1) with p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
-        """The variational posterior: z from the rows x, shape (N, D), and c from z."""
+        """The variational posterior: z given the rows x, shape (N, D), and c given z."""
         pyro.module("vade", self)
         with pyro.plate("data", len(x)):
             # z | x ~ Normal(μ(x), σ²(x))
             z = pyro.sample("z", self.encoder(x))
-            # c | z ~ Categorical(p(c | z)), Bayes' rule
+            # c | z ~ Categorical(p(c | z)), by Bayes' rule
             logits = self.prior.log_joint(z)
             pyro.sample(
                 "c",

@@ -16,7 +16,7 @@ from .vade import VaDE
 
 
 class VaDEMoE(WithExperts, VaDE):
-    r"""VaDE for x, and an expert for y in each of its components.
+    r"""A VaDE of x, and an expert of y for each of its components.
 
     .. math:: c \sim \mathrm{Cat}(\pi), \quad z \mid c = k \sim N(\mu_k, \Sigma_k), \quad
               x \mid z \sim p(x \mid f(z)), \quad y \mid x, c = k \sim p_k(y \mid x)
@@ -25,9 +25,9 @@ class VaDEMoE(WithExperts, VaDE):
               \frac{p(c = k \mid z)\, p_k(y \mid x)}{\sum_j p(c = j \mid z)\, p_j(y \mid x)},
               \quad g_k(x) = E_{q(z \mid x)}\, p(c = k \mid z)
 
-    The paper (§5) takes q(c|x, y) = p(c|z), which leaves the gate's mean of log p_k(y|x) in the
-    bound. Given z the posterior of c is known exactly also where y is known, and is the guide
-    here: the bound is higher by the divergence between the two.
+    The paper (§5) takes q(c|z, x, y) = p(c|z), which gives the term Σ_k p(c=k|z) log p_k(y|x) in
+    the bound. Here q(c|z, x, y) is the exact posterior of c given z, x and y, which gives
+    log Σ_k p(c=k|z) p_k(y|x). This bound is higher by KL(p(c|z) ‖ p(c|z, x, y)).
 
     Args:
         x_dim: D, columns of x.
@@ -36,8 +36,8 @@ class VaDEMoE(WithExperts, VaDE):
         z_dim: L, length of z.
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
-        context: What the experts see: ``"x"``, or ``"z"``, the mean of z given x.
-        **options: What else `VaDE` takes: ``likelihood``, ``covariance``, ``weights``,
+        context: What the experts are a function of: ``"x"``, or ``"z"`` for E[z|x].
+        **options: Further arguments of `VaDE`: ``likelihood``, ``covariance``, ``weights``,
             ``common_scale``, ``hidden``, ``encoder`` and ``decoder``.
 
     Raises:
@@ -68,25 +68,25 @@ class VaDEMoE(WithExperts, VaDE):
         pyro.module("vade_moe", self)
         prior = self.prior
         with pyro.plate("data", len(x)):
-            # Assumption: c ~ Categorical(π), learned or uniform as `weights` says
+            # Assumption: c ~ Categorical(π), with π learned or uniform, see `weights`
             c = pyro.sample(
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=prior.logits)
             )
-            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), Σ_k of the form that `covariance` says
+            # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`
             z = pyro.sample("z", MultivariateNormal(c @ prior.loc, scale_tril=prior.cholesky(c)))
-            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
-            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            # Assumption: x | z ~ Normal(f(z), σ²), or another family, see `likelihood`. For heavy
+            # tails use StudentT(3.0, p.mean, p.stddev).to_event(1) with p = self.decoder(z)
             x = pyro.sample("x", self.decoder(z), obs=x)
-            # Assumption: y | x, c = k ~ p_k(y | x), of the family that `experts` says
+            # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.expert_distributions(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The variational posterior: z from x, and c from z and, where it is known, y."""
+        """The variational posterior: z given x, and c given z and, if it is known, y."""
         pyro.module("vade_moe", self)
         with pyro.plate("data", len(x)):
             # z | x ~ Normal(μ(x), σ²(x))
             z = pyro.sample("z", self.encoder(x))
-            # c = k | z, x, y ~ Categorical ∝ p(c = k | z) p_k(y | x), Bayes' rule
+            # p(c = k | z, x, y) ∝ p(c = k | z) p_k(y | x), by Bayes' rule
             logits = self.prior.log_joint(z)
             if y is not None:
                 logits = logits + self.target_log_likelihoods(x, y)

@@ -12,7 +12,7 @@ from .parts.networks import MLP, Standardize
 
 
 class VAE(nn.Module):
-    r"""A latent representation with a standard normal prior, and no clusters.
+    r"""A variational autoencoder with a standard normal prior, and without components.
 
     .. math:: z \sim N(0, I), \quad x \mid z \sim p(x \mid f(z)), \quad
               q(z \mid x) = N(z \mid \tilde\mu(x), \tilde\sigma^2(x))
@@ -25,7 +25,7 @@ class VAE(nn.Module):
             [0, 1], such as gray pixels).
         common_scale: Whether the columns of x share one unit and, under a normal likelihood,
             one learned scale, as the pixels of an image do.
-        hidden: Widths of the hidden layers of the encoder; the decoder's in reverse.
+        hidden: Widths of the hidden layers of the encoder. The decoder has them in reverse order.
         encoder: A network from x to ``2 * z_dim`` numbers, instead of an MLP.
         decoder: A network from z to ``x_dim`` numbers, instead of an MLP; to ``2 * x_dim`` under
             ``"normal-heteroscedastic"``.
@@ -60,7 +60,7 @@ class VAE(nn.Module):
         )
 
     def adapt(self, x: torch.Tensor) -> None:
-        """Take the units of the rows x, shape (N, D), under a normal likelihood."""
+        """Set the units from training rows x, shape (N, D), if the likelihood is normal."""
         if self.likelihood.startswith("normal"):
             self.units.adapt(x)
 
@@ -68,10 +68,10 @@ class VAE(nn.Module):
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            # Assumption: z has no clusters.
+            # Assumption: z ~ Normal(0, I), without clusters
             z = pyro.sample("z", Normal(x.new_zeros(self.z_dim), 1.0).to_event(1))
-            # Assumption: x | z ~ Normal(f(z), σ²), or of the family that `likelihood` says. With
-            # heavy tails: StudentT(3.0, p.mean, p.stddev).to_event(1) for p = self.decoder(z)
+            # Assumption: x | z ~ Normal(f(z), σ²), or another family, see `likelihood`. For heavy
+            # tails use StudentT(3.0, p.mean, p.stddev).to_event(1) with p = self.decoder(z)
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:

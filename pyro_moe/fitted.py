@@ -1,4 +1,4 @@
-"""What was fitted: a model and a guide with their parameters, and how they came about."""
+"""The result of `fit`: a model and a guide with their parameters, and the training history."""
 
 import functools
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from .rows import Data, as_tensors, column_names
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted model and guide, with the history of how they came about.
+    """A fitted model and guide, with the settings and the history of training.
 
     Attributes:
         programs: The trained copies of model and guide, with their parameters.
-        data: The columns that were fitted, tensors of N rows each.
-        history: One record an epoch: phase, epoch, elbo (nats per row), temperature,
+        data: The fitted columns, tensors of N rows each.
+        history: One record for each epoch: phase, epoch, elbo (nats per row), temperature,
             learning_rate, seconds.
-        settings: What `fit` was asked, defaults filled in.
-        held_out_elbo: The marginal ELBO in nats per row of the rows that were held out to
-            choose among restarts; None with one start.
+        settings: The arguments of `fit`, including defaults.
+        held_out_elbo: The marginal ELBO, in nats per row, of the rows held out to choose among
+            restarts; None with one start.
         stopped: Why training ended early, or None.
-        columns: Names of the columns of x, if what was fitted had names.
-        training: The run of SVI or EM that `resume` goes on from; None for a restored fit.
-        report: See `criticism.report`, which is this method.
-        resume: See `pyro_moe.resume`, which is this method.
+        columns: Names of the columns of x, or None.
+        training: The run of SVI or EM that `resume` continues; None for a restored fit.
+        report: The function `criticism.report` as a method.
+        resume: The function `pyro_moe.resume` as a method.
     """
 
     programs: Programs
@@ -43,48 +43,48 @@ class Fit:
     columns: tuple[str, ...] | None = None
     training: Any = field(default=None, repr=False)
 
-    # Methods that need what reads a fit: the front door, which sees both, hangs them in.
+    # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
 
     @property
     def model(self) -> Program:
-        """The fitted model, callable on data like the one that was given to `fit`."""
+        """The fitted model, callable with the columns of data like those of `fit`."""
         return _in_store(self.programs.model, self.programs.store)
 
     @property
     def guide(self) -> Program:
-        """The fitted guide, callable on data like the one that was given to `fit`."""
+        """The fitted guide, callable with the columns of data like those of `fit`."""
         return _in_store(self.programs.guide, self.programs.store)
 
     @property
     def story(self) -> Any:
-        """This fit's own copy of the object whose methods model and guide are, or None."""
+        """This fit's copy of the object that has model and guide as methods, or None."""
         return owner(self.programs.model)
 
     @property
     def x_dim(self) -> int:
-        """Columns of the x that was fitted."""
+        """D, the number of columns of x."""
         return self.data[0].shape[1]
 
     @property
     def has_target(self) -> bool:
-        """Whether a target y was fitted beside x."""
+        """Whether a target y was fitted."""
         return len(self.data) > 1
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Copies of the learned parameters by name, unconstrained."""
+        """Copies of the learned parameters by name, in unconstrained form."""
         return {name: p.detach().clone() for name, p in self.programs.parameters().items()}
 
     def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
-        """Data of the kind that was fitted, as checked tensors on the fit's device.
+        """Convert data like the fitted data to validated tensors on the fit's device.
 
-        Targets beside x are left out if the fit was of x alone, and may be missing, NaN, if
-        they might be in what was fitted.
+        Targets are dropped if only x was fitted. They may be NaN if the fit had
+        ``missing_targets=True``.
 
         Raises:
-            DataError: If the data is bad or lacks targets that were fitted, or x is not as wide
-                as the x that was fitted, or has other columns by their names.
+            DataError: If the data is invalid, if targets are required and absent, or if x differs
+                from the fitted x in the number or the names of columns.
         """
         columns = self._checked(data)[: len(self.data)]
         if len(columns) < len(self.data):
@@ -92,14 +92,14 @@ class Fit:
         return columns
 
     def features(self, data: Data) -> tuple[Any, ...]:
-        """The arguments of `model` and `guide` for rows of which x alone is known.
+        """The arguments of `model` and `guide` for rows with unknown targets.
 
         Returns:
-            x, checked like `as_tensors` does, and None for each column beside it that was fitted.
+            x, validated as in `as_tensors`, and None for each other fitted column.
 
         Raises:
-            DataError: If x is bad, or not as wide as the x that was fitted, or has other columns
-                by their names.
+            DataError: If x is invalid, or differs from the fitted x in the number or the names of
+                columns.
         """
         return (self._checked(data)[0], *(None for _ in self.data[1:]))
 

@@ -1,4 +1,4 @@
-"""The front door: `fit`."""
+"""Fitting of models: `fit` and `resume`."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ STEPS = 4000
 
 
 def geometric(start: float, end: float) -> Callable[[float], float]:
-    """A schedule from ``start`` to ``end`` by equal ratios.
+    """A geometric schedule from ``start`` to ``end``, a function of the completed share.
 
     Example:
         >>> round(geometric(1.0, 0.01)(0.5), 3)
@@ -62,67 +62,67 @@ def fit(
     progress: bool = True,
     callback: Callable[[Fit], None] | None = None,
 ) -> Fit:
-    r"""Fit a Pyro model and guide to data by stochastic variational inference.
+    r"""Fit a Pyro model and guide to data by stochastic variational inference or EM.
 
     .. math:: \max_{\theta, \phi} \sum_n E_{q_\phi(z, c \mid x_n)}
               \log \frac{p_\theta(x_n, z, c)}{q_\phi(z, c \mid x_n)}
 
-    Any model and guide will do whose rows are in the plate ``"data"`` and whose assignment, if
-    there is one, is the one-hot site ``c``. They are copied: the caller's stay as they were, and
-    no two fits share anything. Modules are in training mode while they learn, and in evaluation
-    mode otherwise, so that dropout and the like are at rest in all that is computed from a fit.
+    The model must have its rows in the plate ``"data"``. If it has an assignment, this must be
+    the one-hot site ``c``. Model and guide are copied. The caller's parameters do not change, and
+    fits share no parameters. Modules are in training mode during training and in evaluation mode
+    otherwise, so that dropout and batch normalization do not randomize results of a fit.
 
     Args:
-        model: The generative story, called with the columns of a minibatch.
-        guide: The variational posterior, called likewise.
+        model: The generative model, called with the columns of a minibatch.
+        guide: The variational posterior, called with the same arguments.
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
             ``Dataset`` of such rows.
-        epochs: Passes over the data; as many as make 4,000 steps if None. None at all, 0, with
-            ``initialize="keep"`` gives a fit of a story that was trained before.
+        epochs: Passes over the data. If None, there are about 4,000 steps and at least 5 epochs.
+            ``epochs=0`` with ``initialize="keep"`` returns a fit with the given parameters.
         batch_size: Rows in a minibatch.
-        learning_rate: Step size of Adam at its peak, after three tenths of the run, to which it
-            rises and from which it falls to zero; or a function of the share of the run that is
-            done. Large networks want less than the default, such as 1e-3.
+        learning_rate: Peak step size of Adam. It is reached after 30 % of the run, and the step
+            size falls to zero at the end. Or a function of the completed share of the run. For
+            large networks choose a smaller value than the default, such as 1e-3.
         loss: ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's L̃),
             ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see `pyro_moe.inference.objectives`.
-        temperature: τ of the relaxed ``c`` in the guide, a number or a function of the share of
-            the run that is done; the model's is 0.3 τ. If None, it falls from 1 to 0.3
-            geometrically, but a ``c`` that plain functions relax keeps the temperatures they
-            give it. Unused by ``"marginal"``.
-        initialize: Where to start; the story's attribute ``start`` if None, or else at random.
-            ``"random"``: every module with ``reset_parameters`` is drawn anew from the seed.
-            ``"keep"``: parameters stay as given. ``"autoencoder"``: without noise and
-            prior at first, then a Gaussian mixture on the codes. ``"tsne"`` and ``"umap"``: the
-            same on the codes' neighbor embedding. Or responsibilities (N, K) from any
-            clusterer. All but the first two train with the assignments held, before they
-            train freely.
-        initial_epochs: Epochs of the autoencoder, ``epochs`` if None; with the assignments held
-            there are a fifth as many.
-        restarts: Independent starts, of which the one with the best marginal ELBO on held-out
+        temperature: τ of the relaxed ``c`` in the guide, a number or a function of the completed
+            share of the run. That of the model is 0.3 τ. If None, τ falls geometrically from 1 to
+            0.3, except that a ``c`` relaxed in plain functions keeps the temperatures written
+            there. ``"marginal"`` does not use it.
+        initialize: How to initialize. None: the story's attribute ``start`` if it has one, and
+            ``"random"`` otherwise. ``"random"``: ``reset_parameters`` of every module that has
+            it. ``"keep"``: the given parameters. ``"autoencoder"``: train an autoencoder without
+            noise and prior, and cluster its codes, see `inference.clustering`. ``"tsne"`` and
+            ``"umap"``: the same with a neighbor embedding of the codes. Or responsibilities
+            (N, K) of any clustering. With all but the first two, a phase of training with fixed
+            assignments comes before the training itself.
+        initial_epochs: Epochs of the autoencoder, ``epochs`` if None. The phase with fixed
+            assignments takes a fifth as many.
+        restarts: Number of independent starts. The one with the best marginal ELBO on held-out
             rows is returned.
-        held_out: Share of the rows held out to choose among restarts, if there are several.
-        missing_targets: Whether rows of y may hold NaN. Stories whose gate has a story of x learn
-            that from such rows, too; their experts learn from the others.
-        seed: Seed of every random draw.
-        device: Where to train; where the model's parameters are if None.
-        progress: Whether to show a progress bar, or a few lines where stderr is no terminal.
-        callback: Called after every epoch with the fit so far; it may raise
+        held_out: Share of rows held out to choose among restarts. Not used with one start.
+        missing_targets: Whether y may have NaN. Rows without a target contribute to a model of x,
+            but not to the experts.
+        seed: Seed of all random numbers.
+        device: Device of the training; that of the model's parameters if None.
+        progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
+        callback: Called after every epoch with the fit so far. It may raise
             ``KeyboardInterrupt`` to stop early.
 
     Returns:
-        The fit. After Ctrl-C it holds the epochs that were completed, and after a non-finite
-        loss or gradient the last state that was good; ``stopped`` says which.
+        The fit. After Ctrl-C it has the completed epochs. After a non-finite loss or gradient it
+        has the last valid state. ``stopped`` gives the reason.
 
     Raises:
-        DataError: If the data cannot be fitted: its shape, a value, too few rows.
-        ValueError: If an argument is none of its choices.
+        DataError: If the data cannot be fitted, because of its shape, its values or too few rows.
+        ValueError: If an argument is invalid.
 
     Warns:
-        DataWarning: If a column of y is constant, no row has one of its classes, or a column is
-            so far from zero that its type hardly resolves how it varies.
-        EmptyComponentWarning: If a component ended with less than half a row, or with less than
-            a tenth of an equal share and fewer than D + 1 rows.
-        NonFiniteWarning: If training stopped at a value that is not finite.
+        DataWarning: If a column of y is constant, if a class has no rows, or if the type of a
+            column has too few digits for its variation.
+        EmptyComponentWarning: If the expected number of rows of a component is below one half, or
+            below both D + 1 and a tenth of an equal share.
+        NonFiniteWarning: If training stopped at a non-finite value.
 
     Example:
         >>> from pyro_moe import models
@@ -201,19 +201,19 @@ def fit(
 
 
 def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit:
-    """Go on from where training ended, with the same numbers as if it had not stopped.
+    """Continue training. The result is that of an uninterrupted run.
 
     Args:
-        fit: What `fit` gave.
-        epochs: Epochs of the whole run; those asked for at first if None.
-        progress: Whether to show a progress bar, or a few lines where stderr is no terminal.
+        fit: A fit returned by `fit`.
+        epochs: Epochs of the whole run; those of `fit` if None.
+        progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
 
     Returns:
-        Another fit; the one given stays as it is.
+        A new fit. The given one is unchanged.
 
     Raises:
-        ValueError: If training stopped in an initial phase, before it began in earnest, or
-            the fit was restored from a run folder, which does not hold the optimizer.
+        ValueError: If training stopped in an initial phase, or if the fit was restored from a run
+            folder, which does not contain the optimizer.
     """
     if fit.training is None:
         raise ValueError("expected a fit with its optimizer; got one of a run folder")
@@ -229,7 +229,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
 
 
 def _begun(run: SVI | EM, settings: dict[str, Any], columns: tuple[str, ...] | None) -> Fit:
-    """A fit whose training has not begun."""
+    """A fit before its training."""
     programs = Programs(run.model, run.guide, run.store)
     return Fit(programs, run.data, [], settings, columns=columns, training=run)
 
@@ -240,7 +240,7 @@ def _score(fitted: Fit) -> float:
 
 
 def _check_numbers(**given: tuple[int | None, int]) -> None:
-    """See that each number, by name with its least value, is whole; None will do."""
+    """Check that each number is None, or an integer not below its minimum."""
     for name, (value, least) in given.items():
         if value is not None and not isinstance(value, Integral):
             raise ValueError(f"expected {name} to be an integer; got {value!r}")
@@ -269,7 +269,7 @@ def _run(
     restart: int,
     settings: dict[str, Any],
 ) -> SVI | EM:
-    """Copies of model and guide at their start, ready to be trained."""
+    """A run with initialized copies of model and guide."""
     model, guide = isolated(model, guide)
     seed = stream(settings["seed"], restart)
     _reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
@@ -292,7 +292,7 @@ def _run(
 
 
 def _has_temperatures(*programs: Program) -> bool:
-    """Whether a story holds its temperatures as buffers, for training to anneal."""
+    """Whether a story has temperatures as buffers, which training anneals."""
     return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
 
 
@@ -302,7 +302,7 @@ def _train(
     progress: Progress,
     callback: Callable[[Fit], None] | None,
 ) -> Fit:
-    """Take the runs one after the other, until the last has ended or something stops them."""
+    """Train the phases in order, until the last ends or training stops."""
     stopped = None
     with progress:
         try:
@@ -319,7 +319,7 @@ def _train(
             stopped = str(problem)
             warnings.warn(
                 f"expected finite losses and gradients; got a {problem}: training stopped, and "
-                "the parameters are the last that were good",
+                "the fit has the last valid parameters",
                 NonFiniteWarning,
                 stacklevel=3,
             )
@@ -333,7 +333,7 @@ def _columns(
     device: str | torch.device | None,
     missing_targets: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """Data in the type of the parameters, on the device where they are or shall be."""
+    """Data with the type of the parameters, on the device of the training."""
     parameters = [p for part in modules(model, guide) for p in part.parameters()]
     like = parameters[0] if parameters else torch.empty(0)
     columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
@@ -351,7 +351,7 @@ def _start(initialize: Any, num_rows: int, num_components: int | None) -> str | 
         initialize = initialize.detach().cpu()
     responsibilities = torch.as_tensor(np.asarray(initialize), dtype=torch.float64)
     if num_components is None:
-        return responsibilities  # for `phases` to refuse
+        return responsibilities  # `phases` raises the error
     if responsibilities.shape != (num_rows, num_components):
         raise DataError(
             f"expected responsibilities of shape ({num_rows}, {num_components}); "
@@ -368,7 +368,7 @@ def _start(initialize: Any, num_rows: int, num_components: int | None) -> str | 
 
 
 def _split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row numbers that are held out, and those that are not."""
+    """Indices of held-out rows and of the other rows."""
     with reproducible(seed):
         order = torch.randperm(num_rows)
     num_held = math.ceil(share * num_rows)
@@ -378,9 +378,9 @@ def _split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.
 def _reset(
     model: Program, guide: Program, data: tuple[torch.Tensor, ...], seed: int, keep: bool
 ) -> None:
-    """Draw the parameters of a start, and let stories adapt themselves to the data's units."""
+    """Initialize the parameters, and set the units of stories from the data."""
     for part in modules(model, guide):
-        part.to(data[0].device).eval()  # but for the epochs of `SVI`
+        part.to(data[0].device).eval()  # only the epochs of `SVI` are in training mode
         if keep:
             continue
         with reproducible(seed):
@@ -398,10 +398,10 @@ def _reset_parameters(module: torch.nn.Module) -> None:
 def _marginal_elbo(
     run: SVI | EM, columns: tuple[torch.Tensor, ...], num_particles: int = 8
 ) -> float:
-    """The marginal ELBO in nats per row, for comparing starts whatever they were trained on.
+    """The marginal ELBO in nats per row, which compares starts trained with any objective.
 
-    What lies outside the plate, such as experts with a prior, belongs to the rows that were
-    trained on, and is left out.
+    The KL divergence of latent variables outside the plate, such as experts with a prior, is left
+    out. It belongs to the training rows.
     """
     total = 0.0
     with torch.no_grad(), reproducible(run.seed, 0, 2), running(run.store):

@@ -1,4 +1,4 @@
-"""Clustering of images without labels: where a mixture over images can start."""
+"""Clustering of images without labels, for the initialization of a mixture."""
 
 import math
 
@@ -26,21 +26,22 @@ def cluster_images(
     seed: int = 0,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Responsibilities of a clustering of images, for `fit` to start from.
+    """Cluster images, for the argument ``initialize`` of `fit`.
 
-    An autoencoder learns from copies that are turned and shifted at random, so that its codes
-    tell what an image shows rather than where; their neighbor embedding is then clustered by a
-    Gaussian mixture (McConville et al. 2021, with the augmentation of Guo et al. 2018).
+    An autoencoder is trained on randomly rotated and shifted copies of the images, so that its
+    codes depend less on position and orientation. A Gaussian mixture then clusters a neighbor
+    embedding of the codes (McConville et al. 2021, with the augmentation of Guo et al. 2018).
 
     Args:
         rows: Images of one channel, in [0, 1].
         num_components: K.
         z_dim: Length of the codes.
-        epochs: Passes over as many images as there are rows.
-        copies: Augmented copies of each image, of which each is seen ``epochs / copies`` times.
-        embedding: ``"umap"``, which wants the extra ``pyro-moe[umap]``, or ``"tsne"``, for up to
-            some ten thousand rows.
-        seed: Seed of it all.
+        epochs: Training steps in epochs of N images. Each copy is used ``epochs / copies`` times,
+            rounded up.
+        copies: Number of augmented copies of each image.
+        embedding: ``"umap"``, which requires the extra ``pyro-moe[umap]``, or ``"tsne"``, which
+            is practical for about ten thousand rows.
+        seed: Seed of all random numbers.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -48,8 +49,8 @@ def cluster_images(
 
     Raises:
         DataError: If the rows are not images.
-        ImportError: If umap-learn is asked for and not installed.
-        ValueError: If there is no such embedding, or there are no copies.
+        ImportError: If ``embedding`` is ``"umap"`` and umap-learn is not installed.
+        ValueError: If ``embedding`` is none of these, or ``copies`` is below 1.
 
     Source:
         McConville, Santos-Rodríguez, Piechocki and Craddock, "N2D: (not too) deep clustering via
@@ -61,7 +62,7 @@ def cluster_images(
     if copies < 1:
         raise ValueError(f"expected copies of at least 1; got {copies}")
     if embedding == "umap":
-        expect_umap()  # before the minutes of an autoencoder
+        expect_umap()  # fail before the autoencoder is trained, which takes minutes
     if rows.image_shape is None:
         raise DataError("expected rows of images; got image_shape=None")
     moved = RandomAffine(rows.image_shape, degrees=10.0, translate=1 / 14)

@@ -1,4 +1,4 @@
-"""How far a fit is: a bar where it can move, a few lines where it cannot."""
+"""Display of training progress: a bar on terminals, a few lines elsewhere."""
 
 import math
 import sys
@@ -13,16 +13,16 @@ LINES = 5
 
 
 class Progress:
-    """A bar on a terminal and in Jupyter; elsewhere, as in a log, a line now and then.
+    """A progress bar on terminals and in Jupyter, and a few lines elsewhere.
 
-    A bar is drawn over itself, of which a file would keep every stroke. Of the lines, each phase
-    has one at its end, and training one for each fifth of its epochs; where several starts are
-    made they share these five.
+    A bar overwrites itself, which a log file cannot show. There, each initial phase prints a line
+    at its end, and training prints a line after each fifth of its epochs. With several starts,
+    the five lines are shared among them.
 
     Args:
-        shown: Whether to show anything.
+        shown: Whether to show progress.
         start: The number of the start, from 1.
-        starts: How many starts there are.
+        starts: Number of starts.
     """
 
     def __init__(self, shown: bool, start: int = 1, starts: int = 1) -> None:
@@ -47,14 +47,14 @@ class Progress:
         self._say()
 
     def begin(self, phase: str, done: int, epochs: int) -> None:
-        """Show a phase of so many epochs, some of which may be done."""
+        """Begin a phase of ``epochs`` epochs, of which ``done`` are completed."""
         self._say()
         self.phase, self.done, self.epochs = phase, done, epochs
         self.bar.reset(epochs)
         self.bar.update(done)
 
     def advance(self, record: Mapping[str, float]) -> None:
-        """Show what came of one more epoch."""
+        """Show the record of another epoch."""
         self.done += 1
         numbers = {key: f"{record[key]:.4g}" for key in SHOWN if key in record}
         self.bar.set_postfix(phase=self.phase, refresh=False, **numbers)
@@ -66,13 +66,13 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
-        """Print what has not been printed yet of where things stand."""
+        """Print the last line if it has not been printed."""
         if self.lines and self.line:
             print(self.line, file=sys.stderr, flush=True)
         self.line = ""
 
 
 def _can_move() -> bool:
-    """Whether what is written to stderr can be written over."""
+    """Whether output to stderr can be overwritten."""
     is_terminal = getattr(sys.stderr, "isatty", bool)()
-    return is_terminal or "ipykernel" in sys.modules  # whose stderr is no terminal, but acts as one
+    return is_terminal or "ipykernel" in sys.modules  # Jupyter overwrites without a terminal

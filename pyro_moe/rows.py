@@ -1,4 +1,4 @@
-"""Rows of data, and what users hold them in turned into tensors."""
+"""Rows of data, and the conversion of arrays, data frames and datasets to tensors."""
 
 import reprlib
 from collections.abc import Sized
@@ -25,8 +25,8 @@ class Rows:
     Attributes:
         x: Features, float32, shape (N, D).
         y: Targets, shape (N,) or (N, M), or None.
-        labels: The true regime of each row where it is known, int64, shape (N,), or None. No
-            story sees them; they are for scores.
+        labels: The true component or class of each row, int64, shape (N,), or None. They are used
+            for scores only, never for fitting.
         image_shape: ``(channels, height, width)`` if a row is a flattened image, or None.
         columns: Names of the columns of x, or None.
         targets: Names of the columns of y, or None.
@@ -43,12 +43,12 @@ class Rows:
         return len(self.x)
 
     def take(self, chosen: torch.Tensor | slice) -> "Rows":
-        """Some of the rows, by number or as a slice."""
+        """The rows at given indices, or of a slice."""
         y, labels = (None if part is None else part[chosen] for part in (self.y, self.labels))
         return replace(self, x=self.x[chosen], y=y, labels=labels)
 
     def subsample(self, number: int, seed: int) -> "Rows":
-        """At most so many of the rows, drawn at random."""
+        """At most ``number`` rows, drawn at random without replacement."""
         if len(self) <= number:
             return self
         with reproducible(seed):
@@ -56,7 +56,11 @@ class Rows:
         return self.take(chosen)
 
     def split(self, test_share: float, seed: int) -> tuple["Rows", "Rows"]:
-        """Training and test rows, drawn at random.
+        """Split the rows into training and test rows at random.
+
+        Args:
+            test_share: Share of test rows, between 0 and 1. There is at least one row of each.
+            seed: Seed of the split.
 
         Raises:
             DataError: If there are fewer than two rows.
@@ -76,7 +80,7 @@ class Rows:
 
 
 def has_target(y: Any) -> torch.Tensor:
-    """Which of the targets y, shape (N,) or (N, M), are known: no column of theirs is NaN.
+    """Which rows of y, shape (N,) or (N, M), have no NaN, as a boolean tensor of shape (N,).
 
     Example:
         >>> has_target([[1.0, 2.0], [3.0, float("nan")]])
@@ -89,21 +93,22 @@ def has_target(y: Any) -> torch.Tensor:
 def as_tensors(
     data: Data, *, dtype: torch.dtype | None = None, missing_targets: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Data as a tuple of checked tensors: ``(x,)`` or ``(x, y)``.
+    """Convert data to a tuple of validated tensors, ``(x,)`` or ``(x, y)``.
 
     Args:
         data: x of shape (N, D), or a pair (x, y): tensors, numpy arrays, pandas data frames or
-            anything that numpy reads; or `Rows`, or a torch `Dataset` of such rows.
-        dtype: What x and floating-point columns become; the default of torch if None. Whole
-            numbers in y (classes, counts, yes or no) become int64.
+            anything that numpy converts to an array; or `Rows`; or a torch `Dataset` of rows.
+        dtype: Type of x and of floating-point columns; torch's default type if None. Integers and
+            booleans in y become int64.
         missing_targets: Whether values of y may be NaN.
 
     Returns:
         The tensors, x first.
 
     Raises:
-        DataError: If x is not two-dimensional, a value is not a finite number, or x and y have
-            different numbers of rows, or one pandas index in two orders. Rows are counted from 0.
+        DataError: If x is not two-dimensional, if a value is not a finite number, if x and y have
+            different numbers of rows, or if they have the same pandas index in different orders.
+            Messages count rows from 0.
 
     Example:
         >>> as_tensors([[0.0, 1.0], [2.0, 3.0]])[0].shape
@@ -122,7 +127,7 @@ def as_tensors(
 
 
 def column_names(data: Data) -> tuple[str, ...] | None:
-    """Names of the columns of x, or None where they have none.
+    """Names of the columns of x, or None if they have no names.
 
     Example:
         >>> column_names(pd.DataFrame({"dose": [1.5], "weight": [70]}))
@@ -136,7 +141,7 @@ def column_names(data: Data) -> tuple[str, ...] | None:
 
 
 def numbered(name: str, size: int) -> tuple[str, ...]:
-    """Names of the columns of x or y that have none.
+    """Default names of ``size`` columns of x or y.
 
     Example:
         >>> numbered("y", 1), numbered("x", 2)
@@ -146,7 +151,7 @@ def numbered(name: str, size: int) -> tuple[str, ...]:
 
 
 def _check_index(columns: tuple[Any, ...]) -> None:
-    """See that pandas has no other order for the rows beside x; other labels are let be."""
+    """Check that pandas objects with the same index labels have them in the same order."""
     x, *others = columns
     for other in others:
         pandas = all(isinstance(column, pd.DataFrame | pd.Series) for column in (x, other))
@@ -186,12 +191,12 @@ def _collate(dataset: Dataset) -> Any:
 
 
 def _is_pair(data: Any) -> bool:
-    """Whether a list is what `default_collate` makes of rows (x, y)."""
+    """Whether data is a list of tensors, as `default_collate` returns it for rows (x, y)."""
     return isinstance(data, list) and len(data) > 0 and all(map(torch.is_tensor, data))
 
 
 def as_tensor(column: Any, name: str) -> torch.Tensor:
-    """One column of data as a tensor of real numbers, without a check of their values."""
+    """Convert x or y to a tensor of real numbers. Values may be missing or infinite."""
     if torch.is_tensor(column):
         if column.is_complex():
             raise DataError(f"expected real numbers in {name}; got {column.dtype}")
@@ -206,14 +211,14 @@ def as_tensor(column: Any, name: str) -> torch.Tensor:
         array = _as_numbers(
             array, name, column.columns if isinstance(column, pd.DataFrame) else None
         )
-    # Torch knows neither long doubles nor the other byte order, and wants memory of its own.
+    # Torch supports neither long doubles nor foreign byte order. The copy owns its memory.
     floating = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     dtype = floating if array.dtype.kind == "f" else np.int64
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
 def _as_numbers(array: np.ndarray, name: str, labels: Any) -> np.ndarray:
-    """What columns of several types become together, if each of their values is a number."""
+    """Convert an array of objects to numbers, with NaN for missing values."""
     numbers = np.full(array.shape, np.nan)
     for index, value in np.ndenumerate(array):
         if value is None or value is pd.NA:

@@ -1,4 +1,4 @@
-"""The paper's Table 1 (§8.2): error of mixtures of experts by gate, on spirals and MNIST."""
+"""Table 1 of the paper (§8.2): errors of mixtures of experts by gate, on spirals and MNIST."""
 
 import time
 from typing import Any
@@ -31,8 +31,8 @@ def rows(data: str, *, y_dim: int, seed: int, data_dir: str | None = None) -> tu
     Args:
         data: ``"spiral"`` or ``"mnist"``.
         y_dim: M, outputs of the affine maps.
-        seed: Decides the maps, and the noise of the spirals.
-        data_dir: Folder of MNIST's four files.
+        seed: Seed of the affine maps, and of the noise of the spirals.
+        data_dir: Folder with MNIST's four files.
     """
     train, test = datasets.spiral(seed=seed) if data == "spiral" else datasets.mnist(data_dir)
     return datasets.piecewise_affine(train, test, y_dim=y_dim, seed=seed)
@@ -47,23 +47,24 @@ def method(
     quick: bool = False,
     z_dim: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A story, and the arguments of `fit` for it.
+    """A story and the arguments of `fit` for it.
 
-    Every method has affine experts, and two starts on spirals, of which the held-out rows choose
-    one, but one on MNIST. VaDE-MoE and DVMoE start from a clustering of their codes on spirals; on
-    MNIST they, and GMM-MoE, from the responsibilities ``start``; a DeepMoE from random weights, as
-    the paper's, or, for comparison, from the same clustering.
+    All methods have affine experts. On spirals there are two starts, and the ELBO of held-out
+    training rows chooses one. On MNIST there is one start. VaDE-MoE and DVMoE start from a
+    clustering of their codes on spirals. On MNIST they and GMM-MoE start from the responsibilities
+    ``start``. DeepMoE starts from random weights, as in the paper. "DeepMoE, clustered start"
+    starts from the same clustering as the others, for comparison.
 
     Args:
         name: One of `METHODS`.
         data: ``"spiral"`` or ``"mnist"``.
         y_dim: M.
-        start: Where stories of x start, see `fit`.
-        quick: Whether to take fewer epochs.
-        z_dim: L of stories of x; 2 on spirals and 10 on MNIST if None.
+        start: Argument ``initialize`` of `fit` for methods with a clustered start.
+        quick: Whether to train for fewer epochs.
+        z_dim: L of VaDE-MoE and DVMoE; 2 on spirals and 10 on MNIST if None.
 
     Raises:
-        ValueError: If there is no method of that name.
+        ValueError: If ``name`` is not one of `METHODS`.
     """
     if name not in METHODS:
         raise ValueError(f"expected a method in {METHODS}; got {name!r}")
@@ -106,7 +107,7 @@ def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str
     if images:
         arguments["learning_rate"] = 1e-3
     if name == "DeepMoE":
-        arguments["epochs"] *= 2  # it has no phases before, and its epochs are half as long
+        arguments["epochs"] *= 2  # it has no initial phases, and its epochs take half the time
     else:
         arguments |= {"initialize": start, "initial_epochs": 5}
     return arguments
@@ -115,15 +116,18 @@ def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str
 def cell(
     name: str, data: str, train: Rows, test: Rows, *, seed: int, **options: Any
 ) -> dict[str, Any]:
-    """One cell of the table: a method fitted, and scored on test rows.
+    """Fit one method and score it on test rows, for one cell of the table.
 
     Args:
         name: One of `METHODS`.
         data: ``"spiral"`` or ``"mnist"``.
-        train: What to fit.
-        test: What to score.
+        train: Training rows.
+        test: Test rows.
         seed: Seed of the fit.
         **options: See `method`.
+
+    Returns:
+        Scores of the prediction of y, the accuracy of the gate, the held-out ELBO, and seconds.
     """
     (x, y), target, classes = _with_targets(train), _with_targets(test)[1], test.labels
     story: Any
@@ -142,7 +146,7 @@ def cell(
 
 
 def variance(test: Rows) -> float:
-    """The error of a prediction that is always the mean."""
+    """The total variance of the targets: the squared error of the constant mean."""
     return _with_targets(test)[1].var(0, correction=0).sum().item()
 
 
@@ -153,11 +157,11 @@ def _with_targets(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def run(*, quick: bool = False, data_dir: str | None = None) -> None:
-    """Print the table for one seed, with the paper's numbers beside.
+    """Print the table for one seed, with the numbers of the paper.
 
     Args:
-        quick: Fewer epochs, and 10,000 images.
-        data_dir: Folder of MNIST's four files; without it there are spirals alone.
+        quick: Whether to use fewer epochs and 10,000 training images.
+        data_dir: Folder with MNIST's four files. If None, only spirals are fitted.
     """
     print(f"{'':<34}" + "".join(f"{f'M={y_dim}':>12}" for y_dim in Y_DIMS))
     _print_part("spiral", quick, data_dir)

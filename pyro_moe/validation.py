@@ -1,4 +1,4 @@
-"""Checks of a model and its data before and after training."""
+"""Validation of a model and its data before training, and of components after training."""
 
 import warnings
 from typing import Any
@@ -20,13 +20,13 @@ from .fitted import Fit
 def check(
     model: Program, guide: Program, columns: tuple[torch.Tensor, ...], *, learns: bool = True
 ) -> int | None:
-    """Run a model and a guide once on data, and check the support of each observed value.
+    """Run a model and a guide once on the data, and check the support of each observed value.
 
     Args:
         model: A Pyro model. It may register parameters, so pass a copy.
         guide: Its guide, also a copy.
         columns: Tensors of N rows each.
-        learns: Whether the rows are training rows. If so, there must be at least K of them.
+        learns: Whether the rows are training rows. There must be at least K training rows.
 
     Returns:
         K, the length of site ``c``, or None for a model without one.

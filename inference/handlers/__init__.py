@@ -1,4 +1,4 @@
-"""Effect handlers: what is done with the assignment, and with the values of other sites."""
+"""Effect handlers for the assignment ``c`` and for other sites."""
 
 from .assignment import (
     CategoricalKL,

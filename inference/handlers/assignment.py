@@ -1,7 +1,7 @@
-"""Treatments of the assignment site ``c``: relaxed, discrete, or enumerated.
+"""Effect handlers that make the assignment ``c`` relaxed, discrete or enumerated.
 
-A story writes ``c`` as a `RelaxedOneHotCategorical` (or as a `OneHotCategorical`); which of the
-three it is during inference is decided here, so that one model function serves them all.
+A story writes ``c`` as a `RelaxedOneHotCategorical` or as a `OneHotCategorical`. The handlers
+replace its distribution during inference, so that one model function serves all objectives.
 """
 
 from typing import Any
@@ -15,12 +15,13 @@ from pyro_moe.distributions import RelaxedOneHotCategorical
 
 
 class CategoricalKL(RelaxedOneHotCategorical):
-    r"""A relaxed one-hot variable whose KL divergence is that of the categoricals behind it.
+    r"""A relaxed one-hot variable with the KL divergence of the underlying categoricals.
 
     .. math:: \mathrm{KL}(q \,\|\, p) := \sum_k q_k (\log q_k - \log p_k)
 
-    It samples and scores exactly as `RelaxedOneHotCategorical`; only
-    `torch.distributions.kl_divergence` differs (Jang et al. 2017; paper §7).
+    with the class probabilities q_k and p_k. Samples and densities are those of
+    `RelaxedOneHotCategorical`. Only `torch.distributions.kl_divergence` differs (Jang et al.
+    2017; paper §7).
     """
 
 
@@ -36,10 +37,10 @@ class Relax(Messenger):
     """Make ``c`` a relaxed one-hot variable.
 
     Args:
-        temperature: τ > 0, a number or a tensor of no dimensions.
+        temperature: τ > 0, a number or a scalar tensor.
         family: `RelaxedOneHotCategorical` or `CategoricalKL`.
-        max_log_odds: b of `RelaxedOneHotCategorical`; None for the logits as they are.
-        as_written: Whether a site that is relaxed already keeps the temperature it has.
+        max_log_odds: b of `RelaxedOneHotCategorical`; None for unbounded logits.
+        as_written: Whether a site that is already relaxed keeps its own temperature.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Relax(Messenger):
 
 
 class Discretize(Messenger):
-    """Make ``c`` a discrete one-hot variable, the limit of the relaxed one as τ → 0."""
+    """Make ``c`` a one-hot categorical variable, the limit of the relaxed one as τ → 0."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_assignment(msg):
@@ -74,10 +75,10 @@ class Discretize(Messenger):
 
 
 class Enumerate(Discretize):
-    """Make ``c`` discrete and let it take all K values at once, along a new leftmost dimension.
+    """Make ``c`` discrete and enumerate its K values along a new leftmost dimension.
 
-    Inside the plate ``"data"`` of N rows its value is the identity, shape (K, 1, K), so that
-    whatever depends on ``c`` has batch shape (K, N).
+    Inside the plate ``"data"`` of N rows the value of ``c`` is the identity matrix, shape
+    (K, 1, K). Sites that depend on ``c`` then have batch shape (K, N).
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -102,10 +103,10 @@ def is_assignment(msg: Any) -> bool:
 
 
 def one_hot(distribution: Any) -> Any:
-    """The one-hot distribution, discrete or relaxed, inside of what wraps it.
+    """The discrete or relaxed one-hot distribution inside masks and `Independent` wrappers.
 
     Raises:
-        TypeError: If there is none.
+        TypeError: If it is another distribution.
     """
     inner = distribution
     while not isinstance(inner, dist.OneHotCategorical | dist.RelaxedOneHotCategorical):
@@ -122,12 +123,12 @@ def log_probabilities(distribution: Any) -> torch.Tensor:
     """The normalized log-probabilities (..., K) of a discrete or relaxed one-hot distribution.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is another distribution.
     """
     return one_hot(distribution).logits.log_softmax(-1)
 
 
 def one_hot_values(distribution: Any) -> torch.Tensor:
-    """The K values of ``c``, shape (K, 1, K): one for each k, the same for every row."""
+    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows."""
     logits = log_probabilities(distribution)
     return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""Handlers that give sites other values, other distributions or other weights."""
+"""Effect handlers that change the value, the distribution or the scale of a site."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ REPLICATES = 8
 
 
 class AtTheMean(Messenger):
-    """Give latent sites besides ``c`` the mean of their distribution instead of a sample.
+    """Set latent sites besides ``c`` to the mean of their distribution.
 
-    Sites without reparameterized samples are drawn.
+    Sites without reparameterized samples are drawn at random.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -24,7 +24,7 @@ class AtTheMean(Messenger):
 
 
 class Given(Messenger):
-    """Give latent sites these values instead of samples."""
+    """Set sites to given values."""
 
     def __init__(self, values: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Given(Messenger):
 
 
 class WithDistribution(Messenger):
-    """Give one site another distribution, a function of the one it has."""
+    """Replace the distribution of one site by a function of it."""
 
     def __init__(self, site: str, change: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class WithDistribution(Messenger):
 
 
 class MinibatchScale(Messenger):
-    """Weigh latent variables outside the plate ``"data"`` by the share of rows in the minibatch.
+    """Scale sites outside the plate ``"data"`` by B/N, the share of rows in the minibatch.
 
-    The sum of a minibatch's objective over its rows, divided by their number, is then an
-    unbiased estimate of the whole objective divided by the number of all rows.
+    The objective of a minibatch of B rows, divided by B, is then an unbiased estimate of the
+    objective of all N rows, divided by N.
     """
 
     def __init__(self, share: float) -> None:
@@ -64,10 +64,10 @@ class MinibatchScale(Messenger):
 
 
 class SobolSamples(Messenger):
-    """Give normal latent sites S quasi-random values at once, along a new leftmost dimension.
+    """Draw S quasi-random values of each normal latent site along a new leftmost dimension.
 
-    The points are eight independently scrambled Sobol sequences of S/8 points each, one after
-    the other. Latent sites that are not normal get S random values.
+    The points are eight independently scrambled Sobol sequences of S/8 points each, concatenated.
+    Latent sites that are not normal get S pseudo-random values.
     """
 
     def __init__(self, num_samples: int) -> None:
@@ -81,7 +81,7 @@ class SobolSamples(Messenger):
         msg["value"], msg["done"] = self._values(msg["fn"]), True
 
     def _values(self, distribution: Any) -> torch.Tensor:
-        if len(distribution.batch_shape) > 1:  # depends on a site that has S values already
+        if len(distribution.batch_shape) > 1:  # it depends on a site that already has S values
             return distribution.rsample()
         independent = isinstance(distribution, torch.distributions.Independent)
         base = distribution.base_dist if independent else distribution
@@ -93,14 +93,14 @@ class SobolSamples(Messenger):
 
 
 def standard_normal_points(num_points: int, dim: int) -> torch.Tensor:
-    """Eight scrambled Sobol sequences in a row, shape (num_points, dim), mapped to N(0, I)."""
+    """Eight concatenated scrambled Sobol sequences, shape (num_points, dim), mapped to N(0, I)."""
     blocks = []
     for _ in range(REPLICATES):
         engine = torch.quasirandom.SobolEngine(
             dim, scramble=True, seed=int(torch.randint(2**31 - 1, ()))
         )
         points = engine.draw(num_points // REPLICATES, dtype=torch.float64)
-        order = torch.randperm(len(points))  # sites are paired at random, not along the sequence
+        order = torch.randperm(len(points))  # so that points of different sites are independent
         blocks.append(points[order])
     uniform = torch.cat(blocks).clamp(1e-10, 1 - 1e-10)
     return math.sqrt(2.0) * torch.erfinv(2.0 * uniform - 1.0)

@@ -1,1 +1,1 @@
-"""M-steps: the likeliest parameters of each part given weighted rows, as pure functions."""
+"""M-steps: maximum-likelihood estimates from weighted rows, as functions of tensors."""

@@ -1,4 +1,4 @@
-"""An M-step without a closed form: a few iterations of L-BFGS, undone where they diverge."""
+"""An M-step by numerical optimization: a few iterations of L-BFGS."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,14 +8,14 @@ import torch
 def minimize_in_place(
     loss: Callable[[], torch.Tensor], parameters: Iterable[torch.Tensor], *, iterations: int
 ) -> None:
-    """Lower a loss by L-BFGS from where its parameters are.
+    """Minimize a loss by L-BFGS, from the current parameters.
 
-    If a parameter ends up not finite, all go back to where they were.
+    If a parameter is not finite at the end, all parameters are reset to their initial values.
 
     Args:
-        loss: The loss at the parameters' present values.
-        parameters: What it depends on, changed in place.
-        iterations: At the most.
+        loss: Returns the loss at the current values of the parameters.
+        parameters: Its parameters, updated in place.
+        iterations: Maximum number of iterations.
 
     Example:
         >>> p = torch.zeros(1, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The M-step of affine maps under a normal likelihood: weighted least squares."""
+"""Weighted least squares: the M-step of affine normal experts."""
 
 import torch
 
@@ -8,12 +8,13 @@ RIDGE = 1e-7
 def weighted_least_squares(
     u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    r"""The coefficients of K affine maps, each by the weights of its component.
+    r"""Weighted least-squares coefficients of K affine maps.
 
-    .. math:: \min_{A_k} \sum_n r_{nk}\, |t_n - A_k^\top (u_n, 1)|^2 + \epsilon N_k |A_k|^2
+    .. math:: A_k = \arg\min_A \sum_n r_{nk}\, |t_n - A^\top (u_n, 1)|^2
+              + \epsilon N_k |A|^2, \quad N_k = \sum_n r_{nk}
 
-    with ε a ten-millionth of the mean square of (u, 1). It sets to zero the coefficients of
-    directions in which the rows of a component do not vary.
+    The ridge ε is 1e-7 times the mean square of the entries of (u, 1). If the rows of a component
+    do not determine A_k, it selects the solution of smallest norm up to terms of order ε.
 
     Args:
         u: Inputs, shape (N, C).
@@ -21,7 +22,7 @@ def weighted_least_squares(
         weights: r, shape (N, K).
 
     Returns:
-        A of shape (K, C + 1, P), intercepts last, in double precision.
+        A, shape (K, C + 1, P), with the intercept in the last row, in double precision.
 
     Example:
         >>> u = torch.arange(4.0).unsqueeze(-1)
@@ -34,7 +35,7 @@ def weighted_least_squares(
     ridge = RIDGE * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     solutions = []
     for r_k in r.T:
-        rows = r_k > 1e-12  # most responsibilities are next to nothing
+        rows = r_k > 1e-12  # most responsibilities are negligible
         weighted = u[rows] * r_k[rows].unsqueeze(-1)
         gram = weighted.mT @ u[rows] + ridge * r_k.sum().clamp_min(1e-12)
         solutions.append(torch.linalg.solve(gram, weighted.mT @ t[rows]))

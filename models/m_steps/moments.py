@@ -1,11 +1,11 @@
-"""The M-step of a Gaussian mixture: weighted moments."""
+"""Weighted moments: the M-step of a Gaussian mixture."""
 
 import torch
 from sklearn.cluster import kmeans_plusplus
 
 
 def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Means and covariances of points under the weights of each component.
+    r"""Weighted means and covariances of points for each component.
 
     .. math:: \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
               S_k = \frac{1}{N_k} \sum_n r_{nk} (z_n - \mu_k)(z_n - \mu_k)^\top, \quad
@@ -13,7 +13,7 @@ def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
 
     Args:
         z: Points, shape (N, L).
-        weights: r, shape (N, K), each component with some.
+        weights: r, shape (N, K), with a positive sum in each column.
 
     Returns:
         μ of shape (K, L), and S of shape (K, L, L).
@@ -26,7 +26,7 @@ def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     shares = weights / weights.sum(0)
     loc, covariance = shares.T @ z, z.new_empty(shares.shape[1], z.shape[1], z.shape[1])
     for k, share in enumerate(shares.T):
-        rows = share > 0  # of many columns each row belongs to hardly more than one component
+        rows = share > 0  # with many columns, a row has weight in about one component only
         centered = z[rows] - loc[k]
         covariance[k] = centered.mT @ (share[rows].unsqueeze(-1) * centered)
     return loc, covariance
@@ -35,16 +35,22 @@ def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
 def shrunk(
     covariance: torch.Tensor, variance: torch.Tensor, shrinkage: float, *, common: bool
 ) -> torch.Tensor:
-    r"""Covariances shrunk towards a diagonal matrix (Ledoit and Wolf 2004).
+    r"""Covariances shrunk toward a diagonal matrix (Ledoit and Wolf 2004).
 
-    .. math:: (1 - \lambda)\, S_k + \lambda T
+    .. math:: (1 - \lambda)\, S_k + \lambda T, \quad
+              T = \bar v I \text{ or } T = \mathrm{diag}(v_1, \dots, v_L)
+
+    with v the variances of the columns and v̄ their mean.
 
     Args:
         covariance: S, shape (K, L, L).
-        variance: Of each column over all points, shape (L,).
-        shrinkage: λ.
-        common: Whether T is the mean variance times I, and not the variance of each column;
-            constant columns take the mean all the same.
+        variance: v, the variance of each column over all points, shape (L,).
+        shrinkage: λ, from 0 to 1.
+        common: Whether T = v̄ I. Otherwise T is the diagonal matrix of v, with v̄ in place of
+            the variance of constant columns.
+
+    Returns:
+        Shape (K, L, L).
 
     Example:
         >>> shrunk(torch.ones(1, 2, 2), torch.ones(2), 0.5, common=True)
@@ -57,7 +63,7 @@ def shrunk(
 
 
 def distant_rows(x: torch.Tensor, number: int) -> torch.Tensor:
-    """Numbers of rows of x, shape (N, D), that lie far apart (k-means++), by torch's generator."""
+    """Indices of ``number`` distant rows of x, shape (N, D), by k-means++ and torch's generator."""
     seed = int(torch.randint(2**31 - 1, ()))
     _, rows = kmeans_plusplus(x.cpu().numpy(), number, random_state=seed)
     return torch.as_tensor(rows, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The M-step of a softmax gate: a multinomial logistic regression on responsibilities."""
+"""Multinomial logistic regression on responsibilities: the M-step of a softmax gate."""
 
 import numpy as np
 from scipy.optimize import minimize
@@ -8,23 +8,26 @@ from scipy.special import log_softmax
 def softmax_regression(
     u: np.ndarray, weights: np.ndarray, start: np.ndarray, *, ridge: float, steps: int
 ) -> np.ndarray:
-    r"""The likeliest coefficients of a softmax of an affine map.
+    r"""Penalized maximum-likelihood coefficients of a softmax of affine maps.
 
-    .. math:: \max_A \frac{1}{N} \sum_{nk} r_{nk} \log \mathrm{softmax}_k(A (u_n, 1))
-              - \frac{\lambda}{2} |A|^2
+    .. math:: \max_{W, b} \frac{1}{N} \sum_{nk} r_{nk} \log \mathrm{softmax}_k(W u_n + b)
+              - \frac{\lambda}{2} |W|^2 - \frac{10^{-8}}{2} |b|^2
 
-    by L-BFGS from where it starts. Where components can be separated, A would grow without end
-    but for λ, and with 784 columns its last digits take thousands of steps: hence the limit.
-    Every step gains, so that EM does, too. Jordan and Jacobs (1994) take Newton's method, which
-    is iteratively reweighted least squares, and also stop it early. Intercepts have a penalty of
-    1e-8 instead of λ: to shift them all changes nothing.
+    The maximization is by L-BFGS. Without the penalty, W would grow without bound if the
+    components are separable. The penalty on b makes b unique, because adding a constant to all
+    intercepts does not change the softmax.
+
+    With 784 columns, convergence to many digits takes thousands of iterations. The number of
+    iterations is therefore limited. Each of them increases the objective, so that the procedure
+    is generalized EM. Jordan and Jacobs (1994) also stop early, with iteratively reweighted least
+    squares (Newton's method) in place of L-BFGS.
 
     Args:
         u: Inputs, shape (N, C).
         weights: Responsibilities r, shape (N, K).
-        start: A to start from, shape (K, C + 1), intercepts last.
+        start: Initial A = (W, b), shape (K, C + 1), intercepts in the last column.
         ridge: λ.
-        steps: Of L-BFGS at the most.
+        steps: Maximum number of L-BFGS iterations.
 
     Returns:
         A, shape (K, C + 1).

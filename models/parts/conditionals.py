@@ -1,7 +1,7 @@
 """Conditional distributions: modules that map a context to a distribution.
 
-Encoders q(z|x), decoders p(x|z) and gates q(c|x) are all the same thing: a network that
-computes parameters, and a family that they are parameters of.
+Encoders q(z|x), decoders p(x|z) and gates q(c|x) have the same form: a network computes the
+parameters of a distribution of a given family.
 """
 
 import math
@@ -14,15 +14,16 @@ from .networks import Standardize
 
 
 class NormalConditional(nn.Module):
-    r"""A normal whose mean and scale are both functions of the context.
+    r"""A normal distribution with mean and scale as functions of the context.
 
     .. math:: q(z \mid x) = N(z \mid \mu(x), \mathrm{diag}\, \sigma^2(x)), \quad
               [\mu, \log(\sigma / \sigma_0)] = f(x)
 
     Args:
         network: Maps a context to ``2 * L`` numbers.
-        initial_scale: σ_0, about the scale at the start. Small, so that an encoder starts close
-            to an autoencoder's: from unit scales training often collapses onto the prior.
+        initial_scale: σ_0, approximately the initial scale. A small value makes an encoder start
+            close to that of an autoencoder. With initial scales of one, training often ends in
+            posterior collapse.
 
     Example:
         >>> NormalConditional(nn.Linear(3, 4))(torch.zeros(5, 3)).event_shape
@@ -36,23 +37,23 @@ class NormalConditional(nn.Module):
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The distribution given a context, event shape ``(L,)``."""
         loc, log_scale = self.network(context).chunk(2, dim=-1)
-        # Far from the data a network's outputs are far from any use: exp must not overflow.
+        # Network outputs are unbounded far from the training data: exp must not overflow.
         scale = self.initial_scale * log_scale.clamp(-10.0, 10.0).exp()
         return dist.Normal(loc, scale).to_event(1)
 
 
 class NormalLikelihood(nn.Module):
-    r"""A normal around a network's output, with learned scales.
+    r"""A normal likelihood with a mean that depends on z and constant, learned scales.
 
     .. math:: p(x \mid z) = N(x \mid m + s f(z), \mathrm{diag}\, (s \sigma)^2)
 
-    with the data's units m, s; σ is one number for each dimension, or one for all where s is. A
-    variance that depends on z as well is `HeteroscedasticNormalLikelihood`.
+    with the units m, s of the data. σ has one entry for each column, or a single entry if s has
+    one. For a variance that depends on z see `HeteroscedasticNormalLikelihood`.
 
     Args:
         network: Maps z ``(..., L)`` to a mean ``(..., D)`` in standard units.
-        units: The data's units, shared with the encoder.
-        initial_scale: σ at the start, in standard units.
+        units: The units of the data, shared with the encoder.
+        initial_scale: Initial σ, in standard units.
 
     Example:
         >>> NormalLikelihood(nn.Linear(2, 3), Standardize(3))(torch.zeros(5, 2)).event_shape
@@ -68,7 +69,7 @@ class NormalLikelihood(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from ``initial_scale`` in every dimension."""
+        """Set all scales to ``initial_scale``."""
         nn.init.constant_(self.log_scale, math.log(self.initial_scale))
 
     def forward(self, z: torch.Tensor) -> dist.Distribution:
@@ -78,19 +79,20 @@ class NormalLikelihood(nn.Module):
 
 
 class HeteroscedasticNormalLikelihood(nn.Module):
-    r"""A normal whose mean and scale are both functions of z, as the paper (§3) has it.
+    r"""A normal likelihood with mean and scale as functions of z (paper §3).
 
     .. math:: p(x \mid z) = N(x \mid m + s\, \mu(z), \mathrm{diag}\, (s\, \sigma(z))^2), \quad
               \sigma = \sigma_{\min} + \sigma_0 e^{h / 2}, \quad [\mu, h] = f(z)
 
-    with the data's units m, s. The floor σ_min bounds the density: without it the likelihood
-    grows without end wherever the decoder fits a row exactly. A hundredth of a column's standard
-    deviation is the default: no row counts for more than 3.7 nats a column.
+    with the units m, s of the data. The lower limit σ_min bounds the density. Without it the
+    likelihood is unbounded if the decoder fits a row exactly. The default is a hundredth of the
+    standard deviation of a column. The log-density in standard units is then at most 3.7 nats
+    for each column.
 
     Args:
         network: Maps z ``(..., L)`` to ``2 * D`` numbers.
-        units: The data's units, shared with the encoder.
-        initial_scale: σ_0, about the scale at the start, in standard units.
+        units: The units of the data, shared with the encoder.
+        initial_scale: σ_0, approximately the initial scale, in standard units.
         min_scale: σ_min, in standard units.
 
     Example:
@@ -115,7 +117,7 @@ class HeteroscedasticNormalLikelihood(nn.Module):
         """The distribution of x given z, event shape ``(D,)``.
 
         Raises:
-            ValueError: If the network does not give two numbers a column.
+            ValueError: If the network does not return two numbers for each column.
         """
         output, x_dim = self.network(z), len(self.units.loc)
         if output.shape[-1] != 2 * x_dim:
@@ -124,17 +126,17 @@ class HeteroscedasticNormalLikelihood(nn.Module):
                 f"column of x; got {output.shape[-1]}"
             )
         loc, log_variance = output.chunk(2, dim=-1)
-        # Far from the data a network's outputs are far from any use: exp must not overflow.
+        # Network outputs are unbounded far from the training data: exp must not overflow.
         scale = self.min_scale + self.initial_scale * (log_variance.clamp(-20.0, 20.0) / 2).exp()
         return dist.Normal(self.units.inverse(loc), self.units.scale * scale).to_event(1)
 
 
 class BernoulliLikelihood(nn.Module):
-    r"""Independent binary features.
+    r"""A likelihood of independent binary features.
 
     .. math:: p(x \mid z) = \prod_d \mathrm{Ber}(x_d \mid \mathrm{logit} = f_d(z))
 
-    Defined for x in {0, 1} only; gray values want `ContinuousBernoulliLikelihood`.
+    It is defined for x in {0, 1} only. For gray values use `ContinuousBernoulliLikelihood`.
 
     Args:
         network: Maps z ``(..., L)`` to logits ``(..., D)``.
@@ -154,14 +156,14 @@ class BernoulliLikelihood(nn.Module):
 
 
 class ContinuousBernoulliLikelihood(nn.Module):
-    r"""Independent features in [0, 1], such as gray pixels.
+    r"""A likelihood of independent features in [0, 1], such as gray pixels.
 
     .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d},
               \quad \mathrm{logit}\, \lambda = b \tanh(f(z) / b), \quad b = 15
 
-    The normalized form of the Bernoulli score that is often used on gray pixels
+    It is the normalized form of the Bernoulli likelihood that is often used for gray pixels
     (Loaiza-Ganem and Cunningham, 2019). Many pixels are exactly 0 or 1, where the density grows
-    with the logits and without bound: hence b, without which training chases these pixels only.
+    without bound in the logits. Without the bound b these pixels would dominate training.
 
     Args:
         network: Maps z ``(..., L)`` to logits ``(..., D)``.
@@ -184,7 +186,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
 
 
 class CategoricalConditional(nn.Module):
-    r"""A one-hot choice among K whose probabilities are a function of the context.
+    r"""A one-hot categorical distribution with probabilities as functions of the context.
 
     .. math:: q(c = k \mid x) = \mathrm{softmax}_k\, g(x)
 
@@ -211,7 +213,7 @@ LIKELIHOODS = ("normal", "normal-heteroscedastic", "bernoulli", "continuous-bern
 
 
 def outputs_of(name: str) -> int:
-    """How many numbers for each column of x a decoder has to give for a likelihood."""
+    """Number of decoder outputs for each column of x that a likelihood requires."""
     return 2 if name == "normal-heteroscedastic" else 1
 
 
@@ -222,7 +224,7 @@ def likelihood_of(name: str, network: nn.Module, units: Standardize) -> nn.Modul
         name: ``"normal"``, ``"normal-heteroscedastic"``, ``"bernoulli"`` or
             ``"continuous-bernoulli"``.
         network: Maps z ``(..., L)`` to D numbers, or 2 D for ``"normal-heteroscedastic"``.
-        units: The data's units; only the normal ones use them.
+        units: The units of the data. Only the normal likelihoods use them.
 
     Raises:
         ValueError: If the name is none of these.

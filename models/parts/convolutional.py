@@ -1,4 +1,4 @@
-"""Convolutional networks for flattened images, and what moves images about in training."""
+"""Convolutional networks for flattened images, and random affine augmentation of images."""
 
 import math
 
@@ -83,14 +83,14 @@ class ConvolutionalDecoder(nn.Module):
 class ConvolutionalClassifier(nn.Module):
     """A gate for images: three convolutions with pooling, batch normalization and dropout.
 
-    While it learns, images are turned and shifted a little, see `RandomAffine`: which regime an
-    image belongs to does not hang on where in the frame it stands.
+    In training, images are rotated and shifted slightly at random, see `RandomAffine`, because
+    the component of an image does not depend on its exact position.
 
     Args:
         image_shape: ``(channels, height, width)``; height and width of at least eight.
         num_classes: K, length of the output vector, logits.
         channels: Filters of the three convolutions.
-        dropout: Share of the last hidden units that is dropped in training.
+        dropout: Dropout probability of the last hidden layer.
 
     Raises:
         ValueError: If height or width is below eight.
@@ -117,7 +117,7 @@ class ConvolutionalClassifier(nn.Module):
             )
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip((depth, *channels), channels, strict=False):
-            # pooled first: normalizing a quarter of the numbers takes a quarter of the time
+            # Pooling comes first, so that batch normalization takes a quarter of the time.
             layers += [nn.Conv2d(fan_in, fan_out, kernel_size=3, padding=1), nn.MaxPool2d(2)]
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(channels[-1] * (height // 8) * (width // 8), 128)]
@@ -131,16 +131,17 @@ class ConvolutionalClassifier(nn.Module):
 
 
 class RandomAffine(nn.Module):
-    r"""Flattened images, each turned and shifted at random in training; as they are otherwise.
+    r"""Random rotation and translation of flattened images in training mode.
 
     .. math:: x'(u) = x(R_\alpha u + t), \quad \alpha \sim U(-a, a), \quad t \sim U(-b, b)^2
 
-    with bilinear interpolation, and zeros from beyond the border.
+    with bilinear interpolation and zeros outside the image. In evaluation mode images are
+    unchanged.
 
     Args:
         image_shape: ``(channels, height, width)``.
         degrees: a, in degrees.
-        translate: b, a share of height and width.
+        translate: b, as a fraction of height and width.
 
     Example:
         >>> RandomAffine((1, 8, 8)).eval()(torch.ones(2, 64)).sum()
@@ -158,14 +159,14 @@ class RandomAffine(nn.Module):
         self.image_shape, self.degrees, self.translate = image_shape, degrees, translate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images, shape (N, D), to images."""
+        """Transform flattened images, shape (N, D)."""
         if not self.training:
             return x
         angle = (2 * torch.rand(len(x)) - 1) * math.radians(self.degrees)
-        shift = (2 * torch.rand(len(x), 2) - 1) * 2 * self.translate  # an image is two units wide
+        shift = (2 * torch.rand(len(x), 2) - 1) * 2 * self.translate  # the grid spans [-1, 1]
         cos, sin = angle.cos(), angle.sin()
         shape = (len(x), *self.image_shape)
-        ratio = shape[-2] / shape[-1]  # of the units of height to those of width
+        ratio = shape[-2] / shape[-1]  # grid units differ in height and width
         map_back = torch.stack(
             [
                 torch.stack([cos, -sin * ratio, shift[:, 0]], 1),

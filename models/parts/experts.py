@@ -1,7 +1,7 @@
-"""Experts: K conditional distributions of the target, computed side by side.
+"""Experts: K conditional distributions of the target, evaluated in parallel.
 
-A module of experts maps a context to a distribution of batch shape (N, K). Which context, the
-features or a latent mean, is the story's affair.
+A module of experts maps a context to a distribution of batch shape (N, K). The story chooses the
+context: the features x or the latent mean E[z|x].
 """
 
 import math
@@ -23,13 +23,13 @@ MIN_SCALE = 1e-3
 
 
 class Experts(nn.Module):
-    r"""A module from a context to K distributions of y, whose M-step is by gradients.
+    r"""A module from a context to K distributions of y, with an M-step by L-BFGS.
 
     .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{|W|^2}{2 s^2}
 
-    with W the weights of the experts' maps, and s in standard units: where classes can be
-    separated, these weights would grow without end but for s. EM with such a step is generalized
-    EM: the penalized likelihood rises, not always to the step's maximum.
+    with W the weights of the experts' maps. The penalty corresponds to the prior N(0, s²).
+    Without it the weights would grow without bound if classes are separable. The step increases
+    the objective without always reaching its maximum, which gives generalized EM.
     """
 
     evaluated_once = True
@@ -43,13 +43,13 @@ class Experts(nn.Module):
         iterations: int = 50,
         prior_scale: float = 5.0,
     ) -> None:
-        """Raise the weighted likelihood from where the experts are: EM's M-step.
+        """Increase the penalized weighted likelihood, from the current parameters.
 
         Args:
-            context: What the experts see, shape (N, C).
-            y: Targets, shape (N,) or (N, M); rows with NaN are left out.
+            context: Inputs of the experts, shape (N, C).
+            y: Targets, shape (N,) or (N, M). Rows with NaN are left out.
             weights: Responsibilities r, shape (N, K).
-            iterations: L-BFGS iterations at the most.
+            iterations: Maximum number of L-BFGS iterations.
             prior_scale: s, in standard units.
         """
         y, context, weights = known_rows(y, context, weights)
@@ -66,21 +66,23 @@ class Experts(nn.Module):
 
 
 class NormalExperts(Experts):
-    r"""Normal experts: what the paper (§4.1) calls the regression model.
+    r"""Normal experts, the regression model of the paper (§4.1).
 
     .. math:: p_k(y \mid x) = N(y \mid m + s f_k(x),\; s \Gamma_k s)
 
-    with the target's units m, s. Γ_k is scalar, diagonal or full; its scales have a floor, so
-    that no likelihood is won by a spike on a few rows.
+    with the units m, s of the target, and s as a diagonal matrix. Γ_k is scalar, diagonal or
+    full. Its scales have a lower limit, because the likelihood is unbounded if an expert fits its
+    rows exactly.
 
     Args:
         network: Maps a context to ``(..., K, M)``, such as `AffineMaps`.
         num_components: K.
         y_dim: M.
         covariance: Γ_k ``"scalar"``, ``"diagonal"`` or ``"full"``.
-        initial_scale: Γ_k's scale at the start, in the target's standard deviations.
-        min_scale: The floor, likewise. Where there is hardly any noise and inputs are many, a
-            higher one keeps gradient steps from being far longer than the noise.
+        initial_scale: Initial scales of Γ_k, in standard deviations of the target.
+        min_scale: Lower limit of the scales, in the same unit. For almost noise-free targets with
+            many inputs a larger value is advisable: gradient steps otherwise are much longer than
+            the noise scale.
 
     Raises:
         ValueError: If ``covariance`` is none of these.
@@ -115,13 +117,13 @@ class NormalExperts(Experts):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from ``initial_scale`` and no correlation."""
+        """Set all scales to ``initial_scale`` and all correlations to zero."""
         nn.init.constant_(self.log_scale, math.log(self.initial_scale))
         if self.covariance == "full":
             nn.init.zeros_(self.correlation)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take the units of the targets y, shape (N, M)."""
+        """Set the units from training targets y, shape (N, M)."""
         self.units.adapt(y)
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
@@ -137,16 +139,17 @@ class NormalExperts(Experts):
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
     ) -> None:
-        r"""Set the experts to the likeliest ones of weighted rows: EM's M-step.
+        r"""Set the experts to the maximum-likelihood estimates from weighted rows.
 
-        In closed form for affine maps (weighted least squares, then Γ_k from the residuals),
-        by gradients for other networks.
+        Affine maps have a closed form: weighted least squares, and Γ_k from the weighted
+        residuals. Other networks take the step of `Experts`.
 
         Args:
-            context: What the experts see, shape (N, C).
-            y: Targets, shape (N,) or (N, M); rows with NaN are left out.
-            weights: Responsibilities r, shape (N, K); an expert without any takes all rows.
-            **step: What the step by gradients takes, see `Experts`.
+            context: Inputs of the experts, shape (N, C).
+            y: Targets, shape (N,) or (N, M). Rows with NaN are left out.
+            weights: Responsibilities r, shape (N, K). An expert with zero weight in all rows is
+                fitted to all rows.
+            **step: Arguments of the step of `Experts`.
         """
         y, context, weights = known_rows(y, context, weights)
         if not isinstance(self.network, AffineMaps):
@@ -182,7 +185,8 @@ class StudentTExperts(Experts):
               \Big( \frac{y_m - m_m}{s_m} \,\Big|\, f_k(x)_m, \sigma_{km} \Big) \frac{1}{s_m},
               \quad \nu_k > 2
 
-    with the target's units m, s by its median and quartiles, which wild values do not spoil.
+    with the units m, s of the target. They are computed from its median and quartiles, which are
+    robust to outliers.
 
     Args:
         network: Maps a context to ``(..., K, M)``.
@@ -203,24 +207,24 @@ class StudentTExperts(Experts):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from a scale of one and ν = 6."""
+        """Set all scales to one and ν to 6."""
         nn.init.zeros_(self.log_scale)
         nn.init.constant_(self.log_df, math.log(4.0))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take the units of the targets y, shape (N, M)."""
+        """Set the units from training targets y, shape (N, M)."""
         self.units.adapt(y)
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = self.units.inverse(self.network(context))
         scale = self.units.scale * (MIN_SCALE + self.log_scale.exp())
-        df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # where it hardly matters, not to infinity
+        df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # large values differ little
         return dist.StudentT(df, loc, scale).to_event(1)
 
 
 class CategoricalExperts(Experts):
-    r"""Experts on classes: the paper's (§4.2) classification model.
+    r"""Categorical experts, the classification model of the paper (§4.2).
 
     .. math:: p_k(y = l \mid x) = \mathrm{softmax}_l\, f_k(x)
 
@@ -242,7 +246,7 @@ class CategoricalExperts(Experts):
 
 
 class BernoulliExperts(Experts):
-    r"""Experts on M answers of yes (1) or no (0).
+    r"""Experts of M binary targets.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Ber}(y_m \mid \mathrm{logit} = f_k(x)_m)
 
@@ -264,12 +268,12 @@ class BernoulliExperts(Experts):
 
 
 class PoissonExperts(Experts):
-    r"""Experts on M counts.
+    r"""Poisson experts of M counts.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Poisson}(y_m \mid \exp(a_m + f_k(x)_m))
 
-    with a the logarithm of the mean count. The exponent is kept below 20: far from the data the
-    exponential must not overflow.
+    with a the logarithm of the mean count. The exponent is limited to the range from -20 to 20,
+    so that the rate does not overflow far from the training data.
 
     Args:
         network: Maps a context to ``(..., K, M)``.
@@ -288,7 +292,7 @@ class PoissonExperts(Experts):
         self.register_buffer("offset", torch.zeros(y_dim))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take the mean of the counts y, shape (N, M)."""
+        """Set a from the counts y, shape (N, M)."""
         self.offset.copy_(y.mean(0).clamp_min(1e-3).log())
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
@@ -298,10 +302,10 @@ class PoissonExperts(Experts):
 
 
 class StackedExperts(Experts):
-    """K conditional distributions of any kinds as one module of experts.
+    """K conditional distributions of any families as one module of experts.
 
     Args:
-        experts: Modules from a context to a distribution of batch shape (N,).
+        experts: K modules, each from a context to a distribution of batch shape (N,).
 
     Example:
         >>> from .conditionals import NormalConditional
@@ -315,7 +319,7 @@ class StackedExperts(Experts):
         self.experts = nn.ModuleList(experts)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Let each expert take the units of the rows x, shape (N, D), and y, shape (N, M)."""
+        """Set the units of each expert from training rows x, shape (N, D), and y, (N, M)."""
         for expert in self.experts:
             adapt_experts(expert, x, y)
 
@@ -344,20 +348,20 @@ def experts_of(
     *,
     units: nn.Module | None = None,
 ) -> nn.Module:
-    """A module of experts by the name of its family, with affine maps, or the given one.
+    """A module of affine experts by the name of its family, or the given modules as experts.
 
     Args:
-        experts: ``"normal"``, whose Γ_k is diagonal, ``"normal-scalar"``, ``"normal-full"``,
-            ``"student-t"``, ``"categorical"`` (y_dim classes),
-            ``"bernoulli"`` or ``"poisson"``; a module from a context to a distribution of batch
-            shape (N, K); or K modules to distributions of batch shape (N,).
-        in_features: Length of the context; this and what follows are for a name.
+        experts: ``"normal"`` (with diagonal Γ_k), ``"normal-scalar"``, ``"normal-full"``,
+            ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"`` or ``"poisson"``;
+            a module from a context to a distribution of batch shape (N, K); or K modules, each to
+            a distribution of batch shape (N,).
+        in_features: Length of the context. This and the following are for affine experts.
         num_components: K.
-        y_dim: M, the columns of y, or the number of classes.
-        units: The context's units.
+        y_dim: M, columns of y or number of classes.
+        units: The units of the context, or None for a context in standard units.
 
     Raises:
-        ValueError: If the name is none of these, or there are not as many modules as components.
+        ValueError: If the name is none of these, or the number of modules is not K.
 
     Example:
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
@@ -389,7 +393,7 @@ def experts_of(
 
 
 def adapt_experts(experts: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:
-    """Let experts that have units take those of rows x, (N, D), and y, (N,) or (N, M), if known."""
+    """Set the units of experts that have them from rows x, (N, D), with a known y, (N, M)."""
     if y is None or not hasattr(experts, "adapt"):
         return
     known, x = known_rows(y, x)

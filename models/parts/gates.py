@@ -1,4 +1,4 @@
-"""The softmax gate; a neural one is `CategoricalConditional`, a generative one a story of x."""
+"""The softmax gate. For a neural gate see `CategoricalConditional`."""
 
 import math
 
@@ -11,7 +11,7 @@ from .networks import AffineMaps
 
 
 class SoftmaxGate(nn.Module):
-    r"""The classical gate (paper §4): a multinomial logistic regression.
+    r"""The softmax gate (paper §4), a multinomial logistic regression.
 
     .. math:: g_k(x) = \mathrm{softmax}_k\,
               \Big( \Big\langle w_k, \frac{x - m}{s} \Big\rangle + b_k \Big)
@@ -19,7 +19,7 @@ class SoftmaxGate(nn.Module):
     Args:
         x_dim: D.
         num_components: K.
-        units: m and s, as the story shares them; those of x itself if None.
+        units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
 
     Example:
         >>> SoftmaxGate(2, 5)(torch.zeros(7, 2)).probs.shape
@@ -39,13 +39,15 @@ class SoftmaxGate(nn.Module):
     def maximize(
         self, x: torch.Tensor, weights: torch.Tensor, *, ridge: float = 1e-4, steps: int = 100
     ) -> None:
-        """Set the gate to the likeliest given responsibilities: the inner loop of EM for ME.
+        r"""Increase the penalized likelihood of the gate given responsibilities, by L-BFGS.
+
+        .. math:: \max \frac{1}{N} \sum_{nk} r_{nk} \log g_k(x_n) - \frac{\lambda}{2} |w|^2
 
         Args:
             x: Rows, shape (N, D).
             weights: Responsibilities r, shape (N, K).
             ridge: λ, see `softmax_regression`.
-            steps: Of L-BFGS at the most.
+            steps: Maximum number of L-BFGS iterations.
         """
         u, r = self.maps.units(x).double().cpu().numpy(), weights.double().cpu().numpy()
         root = math.sqrt(self.maps.weight.shape[-1])  # w = V / √D, see `AffineMaps`

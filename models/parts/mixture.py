@@ -1,4 +1,4 @@
-"""The Gaussian mixture: the prior of every clustering story, and a story by itself."""
+"""The Gaussian mixture over x, or over the latent z of clustering stories."""
 
 import pyro.distributions as dist
 import torch
@@ -22,10 +22,10 @@ class GaussianMixture(nn.Module):
         covariance: ``"full"`` (a lower-triangular L_k for each component, paper
             Algorithm 1), ``"diagonal"``, or ``"tied"`` (one full L for all).
         weights: ``"uniform"`` (paper §6) or ``"learned"`` π.
-        shrinkage: λ, the share of a diagonal target in the Σ_k that `maximize` finds; more than
-            none where a component may have fewer rows than z has entries.
-        common_scale: Whether the columns of z share one unit: the target is then the mean of
-            their variances times I, and otherwise the variance of each.
+        shrinkage: λ, from 0 to 1, the weight of a diagonal target in the estimates Σ_k of
+            `maximize`. Choose λ > 0 if a component may have fewer rows than z has columns.
+        common_scale: Whether the columns of z share one unit. The target then is the mean of
+            their variances times I. Otherwise it is the diagonal matrix of their variances.
 
     Raises:
         ValueError: If ``covariance`` or ``weights`` is none of these, or K < 1.
@@ -66,12 +66,12 @@ class GaussianMixture(nn.Module):
         num_scales = 1 if covariance == "tied" else num_components
         self.log_scale = nn.Parameter(torch.empty(num_scales, dim))
         if covariance != "diagonal":
-            # L_k = diag(s_k) (I + strictly lower triangle): positive diagonal, no constraint
+            # L_k = diag(s_k) (I + strictly lower triangle) needs no constraint
             self.correlation = nn.Parameter(torch.empty(*self.log_scale.shape, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from equal weights, standard normal means and unit covariances."""
+        """Set equal weights, standard normal means and unit covariances."""
         nn.init.zeros_(self.logits)
         nn.init.normal_(self.loc)
         nn.init.zeros_(self.log_scale)
@@ -99,9 +99,9 @@ class GaussianMixture(nn.Module):
 
         .. math:: L(c) = \sum_k c_k L_k
 
-        It is triangular with a positive diagonal, so always that of a density. With the mean
-        interpolated likewise, N(c @ μ, L(c) L(c)^T) tends to p(z|c) as c becomes one-hot, which
-        is what the paper (§7, note) asks.
+        It is lower triangular with a positive diagonal and therefore a valid Cholesky factor. As
+        c becomes one-hot, N(c @ μ, L(c) L(c)^T) converges to p(z|c), which the paper (§7, note)
+        requires.
 
         Args:
             c: One-hot or relaxed assignments, shape (..., K).
@@ -114,7 +114,7 @@ class GaussianMixture(nn.Module):
         return torch.einsum("...k,kij->...ij", c, self.scale_tril)
 
     def responsibilities(self, z: torch.Tensor) -> dist.Distribution:
-        r"""p(c|z) by Bayes' rule, in log space.
+        r"""The posterior p(c|z) by Bayes' rule.
 
         .. math:: p(c = k \mid z) = \mathrm{softmax}_k [\log \pi_k + \log N(z \mid \mu_k, \Sigma_k)]
 
@@ -128,7 +128,7 @@ class GaussianMixture(nn.Module):
         return self.logits.log_softmax(-1) + self.normals.log_prob(z.unsqueeze(-2))
 
     def spread_over(self, x: torch.Tensor) -> None:
-        """Start with means at distant rows of x (k-means++) and the covariance of all rows.
+        """Set means to distant rows of x (k-means++), and Σ_k to the covariance of all rows.
 
         Args:
             x: Points, shape (N, L), at least K of them.
@@ -137,18 +137,20 @@ class GaussianMixture(nn.Module):
         self.loc.copy_(x[distant_rows(x, self.num_components)])
 
     def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
-        r"""Set the parameters to the most likely ones given weighted points: EM's M-step.
+        r"""Set the parameters to their estimates from weighted points, the M-step of EM.
 
         .. math:: \pi_k \propto N_k = \sum_n r_{nk}, \quad
+                  \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
                   \Sigma_k = (1 - \lambda) S_k + \lambda T + \epsilon
 
-        with μ and S the `weighted_moments`, T the target of shrinkage λ, see `shrunk`, and ε
-        diagonal, a millionth of each column's variance, against components that shrink onto one
-        point. A component without weight takes the moments of all points; uniform π stays.
+        with S_k the weighted covariances, see `weighted_moments`, and T the target of the
+        shrinkage λ, see `shrunk`. The diagonal matrix ε is a millionth of the variance of each
+        column. It keeps Σ_k nonsingular when a component contracts to a point. A component with
+        zero weight takes the moments of all points. Uniform π is not updated.
 
         Args:
             z: Points, shape (N, L).
-            responsibilities: Weights r, shape (N, K).
+            responsibilities: r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
         counts, variance = r.sum(0), z.var(0, correction=0)
@@ -160,7 +162,7 @@ class GaussianMixture(nn.Module):
         covariance = shrunk(covariance, variance, self.shrinkage, common=self.common_scale)
         rounding = torch.finfo(torch.float32).eps
         ridge = 1e-6 * variance + (rounding * z.mean(0)) ** 2
-        ridge = torch.where(ridge > 0, ridge, rounding**2)  # where all is zero
+        ridge = torch.where(ridge > 0, ridge, rounding**2)  # for columns of zeros
         self._take(counts, loc, torch.linalg.cholesky(covariance + ridge.diag_embed()))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Plain neural networks: deterministic maps from one real vector to another."""
+"""Deterministic maps: multilayer perceptrons, standardization and affine maps."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ class MLP(nn.Sequential):
 
     Args:
         in_features: Length of the input vector.
-        hidden: Widths of the hidden layers; empty for an affine map.
+        hidden: Widths of the hidden layers. It is empty for an affine map.
         out_features: Length of the output vector.
 
     Example:
@@ -35,19 +35,19 @@ class MLP(nn.Sequential):
 
 
 class Standardize(nn.Module):
-    r"""An affine change of units, fixed from data before training.
+    r"""Standardization of columns, by constants set from data before training.
 
     .. math:: u = (x - m) / s, \quad m_d = \mathrm{mean}(x_d), \quad s_d = \mathrm{sd}(x_d)
 
-    It starts as the identity. A column that is constant keeps unit scale.
+    Initially it is the identity. A constant column has s = 1.
 
     Args:
-        dim: Columns of x.
-        common: Whether all columns are in one unit, as pixels are: s is then one number, the
-            root mean square of the columns' deviations.
-        robust: Whether m is the median and s the range of the middle half in that of a standard
-            normal, 1.349, which wild values do not spoil. Where half of the values are equal, and
-            that range is zero, s stays the standard deviation.
+        dim: D, columns of x.
+        common: Whether all columns share one unit, as pixels do. s is then a single number, the
+            root mean square of the columns' standard deviations.
+        robust: Whether to use statistics that are robust to outliers: m is the median, and s is
+            the interquartile range divided by 1.349, that of a standard normal distribution. If
+            the interquartile range is zero, s is the standard deviation.
 
     Example:
         >>> units = Standardize(1)
@@ -66,9 +66,9 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(1 if common else dim))
 
     def adapt(self, x: torch.Tensor) -> None:
-        """Take the units in which the rows x, shape (N, D), have zero mean and unit scale."""
+        """Set m and s from training rows x, shape (N, D)."""
         self.loc.copy_(x.mean(0))
-        constant = (x == x[0]).all(0)  # whose computed deviation is rounding error, not zero
+        constant = (x == x[0]).all(0)  # their computed variance may be a rounding error
         variance = torch.where(constant, torch.zeros_like(x[0]), x.var(0, correction=0))
         if len(self.scale) == 1:
             variance = variance.mean(0, keepdim=True)
@@ -82,27 +82,27 @@ class Standardize(nn.Module):
             self.scale.copy_(torch.where(middle > 0, middle, self.scale))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From the data's units to standard ones."""
+        """Standardize x, shape (..., D)."""
         return (x - self.loc) / self.scale
 
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
-        """From standard units back to the data's."""
+        """Map standardized values u, shape (..., D), back to the units of the data."""
         return u * self.scale + self.loc
 
 
 class AffineMaps(nn.Module):
-    r"""K affine maps of one input, in its standard units.
+    r"""K affine maps of one standardized input.
 
     .. math:: f_k(x) = \frac{1}{\sqrt D} V_k\, \frac{x - m}{s} + b_k
 
-    V_k / √D are the maps' weights; V_k is what is learned, so that a step of Adam moves the
-    output about as far with hundreds of columns as with two.
+    The learned parameters are V_k and b_k. The factor 1/√D makes the change of the output in a
+    step of Adam nearly independent of the number of columns.
 
     Args:
         in_features: D, length of the input.
         num_components: K.
         out_features: P, length of each output.
-        units: m and s, such as a story shares among its parts; those of x itself if None.
+        units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
 
     Example:
         >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
@@ -124,7 +124,7 @@ class AffineMaps(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from maps that differ: weights of unit length on average, and b_k of 0.5."""
+        """Draw different maps: V_k from N(0, 1) and b_k from N(0, 0.25), entry by entry."""
         nn.init.normal_(self.weight)
         nn.init.normal_(self.bias, std=0.5)
 
@@ -137,7 +137,7 @@ class AffineMaps(nn.Module):
     def least_squares(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Set each map to its weighted least squares, and return its residuals.
+        """Set each map to its weighted least-squares solution, and return the residuals.
 
         Args:
             x: Inputs, shape (N, D).

@@ -1,4 +1,4 @@
-"""The target site ``y``: one expert's, observed or drawn, with rows that lack it."""
+"""The target site ``y``, which may be missing in some rows."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import torch
 
 
 def observe_target(p: Any, y: torch.Tensor | None) -> torch.Tensor:
-    """The site ``y``: observed where it is known, skipped where a row holds NaN.
+    """The site ``y``: observed in rows where it is known, and masked in rows with NaN.
 
     Args:
-        p: Its distribution, of batch shape (..., N).
+        p: The distribution of y, batch shape (..., N).
         y: Targets, shape (N,) or (N, M), or None to draw them.
 
     Returns:
-        The value of the site.
+        The value of the site. It is zero where y is NaN.
     """
     if y is None:
         return pyro.sample("y", p)
@@ -24,7 +24,7 @@ def observe_target(p: Any, y: torch.Tensor | None) -> torch.Tensor:
 
 
 def log_likelihoods(experts: Any, y: torch.Tensor) -> torch.Tensor:
-    """Log p_k(y|x) of each row under each expert, shape (N, K); zero where y is missing.
+    """Log p_k(y|x), shape (N, K); zero in rows where y is missing.
 
     Args:
         experts: A distribution of batch shape (N, K).
@@ -36,10 +36,10 @@ def log_likelihoods(experts: Any, y: torch.Tensor) -> torch.Tensor:
 
 
 def as_value(y: torch.Tensor, p: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets (N,) or (N, M) in the event shape of p, NaN set to zero, and which rows have none.
+    """Targets in the event shape of p, with NaN replaced by zero, and a mask of rows without NaN.
 
     Raises:
-        ValueError: If y has not as many columns as p.
+        ValueError: If y and p differ in the number of columns.
     """
     if y.shape[1:].numel() != p.event_shape.numel():
         raise ValueError(
@@ -47,13 +47,13 @@ def as_value(y: torch.Tensor, p: Any) -> tuple[torch.Tensor, torch.Tensor]:
         )
     known = ~_missing(y)
     value = y.nan_to_num(0.0).reshape(len(y), *p.event_shape)
-    if not value.is_floating_point():  # a Bernoulli's density takes no whole numbers
+    if not value.is_floating_point():  # Bernoulli.log_prob does not accept integers
         value = value.to(p.mean.dtype)
     return value, known
 
 
 def known_rows(y: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The rows of y, and of tensors beside it, in which y has no NaN."""
+    """The rows of y without NaN, and the same rows of other tensors."""
     known = ~_missing(y)
     return (y[known], *(other[known] for other in others))
 

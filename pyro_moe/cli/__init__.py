@@ -1,6 +1,7 @@
 """The command line: ``pyro-moe fit``, ``check``, ``compare`` and others.
 
-Each command is a module: its ``add`` makes the command's parser, its ``run`` does it.
+Each command is a module with two functions: ``add`` defines the parser, and ``run`` executes the
+command.
 """
 
 import argparse
@@ -37,14 +38,14 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, and say in one line what was wrong with it if it fails.
+    """Run a command. Expected errors are printed in one line.
 
     Args:
-        argv: The words after ``pyro-moe``; those of this process if None.
+        argv: The arguments after ``pyro-moe``; those of this process if None.
 
     Returns:
-        The exit code: 0, 2 if the command, its data or a story file were not as expected, or 130
-        if it was interrupted outside training.
+        The exit code: 0 for success, 2 for an error in the command, its data or a story file, and
+        130 for an interruption outside training.
     """
     try:
         options = parser().parse_args(argv)
@@ -74,18 +75,18 @@ def _fail(message: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ordinary ones, for `main` to print."""
+    """A parser that raises `ValueError`, for `main` to print."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands, whose result has the chosen one's ``run`` as ``command``."""
+    """The parser of all commands. Its result has the ``run`` of the command as ``command``."""
     layout = argparse.RawDescriptionHelpFormatter
     whole = _Parser(
         prog="pyro-moe",
-        description="Fit mixtures, and mixtures of experts, with deep generative gates.",
+        description="Fit mixtures and mixtures of experts with deep generative gates.",
         epilog=EXAMPLES,
         formatter_class=layout,
     )

@@ -1,4 +1,4 @@
-"""From the words of a command to a story, its arguments, and where its rows come from."""
+"""The story, its arguments and the source of its rows, from command-line options."""
 
 import argparse
 import inspect
@@ -18,7 +18,7 @@ from pyro_moe.rows import Rows
 from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
 
-# What a story is made with, and how it is fitted, unless the command line says otherwise.
+# Arguments of a story's constructor by data set, unless the command line sets them.
 STORY_DEFAULTS: dict[str, dict[str, Any]] = {
     "spiral": {"num_components": 5, "z_dim": 2},
     "digits": {"num_components": 10, "z_dim": 10, "common_scale": True},
@@ -29,7 +29,7 @@ STORY_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden": (500, 500, 2000),
     },
 }
-TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z at most as long as x
+TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z_dim is at most the number of columns of x
 OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
 
@@ -38,7 +38,7 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
-    """A shipped story by its name, or that of a file by its path, and the file."""
+    """A shipped story by its name and None, or the story of a file and the file by its path."""
     if name in runs.STORIES:
         return runs.STORIES[name], None
     file = story_file.read(name)
@@ -46,7 +46,7 @@ def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
 
 
 def parameters(story: type[nn.Module]) -> Parameters:
-    """What a story's constructor can be given by name, and what it passes on to its base's."""
+    """The named parameters of a story's constructor, including those passed to base classes."""
     known: dict[str, inspect.Parameter] = {}
     for each in story.__mro__:
         if "__init__" not in vars(each):
@@ -60,15 +60,15 @@ def parameters(story: type[nn.Module]) -> Parameters:
 
 
 def has_target(known: Parameters) -> bool:
-    """Whether a story with these parameters is one of y, too."""
+    """Whether a story with these constructor parameters has a target y."""
     return not known.keys().isdisjoint(TARGET_ARGUMENTS)
 
 
 def source(options: argparse.Namespace, known: Parameters) -> Source:
-    """Where the rows come from.
+    """The source of the rows.
 
     Raises:
-        ValueError: If the story wants a target and there is none, or the other way round.
+        ValueError: If the story requires a target and none is given, or the reverse.
     """
     made = options.data in STORY_DEFAULTS
     _check_target(options, made, has_target(known))
@@ -103,7 +103,7 @@ def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None
 
 
 def _classes(options: argparse.Namespace, known: Parameters) -> dict[str, tuple[str, ...]]:
-    """The classes of targets that are text, where a story can have such."""
+    """The classes of text targets, if the story supports classes."""
     in_file = options.story not in runs.STORIES
     if not options.target or not (in_file or options.experts in ("categorical", "bernoulli")):
         return {}
@@ -114,7 +114,7 @@ def _classes(options: argparse.Namespace, known: Parameters) -> dict[str, tuple[
             continue
         if len(names) != 2 and not _wants_classes(options, known):
             some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            hint = "; for more a Story takes num_classes, not y_dim" if in_file else ""
+            hint = "; for more classes, give Story num_classes instead of y_dim" if in_file else ""
             raise ValueError(
                 f"expected two classes in column {target!r} of {options.data}; "
                 f"got {len(names)}: {some}{hint}"
@@ -135,12 +135,12 @@ def story_arguments(
     test: Rows,
     classes: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """What to make the story with: defaults of the data, then what the command line says.
+    """The arguments of the story's constructor: defaults of the data, then command-line options.
 
-    What a story file has defaults for, those of the data leave alone.
+    Defaults in a story file take precedence over defaults of the data.
 
     Raises:
-        ValueError: If the story does not know an option, or wants an argument that has no value.
+        ValueError: If the story does not have an option, or requires an argument without a value.
     """
     x_dim = rows.x.shape[1]
     table = {**TABLE_DEFAULTS, "z_dim": min(x_dim, TABLE_DEFAULTS["z_dim"])}
@@ -162,12 +162,12 @@ def story_arguments(
             both = torch.cat([rows.y, test.y])
             arguments["y_dim"] = arguments["num_classes"] = _num_classes(both, rows, classes)
         if arguments.get("likelihood") == "bernoulli" and options.data == "mnist":
-            arguments["likelihood"] = "continuous-bernoulli"  # experts see gray pixels
+            arguments["likelihood"] = "continuous-bernoulli"  # the pixels are gray
     for name in known:
         if name not in arguments and not _has_default(known, name):
             there = ", ".join(dict.fromkeys((*arguments, *OPTIONS)))
             raise ValueError(
-                f"expected Story in {options.story} to take {there}, or what has a default; "
+                f"expected Story in {options.story} to take {there}, or arguments with a default; "
                 f"got {name}"
             )
     return {name: value for name, value in arguments.items() if name in known}
@@ -195,7 +195,7 @@ def _num_classes(y: torch.Tensor, rows: Rows, classes: Mapping[str, Sequence[str
 
 
 def check_missing_targets(story: Any, rows: Rows) -> None:
-    """See that rows without a target can teach a story something: that it has a site ``x``.
+    """Check that a story has a site ``x``, to which rows without a target contribute.
 
     Raises:
         ValueError: If it has none.
@@ -205,6 +205,6 @@ def check_missing_targets(story: Any, rows: Rows) -> None:
     trace = prune_subsample_sites(trace)
     if "x" not in trace.nodes:
         raise ValueError(
-            "expected a story with a site 'x', which rows without a target can teach, for "
-            f"--missing-targets; got one of {', '.join(trace.stochastic_nodes)}"
+            "expected a story with a site 'x', which models rows without a target, for "
+            f"--missing-targets; got sites {', '.join(trace.stochastic_nodes)}"
         )

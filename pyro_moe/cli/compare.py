@@ -1,4 +1,4 @@
-"""``pyro-moe compare``: runs by their density of the same test rows."""
+"""``pyro-moe compare``: comparison of runs by the log density of the same test rows."""
 
 import argparse
 from typing import Any
@@ -8,16 +8,16 @@ from pyro_moe.inference.errors import DataError
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
-    parser = commands.add_parser("compare", help="compare runs by their density of test rows")
+    """Add the command to the parser."""
+    parser = commands.add_parser("compare", help="compare runs by the log density of test rows")
     option = parser.add_argument
-    option("runs", nargs="+", metavar="RUN", help="run folders that fit wrote, of the same data")
-    option("--data", help="another table of rows, or where the fitted one is now")
+    option("runs", nargs="+", metavar="RUN", help="run folders written by fit, of the same data")
+    option("--data", help="another table, or the new path of the fitted table")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the runs, the best one first."""
+    """Print the runs in order of decreasing log density."""
     restored = {folder: runs.restore(folder, options.data) for folder in options.runs}
     (_, _, test), *others = restored.values()
     for folder, (_, _, rows) in zip(options.runs[1:], others, strict=True):

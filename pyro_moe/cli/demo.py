@@ -1,4 +1,4 @@
-"""``pyro-moe demo``: a mixture of experts, and a clustering, beside what scikit-learn makes."""
+"""``pyro-moe demo``: mixtures of experts and a clustering, compared with scikit-learn."""
 
 import argparse
 import shlex
@@ -18,7 +18,7 @@ from pyro_moe.rows import Rows
 
 from . import fit, report
 
-# DVMoE's autoencoder takes as many epochs again, and its clustering a fifth: eleven in all.
+# DVMoE has 5 epochs of the autoencoder, 1 with fixed assignments and 5 of training: 11 in all.
 EXPERTS = {
     "DVMoE": "fit dvmoe --data spiral --epochs 5",
     "DeepMoE, random start": "fit deepmoe --data spiral --epochs 11 --initialize random",
@@ -27,7 +27,7 @@ CLUSTERS = {"DMVAE": "fit dmvae --data digits --epochs 100 --initialize tsne"}
 
 Scores = Mapping[str, float]
 
-# Columns of a table, by score: what each is called, and the format of its numbers.
+# Columns of a table, by score: the heading and the number format.
 OF_EXPERTS = {
     "error": ("test error", ".2g"),
     "log_likelihood": ("log-likelihood", ".2f"),
@@ -43,9 +43,9 @@ OF_CLUSTERS = {
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
-        "demo", help="experts on spirals and clusters of digits, beside scikit-learn's"
+        "demo", help="fit spirals and digits, and compare with scikit-learn"
     )
     parser.add_argument("--out", default="demo", help="folder for the runs (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -53,29 +53,29 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Fit, write a report, and print tables of scores beside those of scikit-learn."""
-    torch.set_num_threads(1)  # small networks: threads cost more than they give
+    """Fit, write a report, and print tables of scores, with those of scikit-learn."""
+    torch.set_num_threads(1)  # faster than several threads for small networks
     experts = {name: _fit(line, options) for name, line in EXPERTS.items()}
     clusters = {name: _fit(line, options) for name, line in CLUSTERS.items()}
     first = _folder(EXPERTS["DVMoE"], options)
     _command(["report", str(first)])
     train, test = datasets.piecewise_affine(*datasets.load("spiral"))
     _print_table(
-        f"Spirals, {len(test):,} test rows: a target that is affine in x on each arm, of variance "
-        f"{np.asarray(test.y).var():.3g}.\nNo method is told the arms.",
+        f"Spirals, {len(test):,} test rows. The target is affine in x on each arm and has variance "
+        f"{np.asarray(test.y).var():.3g}.\nNo method uses the labels of the arms.",
         {**experts, "gradient boosting": _boosting(train, test)},
         OF_EXPERTS,
     )
     train, test = datasets.load("digits")
     _print_table(
-        f"Digits, {len(test):,} test rows: clusters beside labels that no method is told.",
+        f"Digits, {len(test):,} test rows. Clusters are compared with labels that no method uses.",
         {**clusters, **_clusterings(train, test)},
         OF_CLUSTERS,
     )
     print(
         f"To open in a browser: {first / 'report.html'}\n"
-        "“The gate” shows which expert answers where; the warning at the top is due to targets\n"
-        "without noise, of which normal experts expect some."
+        "The section “Gate” shows the regions of the components. The warning at the top is due\n"
+        "to the targets, which have no noise, whereas normal experts assume some."
     )
 
 
@@ -85,7 +85,7 @@ def _folder(line: str, options: argparse.Namespace) -> Path:
 
 
 def _fit(line: str, options: argparse.Namespace) -> Scores:
-    """The scores of a fit, whose run folder is as the command makes it."""
+    """The scores of a fit by the command ``fit``, which writes a run folder."""
     words = [*line.split(), "--out", str(_folder(line, options))]
     fitted, scores = _command(words + ["--quiet"] * options.quiet)
     if fitted.stopped == "interrupted":
@@ -94,7 +94,7 @@ def _fit(line: str, options: argparse.Namespace) -> Scores:
 
 
 def _command(words: list[str]) -> Any:
-    """What a command gives, printed as one would type it."""
+    """Print and run a command, and return its result."""
     print(f"$ pyro-moe {shlex.join(words)}", flush=True)
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
@@ -107,7 +107,7 @@ def _command(words: list[str]) -> Any:
 
 
 def _boosting(train: Rows, test: Rows) -> Scores:
-    """Scores of a regressor without regimes."""
+    """Scores of a regression method without components."""
     started = time.perf_counter()
     boosting = HistGradientBoostingRegressor(random_state=0)
     boosting.fit(train.x.numpy(), np.asarray(train.y).ravel())
@@ -118,7 +118,7 @@ def _boosting(train: Rows, test: Rows) -> Scores:
 
 
 def _clusterings(train: Rows, test: Rows) -> Mapping[str, Scores]:
-    """Scores of clusterers that take the pixels as they are."""
+    """Scores of clustering methods on the pixels."""
     number = len(np.unique(np.asarray(train.labels)))
     clusterers = {
         "K-means": KMeans(number, n_init=10, random_state=0),
@@ -137,7 +137,7 @@ def _clusterings(train: Rows, test: Rows) -> Mapping[str, Scores]:
 def _print_table(
     title: str, table: Mapping[str, Scores], columns: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Print a row for each method, without what it has no score of."""
+    """Print a row for each method. Scores that it does not have are blank."""
     print(f"{title}\n\n{'':<24}" + "".join(f"{name:>16}" for name, _ in columns.values()))
     for method, scores in table.items():
         cells = (

@@ -1,4 +1,4 @@
-"""``pyro-moe fit``: a story and data become a run folder."""
+"""``pyro-moe fit``: fit of a story to data, saved in a run folder."""
 
 import argparse
 import time
@@ -31,25 +31,27 @@ WITHOUT_TREES = tuple(name for name in runs.STORIES if name != "hierarchicalme")
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
+    """Add the command to the parser."""
     parser = commands.add_parser("fit", help="fit a story and write a run folder")
     add = parser.add_argument
-    stories = f"the generative story: {', '.join(WITHOUT_TREES)}; or a file, my_story.py"
+    stories = f"the story: {', '.join(WITHOUT_TREES)}; or a story file such as my_story.py"
     add("story", type=_story, help=stories, metavar="STORY")
     add("--data", required=True, help="digits, spiral, mnist, or a .csv or .parquet file")
     add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
-    add("--columns", nargs="+", metavar="COLUMN", help="those that become x (default: all others)")
-    add("--drop-missing", action="store_true", help="leave out rows that lack a value")
-    add("--missing-targets", action="store_true", help="rows may lack a target")
+    add(
+        "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
+    )
+    add("--drop-missing", action="store_true", help="leave out rows with missing values")
+    add("--missing-targets", action="store_true", help="targets may be missing")
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
-    add("--context", choices=CONTEXTS, help="what the experts see: x, or the latent mean of z")
-    add("--data-dir", metavar="DIR", help="folder of MNIST's four files (else: downloaded)")
-    add("--num-components", type=_whole, metavar="K", help="number of clusters")
-    add("--z-dim", type=_whole, metavar="L", help="length of the latent representation")
+    add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
+    add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
+    add("--num-components", type=_whole, metavar="K", help="number of components")
+    add("--z-dim", type=_whole, metavar="L", help="dimension of z")
     add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
-    add("--covariance", choices=COVARIANCES, help="the covariances of the components")
-    add("--epochs", type=_whole, help="passes over the data (default: 4,000 steps' worth)")
-    add("--restarts", type=_whole, help="starts, of which the best on held-out rows is kept")
+    add("--covariance", choices=COVARIANCES, help="the form of the components' covariances")
+    add("--epochs", type=_whole, help="passes over the data (default: about 4,000 steps)")
+    add("--restarts", type=_whole, help="number of starts; the best on held-out rows is kept")
     add(
         "--loss",
         choices=(*LOSSES, "em"),
@@ -59,11 +61,11 @@ def add(commands: Any) -> None:
     add(
         "--initialize",
         choices=starts,
-        help="where training starts (default: the story's own choice)",
+        help="how parameters are initialized (default: that of the story)",
     )
-    add("--seed", type=int, help="seed of the fit; the data stay the same (default: 0)")
-    add("--device", type=_device, help="where to train, such as cpu or cuda")
-    add("--out", metavar="FOLDER", help="run folder; a run there is replaced (default: a new one)")
+    add("--seed", type=int, help="seed of the fit; it does not change the data (default: 0)")
+    add("--device", type=_device, help="device of the training, such as cpu or cuda")
+    add("--out", metavar="FOLDER", help="run folder, overwritten if it exists (default: a new one)")
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(command=run)
 
@@ -94,7 +96,7 @@ def _device(name: str) -> str:
 
 
 def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
-    """Fit, save, score and draw, in an order that loses nothing to an interruption."""
+    """Fit, save, score and draw. The fit is saved first, in case of an interruption."""
     story_class, file = choices.story_class(options.story)
     known = choices.parameters(story_class)
     source = choices.source(options, known)
@@ -114,12 +116,12 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
     started = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NonFiniteWarning)  # it is printed below
+        warnings.simplefilter("ignore", NonFiniteWarning)  # printed below
         try:
             fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
         except Exception:
             if new:
-                folder.rmdir()  # empty as it is
+                folder.rmdir()
             raise
     seconds = time.perf_counter() - started
     save = partial(
@@ -136,7 +138,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     save()
     if fitted.stopped:
         epochs = len(fitted.history)
-        print(f"stopped after {epochs} epochs ({fitted.stopped}); what was learned is kept")
+        print(f"stopped after {epochs} epochs ({fitted.stopped}); the parameters are saved")
     scores = {**scoring.scores(fitted, test), "seconds": seconds}
     save(scores=scores)
     for key, value in scores.items():
@@ -157,7 +159,7 @@ def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _new_folder(options: argparse.Namespace) -> Path:
-    """The first of runs/STORY-DATA, runs/STORY-DATA-2, … that is not there yet."""
+    """The first of runs/STORY-DATA, runs/STORY-DATA-2, … that does not exist."""
     first = Path("runs", f"{Path(options.story).stem}-{Path(options.data).stem}")
     later = (first.with_name(f"{first.name}-{number}") for number in count(2))
     return first if not first.exists() else next(path for path in later if not path.exists())

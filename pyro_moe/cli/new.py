@@ -1,4 +1,4 @@
-"""``pyro-moe new``: a story as a file to be edited."""
+"""``pyro-moe new``: creation of a story file to be edited."""
 
 import argparse
 from typing import Any
@@ -11,8 +11,8 @@ from .fit import FIT_DEFAULTS
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
-    parser = commands.add_parser("new", help="write a story into a file, to be edited")
+    """Add the command to the parser."""
+    parser = commands.add_parser("new", help="write the source code of a story to a file")
     parser.add_argument("file", metavar="FILE", help="the file to write, such as my_story.py")
     parser.add_argument(
         "--from",
@@ -20,18 +20,18 @@ def add(commands: Any) -> None:
         required=True,
         choices=tuple(runs.STORIES),
         metavar="STORY",
-        help="the story that is in it: %(choices)s",
+        help="the story: %(choices)s",
     )
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the file, and say how it is fitted."""
+    """Write the file, and print the command that fits it."""
     path = story_file.write(options.file, options.story)
     line = f"pyro-moe fit {path} --data TABLE.csv"
     if choices.has_target(choices.parameters(story_file.read(path).story)):
         line += " --target COLUMN"
     if "loss" in FIT_DEFAULTS.get(options.story, {}):
         line += f" --loss {FIT_DEFAULTS[options.story]['loss']}"
-    print(f"{path}: {options.story}, whole, for you to edit")
+    print(f"{path}: the source code of {options.story}. Edit it, then run")
     print(f"  {line}")

@@ -1,4 +1,4 @@
-"""``pyro-moe predict``: what a saved story says of the targets of new rows."""
+"""``pyro-moe predict``: prediction of the targets of new rows."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -17,24 +17,22 @@ UNLIKE = 0.01
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
+    """Add the command to the parser."""
     parser = commands.add_parser("predict", help="predict the targets of new rows")
     option = parser.add_argument
-    option("run", metavar="RUN", help="a run folder that fit wrote, of a story with a target")
-    option(
-        "--data", required=True, help="a .csv or .parquet file with the columns that were fitted"
-    )
+    option("run", metavar="RUN", help="a run folder written by fit, of a story with a target")
+    option("--data", required=True, help="a .csv or .parquet file with the fitted columns of x")
     option("--out", required=True, metavar="FILE", help="the .csv file to write")
     option(
         "--novelty",
         action="store_true",
-        help="add how probable rows as unlike the fitted ones are (wants the fitted table)",
+        help="add p-values of the novelty of rows (requires the fitted table)",
     )
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write what a saved story says of new rows: means, spread, and who says so."""
+    """Write predictive means, standard deviations, quantiles and gate probabilities."""
     settings = runs.settings_of(options.run)
     targets = settings.get("targets")
     if targets is None:
@@ -57,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         mean, deviation = prediction.mean.numpy(), prediction.variance.sqrt().numpy()
         low, high = (prediction.quantile(q).numpy() for q in (0.05, 0.95))
         for i, target in enumerate(targets):
-            if target in names:  # yes or no
+            if target in names:  # a binary target with named classes
                 each = np.stack([1 - mean[:, i], mean[:, i]], 1)
                 columns |= _of_classes(each, target, names[target], beside)
                 continue
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         _, _, test = runs.restore(options.run)
         p_value = evaluation.novelty(fitted, rows, reference=test.x).p_value.numpy()
         columns[beside("novelty_p_value")] = p_value
-        print(f"{(p_value < UNLIKE).sum():,} rows are unlike those fitted (p < {UNLIKE})")
+        print(f"{(p_value < UNLIKE).sum():,} rows differ from the fitted rows (p < {UNLIKE})")
     table = pd.DataFrame(columns)
     table.to_csv(options.out, index=False)
     print(f"{len(table):,} rows predicted: {options.out}")
@@ -82,7 +80,7 @@ def _of_classes(
     names: Sequence[str] | None,
     beside: Callable[[str], str],
 ) -> dict[str, ArrayLike]:
-    """The likeliest class, by name if it has one, and the probabilities (N, M) of all."""
+    """The most probable class, by its name if it has one, and the probabilities of all classes."""
     likeliest = probabilities.argmax(1)
     labels = range(probabilities.shape[1]) if names is None else names
     each = {beside(f"{target}_is_{n}"): p for n, p in zip(labels, probabilities.T, strict=True)}
@@ -90,5 +88,5 @@ def _of_classes(
 
 
 def _beside(targets: set[str], name: str) -> str:
-    """The name of a column beside those of targets, which keep theirs: ``price_sd_`` if need be."""
+    """A column name that differs from the targets' names, such as ``price_sd_`` if necessary."""
     return _beside(targets, f"{name}_") if name in targets else name

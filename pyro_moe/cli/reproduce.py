@@ -1,4 +1,4 @@
-"""``pyro-moe reproduce``: a table of the paper, made again."""
+"""``pyro-moe reproduce``: reproduction of a table of the paper."""
 
 import argparse
 import warnings
@@ -11,12 +11,12 @@ from pyro_moe.inference.errors import EmptyComponentWarning
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser of all."""
-    parser = commands.add_parser("reproduce", help="a table of the paper, made again")
+    """Add the command to the parser."""
+    parser = commands.add_parser("reproduce", help="reproduce a table of the paper")
     option = parser.add_argument
-    option("table", choices=["table1"], help="the paper's table: %(choices)s")
-    option("--quick", action="store_true", help="one seed and few epochs, under five minutes")
-    option("--data-dir", metavar="DIR", help="folder of MNIST's four files; spirals alone if none")
+    option("table", choices=["table1"], help="the table: %(choices)s")
+    option("--quick", action="store_true", help="few epochs and 10,000 images; under five minutes")
+    option("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: only spirals)")
     parser.set_defaults(command=run)
 
 
@@ -24,5 +24,5 @@ def run(options: argparse.Namespace) -> None:
     """Print the table row by row."""
     torch.set_num_threads(1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyComponentWarning)  # it would stand amid the rows
+        warnings.simplefilter("ignore", EmptyComponentWarning)  # it would interrupt the table
         table1.run(quick=options.quick, data_dir=options.data_dir)

@@ -1,4 +1,4 @@
-"""The scores of a fit on test rows, and their printed names."""
+"""Scores of a fit on test rows, and their printed names."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ NAMES = {
 
 
 def scores(fit: Fit, test: Rows) -> dict[str, float]:
-    """All scores that apply to a fit and its test rows, by name."""
+    """All applicable scores of a fit on test rows, by name."""
     bounds = {
         "test_elbo": evaluation.elbo(fit, test),
         "importance_weighted_bound": evaluation.importance_weighted_bound(fit, test),
@@ -36,7 +36,7 @@ def scores(fit: Fit, test: Rows) -> dict[str, float]:
     found = {name: bound.mean().item() for name, bound in bounds.items()}
     try:
         g = evaluation.gate(fit, test)
-    except SiteError:  # a story without components
+    except SiteError:  # a model without components
         return found
     if test.labels is not None:
         found |= evaluation.clustering_scores(g, test.labels)
@@ -59,7 +59,7 @@ def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
 
 
 def known(rows: Rows) -> Rows:
-    """The rows whose targets are known; if there are none, all rows without y."""
+    """The rows with known targets, or all rows without y if there are none."""
     if rows.y is None:
         return rows
     there = has_target(rows.y)

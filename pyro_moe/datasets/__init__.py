@@ -1,6 +1,6 @@
-"""Data to fit: those of the examples and benchmarks, and tables of a person's own.
+"""Data sets of the examples and benchmarks, and the reading of tables.
 
-All of them come as `Rows`; whatever is random depends on a seed alone.
+All functions return `Rows`. Random numbers depend only on a seed.
 """
 
 from .affine_targets import piecewise_affine

@@ -1,4 +1,4 @@
-"""Targets that are affine in x within each class: a regression whose regimes are known."""
+"""Synthetic targets that are affine in x within each class."""
 
 from dataclasses import replace
 
@@ -12,25 +12,25 @@ from pyro_moe.rows import Rows
 def piecewise_affine(
     train: Rows, test: Rows, *, y_dim: int = 1, seed: int = 0
 ) -> tuple[Rows, Rows]:
-    r"""Targets for labeled rows, an affine map of x in each class.
+    r"""Add targets to labeled rows: an affine map of x for each class, without noise.
 
     .. math:: y = W_j x + b_j, \quad W_{jmd}, b_{jm} \sim N(0, 1)
 
-    where j is the row's class: a regression whose regimes are known. There is no noise.
+    with j the class of the row. The true component of each row is then known.
 
     Args:
         train: Rows with labels.
-        test: Rows with labels, of the same classes; they get the same maps.
+        test: Rows with labels of the same classes, for which the same maps are used.
         y_dim: M, columns of y.
-        seed: Decides the maps.
+        seed: Seed of the maps.
 
     Returns:
-        The rows with y of shape (N, M), float32, and all else as it was.
+        The training and test rows with y of shape (N, M), float32.
 
     Raises:
-        DataError: If labels are missing, test has a class that train has not, or the two are not
-            equally wide.
-        ValueError: If y_dim is not at least 1.
+        DataError: If labels are missing, if test has a class that train does not have, or if the
+            two differ in the number of columns.
+        ValueError: If y_dim is below 1.
 
     Example:
         >>> rows = Rows(torch.eye(3), labels=torch.tensor([0, 1, 1]))

@@ -1,4 +1,4 @@
-"""Files that are downloaded once, into the user's cache folder."""
+"""Download of files to the user's cache folder."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from pyro_moe.inference.errors import DataError
 
 
 def download(url: str, name: str, md5: str | None, advice: str) -> Path:
-    """The file at an address, from the cache if it was downloaded before.
+    """Download a file unless it is in the cache.
 
     Args:
         url: The address.
         name: Path of the file within the cache folder.
-        md5: What the file's md5 has to be; not checked if None.
-        advice: What to do instead where there is no network, for the error.
+        md5: Expected md5 of the file; not checked if None.
+        advice: An alternative to the download, for the error message.
 
     Returns:
         Path of the file.
 
     Raises:
-        DataError: If it cannot be downloaded, or is another file.
+        DataError: If the file cannot be downloaded, or has another md5.
     """
     path = Path(pooch.os_cache("pyro-moe")) / name
     try:
@@ -37,7 +37,7 @@ def download(url: str, name: str, md5: str | None, advice: str) -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    r"""The kind of an error and the first line of what it says.
+    r"""The type of an error and the first line of its message.
 
     Example:
         >>> one_line(ValueError("no number\nat all"))
@@ -48,7 +48,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What an error began with, as 'Connection refused', below what libraries made of it."""
+    """The first error in a chain of exceptions, such as 'Connection refused'."""
     while error.__context__ is not None:
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Images of digits: scikit-learn's small ones, and MNIST."""
+"""Images of handwritten digits: those of scikit-learn, and MNIST."""
 
 import gzip
 import hashlib
@@ -21,9 +21,10 @@ _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 @dataclass(frozen=True)
 class _MnistFile:
-    """One of the four files: its dimensions, and the md5 of it packed and unpacked.
+    """One of the four files: its number of dimensions, and its md5 with and without gzip.
 
-    Copies that were packed anew differ as files, so that of a copy only the content is checked.
+    Recompressed copies have another md5 of the gzip file. Of local copies only the content is
+    checked.
     """
 
     name: str
@@ -65,11 +66,11 @@ _MNIST_TEST = (
 
 
 def digits(*, seed: int = 0, test_share: float = 0.2) -> tuple[Rows, Rows]:
-    """The 1,797 handwritten digits of 8 by 8 pixels that come with scikit-learn.
+    """The 1,797 handwritten digits of 8 by 8 pixels of scikit-learn.
 
     Args:
-        seed: Decides which rows are test rows.
-        test_share: Their share of all rows, between 0 and 1.
+        seed: Seed of the split into training and test rows.
+        test_share: Share of test rows, between 0 and 1.
 
     Returns:
         Training and test rows: x of shape (N, 64), gray values from 0 to 1 in steps of 1/16;
@@ -99,19 +100,19 @@ def mnist(root: str | Path | None = None, *, binary: bool = False) -> tuple[Rows
     """The 70,000 handwritten digits of 28 by 28 pixels of the MNIST data.
 
     Args:
-        root: A folder that holds the four files ``train-images-idx3-ubyte``,
+        root: A folder with the four files ``train-images-idx3-ubyte``,
             ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
-            ``t10k-labels-idx1-ubyte``, each as such or with ``.gz``. If None, they are downloaded
-            once, 11 MB, into the user's cache folder.
-        binary: Whether a pixel is 1 where its gray value is above one half and 0 elsewhere, as a
-            Bernoulli likelihood wants it.
+            ``t10k-labels-idx1-ubyte``, with or without the ending ``.gz``. If None, they are
+            downloaded once to the user's cache folder (11 MB).
+        binary: Whether to replace gray values above one half by 1 and all others by 0, for a
+            Bernoulli likelihood.
 
     Returns:
         60,000 training and 10,000 test rows: x of shape (N, 784), gray values from 0 to 1;
         labels the digit.
 
     Raises:
-        DataError: If a file is missing, damaged or not MNIST's, or cannot be downloaded.
+        DataError: If a file is missing, damaged, not of MNIST, or cannot be downloaded.
 
     Source:
         LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document
@@ -173,8 +174,8 @@ def _unpack(path: Path) -> bytes:
 
 
 def _parse_idx(content: bytes, path: Path, dimensions: int) -> np.ndarray:
-    """The array of bytes in an IDX file: a magic number, the lengths, and the values."""
-    magic = bytes((0, 0, 8, dimensions))  # 8 says unsigned bytes
+    """The array of bytes in an IDX file, which has a magic number, the lengths and the values."""
+    magic = bytes((0, 0, 8, dimensions))  # 8 is the code of unsigned bytes
     if content[:4] != magic[: len(content)]:
         raise DataError(
             f"expected the magic number 0x{magic.hex()} at the start of {path}; "
@@ -211,5 +212,5 @@ def _check_content(content: bytes, path: Path, expected: str) -> None:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != expected:
         raise DataError(
-            f"expected MNIST's own content in {path}, of md5 {expected}; got md5 {found}"
+            f"expected the content of MNIST in {path}, with md5 {expected}; got md5 {found}"
         )

@@ -1,4 +1,4 @@
-"""Data by name: training and test rows."""
+"""Training and test rows of a data set by its name or path."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ def load(
     """Training and test rows by the name of the data or the path of a table.
 
     Args:
-        name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or a CSV or Parquet file, a fifth
-            of whose rows become test rows.
+        name_or_path: ``"spiral"``, ``"digits"``, ``"mnist"``, or the path of a CSV or Parquet
+            file. A fifth of the rows of a file become test rows.
         data_dir: The folder of MNIST's four files; downloaded if None. Other data ignore it.
-        seed: Decides the noise of the spirals, and which rows of the others are test rows.
-        **table_options: What `table` takes of a file, such as ``target`` and ``columns``.
+        seed: Seed of the noise of the spirals, and of the split of digits and tables. MNIST has a
+            fixed split.
+        **table_options: Arguments of `table` for a file, such as ``target`` and ``columns``.
 
     Returns:
         Training and test rows.

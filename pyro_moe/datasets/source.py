@@ -1,4 +1,4 @@
-"""Where the rows of a run came from: what it takes to make them again."""
+"""A record of the data of a run, from which its rows can be loaded again."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from pyro_moe.rows import Rows
 
 @dataclass(frozen=True)
 class Source:
-    """Data by name, or a table, and how it was read; all of it can be held by JSON.
+    """A data set or table, and the options with which it was read. All attributes fit into JSON.
 
     Attributes:
         name: ``"spiral"``, ``"digits"``, ``"mnist"`` or the path of a table.
         target: Columns of the table that became y.
-        columns: Those that became x; all others if None.
+        columns: Columns that became x; all others if None.
         data_dir: The folder of MNIST's files; downloaded if None.
-        binary: Whether MNIST's pixels became 0 or 1.
-        made_targets: Whether y was made up, affine in x in each class.
-        drop_missing: Whether rows of the table that lack a value were left out.
-        missing_targets: Whether rows of the table may lack a target.
-        classes: The classes, in order, of targets that are text.
-        sha256: Of the table's content.
+        binary: Whether the pixels of MNIST were made binary.
+        made_targets: Whether y is synthetic, see `piecewise_affine`.
+        drop_missing: Whether rows of the table with missing values were left out.
+        missing_targets: Whether targets of the table may be missing.
+        classes: The classes of text targets in their order, by column.
+        sha256: SHA-256 of the table's content.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source:
         return Path(self.name).suffix != ""
 
     def recorded(self) -> "Source":
-        """The same, with a table's whole path and what its content is known by."""
+        """The same source with the absolute path of a table and the SHA-256 of its content."""
         if not self.is_table:
             return self
         return replace(self, name=str(Path(self.name).absolute()), sha256=_sha256(self.name))
@@ -68,27 +68,28 @@ class Source:
         """The same training and test rows, or those of other data.
 
         Args:
-            data: Where the table, or the folder of MNIST's files, is now, if it moved; or another
-                table, all of whose rows are then returned, twice.
-            columns: Columns that become x in another table; all but the target if None.
+            data: The new path of the table, or of the folder of MNIST's files, if it has moved.
+                Or the path of another table. All of its rows are then returned as training rows
+                and as test rows.
+            columns: Columns of another table that become x; all but the target if None.
 
         Raises:
-            DataError: If the table is not where it was, or not as it was.
+            DataError: If the table is missing or its content has changed.
         """
         if not self.is_table:
             return (self if data is None else self._elsewhere(data)).rows()
         path = Path(self.name if data is None else data)
         if data is None and not path.is_file():
             raise DataError(
-                f"expected the table that was fitted in {path}; got none there: say where it is "
-                "with data=… (on the command line, --data)"
+                f"expected the fitted table at {path}; got no such file: give its new path as "
+                "data=… (on the command line, --data)"
             )
         if path.is_file() and _sha256(path) == self.sha256:
             return replace(self, name=str(path)).rows()
         if data is None:
             raise DataError(
-                f"expected {path} as it was when it was fitted; got other content: to take all "
-                "its rows as new ones, name it as data=… (on the command line, --data)"
+                f"expected {path} with the fitted content; got other content: to use all of its "
+                "rows as new rows, give it as data=… (on the command line, --data)"
             )
         rows = datasets.table(path, **self._choices() | {"columns": columns})
         return rows, rows
@@ -101,7 +102,7 @@ class Source:
         return replace(self, data_dir=str(data))
 
     def _choices(self) -> dict[str, Any]:
-        """What `datasets.load` and `datasets.table` are asked of a table."""
+        """The arguments of `datasets.load` and `datasets.table` for a table."""
         one = self.target[0] if len(self.target) == 1 else list(self.target) or None
         return {
             "target": one,

@@ -1,4 +1,4 @@
-"""Data made up from a seed: spirals, and targets that are affine in each class."""
+"""Synthetic data: spirals."""
 
 import numpy as np
 import torch
@@ -9,25 +9,25 @@ from pyro_moe.rows import Rows
 def spiral(
     *, num_components: int = 5, train_rows: int = 5000, test_rows: int = 1000, seed: int = 0
 ) -> tuple[Rows, Rows]:
-    r"""Interleaved spiral arms in the plane, each of them one regime.
+    r"""Interleaved spiral arms in the plane, one for each component.
 
     .. math::
         x = r (\sin a, \cos a), \quad a = a_0 + 0.05\,\epsilon, \quad \epsilon \sim N(0, 1)
 
-    where along arm j the radius r goes evenly from 2.5 to 10 and the angle :math:`a_0`, in
-    radians, from 1.25 j to 1.25 (j + 1).
+    On arm j the radius r has equally spaced values from 2.5 to 10, and the angle :math:`a_0`, in
+    radians, has equally spaced values from 1.25 j to 1.25 (j + 1).
 
     Args:
         num_components: K, the number of arms.
-        train_rows: Rows of each arm to train on.
-        test_rows: Rows of each arm to test on, with noise of their own.
-        seed: Decides the noise.
+        train_rows: Training rows of each arm.
+        test_rows: Test rows of each arm, with independent noise.
+        seed: Seed of the noise.
 
     Returns:
-        Training and test rows, arm after arm: x of shape (K * rows, 2), labels the arm.
+        Training and test rows, ordered by arm: x of shape (K * rows, 2), labels the arm.
 
     Raises:
-        ValueError: If there is not at least one arm, and one row of it to train and to test on.
+        ValueError: If one of the three numbers is below 1.
 
     Source:
         Singh and Panda, "Mixture of experts using discrete VAE", section 8.1.2.

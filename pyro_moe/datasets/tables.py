@@ -1,4 +1,4 @@
-"""Tables of a person's own: CSV and Parquet, by the names of their columns."""
+"""Reading of CSV and Parquet tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,25 +22,26 @@ def table(
     missing_targets: bool = False,
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Rows:
-    r"""The rows of a CSV or Parquet file.
+    r"""Read the rows of a CSV or Parquet file.
 
     Args:
-        path: The file. A CSV file starts with a line of column names.
-        target: Name of the column that becomes y, of shape (N,); or several names, of shape
-            (N, M). Whole numbers (classes, counts) stay whole: int64.
+        path: The file. The first line of a CSV file has the column names.
+        target: Name of the column that becomes y, shape (N,); or several names, for y of shape
+            (N, M). Integers, such as classes and counts, become int64.
         columns: Names of the columns that become x; all but the target if None.
-        drop_missing: Whether to leave out rows that lack a value in a column that is used; but
-            those that lack a target are kept if ``missing_targets``.
-        missing_targets: Whether rows may lack a target, which is NaN then.
-        classes: The classes of targets that are text, by column, see `class_names`; a target
-            becomes the number of its class, from 0.
+        drop_missing: Whether to leave out rows with a missing value in a selected column. With
+            ``missing_targets``, rows with a missing target are kept.
+        missing_targets: Whether targets may be missing. They become NaN.
+        classes: The classes of text targets, by column, see `class_names`. A target becomes the
+            index of its class, from 0.
 
     Returns:
-        The rows, x of shape (N, D) in the order of columns, in the units of the file.
+        The rows, with x of shape (N, D) in the order of ``columns``, in the units of the file.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column or has no rows, or if a value that
-            is used is missing, no finite number or none of the classes. Rows are counted from 0.
+        DataError: If the file cannot be read, lacks a column or has no rows, or if a selected
+            value is missing, not a finite number, or none of the classes. Messages count rows
+            from 0.
 
     Example:
         >>> import tempfile
@@ -77,14 +78,14 @@ def table(
 
 
 def class_names(path: str | Path, column: str) -> tuple[str, ...] | None:
-    r"""The classes in a column of a CSV or Parquet file.
+    r"""The classes in a text column of a CSV or Parquet file.
 
     Args:
         path: The file.
-        column: The column's name.
+        column: Name of the column.
 
     Returns:
-        Its different values in the order of the alphabet, or None if they are numbers.
+        Its distinct values in alphabetical order, or None if they are numbers.
 
     Raises:
         DataError: If the file cannot be read, or lacks the column.
@@ -104,7 +105,7 @@ def class_names(path: str | Path, column: str) -> tuple[str, ...] | None:
 
 
 def _class_numbers(column: pd.Series, names: Sequence[str], path: Path) -> pd.Series:
-    """Each value's place among the names of classes; missing where it is missing."""
+    """The index of each value among the classes. Missing values stay missing."""
     known = column.dropna().astype(str)
     strange = known[~known.isin(names)]
     if len(strange):
@@ -120,9 +121,9 @@ def _read_frame(path: Path) -> pd.DataFrame:
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"expected a .csv or .parquet file; got {path}")
     if not path.is_file():
-        raise DataError(f"expected a file; got {path}, where there is none")
+        raise DataError(f"expected an existing file; got {path}")
     try:
-        # These types keep a column of whole numbers whole where values are missing.
+        # Nullable types keep integers as integers if values are missing.
         if path.suffix.lower() == ".csv":
             frame = pd.read_csv(path, dtype_backend="numpy_nullable", low_memory=False)
         else:
@@ -139,7 +140,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
             f"{frame.shape[1]}; got more"
         )
     decimal = [name for name in frame if pd.api.types.infer_dtype(frame[name]) == "decimal"]
-    # Row numbers shall count the rows of the file, also after some are dropped.
+    # The index counts the rows of the file, for messages after rows are dropped.
     return frame.astype(dict.fromkeys(decimal, "Float64")).reset_index(drop=True)
 
 
@@ -165,14 +166,14 @@ def _select(
 
 
 def _check_column(column: pd.Series, path: Path, *, target: bool, may_lack: bool) -> None:
-    """See that a column has a finite number in every row; a target, in those that have one."""
+    """Check that a column has finite numbers in all rows, except where a target may be missing."""
     where = f"column {column.name!r} of {path}"
     known = column.dropna()
     if not pd.api.types.is_numeric_dtype(column) and len(known):
         readable = pd.to_numeric(known.astype(str), errors="coerce").notna()
         row = known.index[0] if readable.all() else readable.index[~readable][0]
         hint = (
-            "targets that are text want classes=… (on the command line, --experts categorical)"
+            "text targets require classes=… (on the command line, --experts categorical)"
             if target
             else "choose other columns with columns=… (on the command line, --columns)"
         )
@@ -182,7 +183,7 @@ def _check_column(column: pd.Series, path: Path, *, target: bool, may_lack: bool
     if len(known) < len(column) and not (target and may_lack):
         missing = column.index[column.isna()]
         keep = (
-            "; a story of x learns from them, too, with missing_targets (--missing-targets)"
+            "; or keep them for a model of x with missing_targets=True (--missing-targets)"
             if target
             else ""
         )

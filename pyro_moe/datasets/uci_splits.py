@@ -1,4 +1,4 @@
-"""Regression data of the UCI repository with the field's standard splits."""
+"""Regression data of the UCI repository with standard splits."""
 
 import hashlib
 from pathlib import Path
@@ -35,17 +35,17 @@ def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Ro
     Args:
         name: ``"concrete"``, ``"energy"`` or ``"yacht"``.
         split: From 0 to 19. Each holds out a tenth of the rows.
-        root: The folder that holds a folder of that name with ``data.txt``,
+        root: A folder with a subfolder ``name`` that has the files ``data.txt``,
             ``index_features.txt``, ``index_target.txt`` and ``index_test_0.txt`` to
-            ``index_test_19.txt``. If None, the files of the split are downloaded once, at most
-            60 kB, into the user's cache folder.
+            ``index_test_19.txt``. If None, the files of the split are downloaded once to the
+            user's cache folder (at most 60 kB).
 
     Returns:
-        Training and test rows in the data's units: x of shape (N, D), y of shape (N,).
+        Training and test rows in the units of the data: x of shape (N, D), y of shape (N,).
 
     Raises:
-        DataError: If there is no such data or split, or a file is missing, damaged, or cannot be
-            downloaded.
+        DataError: If there is no such data set or split, or if a file is missing, damaged, or
+            cannot be downloaded.
 
     Source:
         Hernández-Lobato and Adams, "Probabilistic backpropagation for scalable learning of
@@ -69,7 +69,9 @@ def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Ro
     features = _indices(_path(name, "index_features.txt", folder), num_columns)
     target = _indices(_path(name, "index_target.txt", folder), num_columns, 1)
     if target[0] in features:
-        raise DataError(f"expected a target of {name} that is no feature; got column {target[0]}")
+        raise DataError(
+            f"expected a target of {name} that is not a feature; got column {target[0]}"
+        )
     path = _path(name, f"index_test_{int(split)}.txt", folder)
     held_out = np.zeros(num_rows, dtype=bool)
     held_out[_indices(path, num_rows, round(num_rows / 10))] = True
@@ -95,16 +97,18 @@ def _read(path: Path) -> bytes:
 
 
 def _table(path: Path, md5: str) -> np.ndarray:
-    """Rows of numbers, whose md5 is known."""
+    """The table of numbers in a file with a known md5."""
     content = _read(path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise DataError(f"expected UCI's own content in {path}, of md5 {md5}; got md5 {found}")
+        raise DataError(
+            f"expected the content of UCI's data in {path}, with md5 {md5}; got md5 {found}"
+        )
     return np.array([line.split() for line in content.splitlines() if line.split()], dtype=float)
 
 
 def _indices(path: Path, limit: int, count: int | None = None) -> list[int]:
-    """Distinct numbers below a limit, as many as there have to be."""
+    """Distinct indices below ``limit``, exactly ``count`` of them if it is given."""
     words = _read(path).decode(errors="replace").split()
     indices = []
     for word in words:

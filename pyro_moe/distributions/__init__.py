@@ -1,4 +1,4 @@
-"""Distributions that stories and inference share: the layer below both."""
+"""Distributions that both models and inference use."""
 
 from .concatenation import concatenate
 from .mixture import Mixture, Stacked, choose

@@ -1,4 +1,4 @@
-"""Distributions of batches of rows joined to one of all rows."""
+"""Concatenation of distributions along a batch dimension."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.distributions import Independent
 
 from .mixture import Mixture, Stacked
 
-# What a family is made from; of those with several forms, the one that loses nothing.
+# Constructor arguments of each family, in the parameterization without loss of precision.
 PARAMETERS = {
     "Bernoulli": ("logits",),
     "Categorical": ("logits",),
@@ -24,14 +24,15 @@ PARAMETERS = {
 
 
 def concatenate(parts: Sequence[Any], dim: int) -> Any | None:
-    """One distribution of several that differ in their rows.
+    """Concatenate distributions of one family along a batch dimension.
 
     Args:
-        parts: Distributions of one family, whose batch shapes are equal but for one dimension.
-        dim: The number of that dimension, from the left.
+        parts: Distributions of one family, with batch shapes that differ only in dimension
+            ``dim``.
+        dim: Index of the batch dimension, from the left.
 
     Returns:
-        The distribution, or None for a family of which it is not known what it is made from.
+        The distribution, or None if the family is not supported.
 
     Example:
         >>> parts = [torch.distributions.Normal(torch.zeros(n, 3), 1.0) for n in (2, 5)]

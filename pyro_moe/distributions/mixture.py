@@ -1,4 +1,4 @@
-"""Mixtures as distributions: of components of one family, or of any that share a support."""
+"""Mixture distributions, of components of one family or of several with the same support."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,15 @@ class Mixture(TorchDistribution):
     .. math:: p(y) = \sum_k w_k\, p_k(y), \quad
               \log p(y) = \mathrm{logsumexp}_k [\log w_k + \log p_k(y)]
 
-    Unlike `torch.distributions.MixtureSameFamily`, weights may be exactly zero, so that one-hot
-    weights choose one component, and components that are shared by several sets of weights
-    broadcast: weights (K, 1, K) over components (N, K) make a batch (K, N).
+    In contrast to `torch.distributions.MixtureSameFamily`, weights may be exactly zero, so that
+    one-hot weights select a component. Weights and components broadcast: weights of shape
+    (K, 1, K) and components of batch shape (N, K) give the batch shape (K, N).
 
     Args:
-        log_weights: Shape (..., K), normalized here; entries may be -inf.
+        log_weights: Logarithms of the weights up to a constant, shape (..., K). Entries may be
+            -inf.
         components: A distribution whose rightmost batch dimension is K.
+        validate_args: Whether to validate the arguments.
 
     Example:
         >>> import pyro.distributions as dist
@@ -42,26 +44,26 @@ class Mixture(TorchDistribution):
 
     @property
     def mixture_distribution(self) -> torch.distributions.Categorical:
-        """The choice of a component."""
+        """The categorical distribution of the component."""
         return torch.distributions.Categorical(self.log_weights.exp())
 
     @property
     def is_choice(self) -> bool:
-        """Whether the weights are one-hot, so that each entry of the batch has one component."""
+        """Whether all weights are one-hot."""
         return bool((self.log_weights.exp().amax(-1) == 1).all())
 
     @constraints.dependent_property
     def support(self) -> Any:
-        """That of the components."""
+        """The support of the components."""
         return self.component_distribution.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
-        """The same distribution for a larger batch."""
+        """The distribution expanded to a batch shape."""
         log_weights = self.log_weights.expand(*batch_shape, -1)
         return Mixture(log_weights, self.component_distribution, validate_args=False)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The log-density of a value, computed in log space."""
+        """The log-density of a value."""
         each = self.component_distribution.log_prob(value.unsqueeze(-1 - self.event_dim))
         return (self.log_weights + each).logsumexp(-1)
 
@@ -72,13 +74,13 @@ class Mixture(TorchDistribution):
 
     @property
     def variance(self) -> torch.Tensor:
-        """The variance within components and that between their means."""
+        """Σ_k w_k (Var_k[y] + (E_k[y] − E[y])²), by the law of total variance."""
         means = self.component_distribution.mean
         between = (means - self.mean.unsqueeze(-1 - self.event_dim)).square()
         return self._average(self.component_distribution.variance + between)
 
     def sample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
-        """A component's sample, the component drawn by weight."""
+        """Draw a component by its weight, and a sample from it. Not reparameterized."""
         with torch.no_grad():
             shape = (*sample_shape, *self.batch_shape)
             weights = self.log_weights.exp().expand(*shape, -1)
@@ -99,10 +101,14 @@ class Mixture(TorchDistribution):
 
 
 def choose(c: torch.Tensor, experts: Any) -> Mixture:
-    """The expert of a one-hot ``c``; for a relaxed one the mixture with those weights.
+    r"""The distribution of the expert that ``c`` selects.
+
+    .. math:: p(y \mid c) = \sum_k c_k\, p_k(y)
+
+    A one-hot ``c`` selects one expert. A relaxed ``c`` gives the mixture with weights ``c``.
 
     Args:
-        c: Assignments, shape (..., K).
+        c: One-hot or relaxed assignments, shape (..., K).
         experts: A distribution of batch shape (..., K).
 
     Example:
@@ -116,13 +122,14 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
 
 
 class Stacked(TorchDistribution):
-    """K distributions of any families side by side, along a new rightmost batch dimension.
+    """K distributions of any families, stacked along a new rightmost batch dimension.
 
     Args:
-        distributions: K of them, of equal batch and event shapes.
+        distributions: K distributions with equal batch and event shapes.
+        validate_args: Whether to validate the arguments.
 
     Raises:
-        ValueError: If their shapes differ.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import pyro.distributions as dist
@@ -147,17 +154,17 @@ class Stacked(TorchDistribution):
         super().__init__(batch_shape, first.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Stacked":
-        """The same distributions for a larger batch, K the last of its dimensions."""
+        """The distributions expanded to a batch shape (..., K)."""
         shape = torch.Size(batch_shape[:-1])
         return Stacked([p.expand(shape) for p in self.distributions], validate_args=False)
 
     @constraints.dependent_property
     def support(self) -> Any:
-        """That of the first."""
+        """The support of the first distribution."""
         return self.distributions[0].support
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The log-density of each one's value, or of one value for all, shape (..., K)."""
+        """Log-densities, shape (..., K), of K values or of one value under all distributions."""
         dim = value.dim() - self.event_dim - 1
         values = value.expand(*value.shape[:dim], len(self.distributions), *value.shape[dim + 1 :])
         pairs = zip(self.distributions, values.unbind(dim), strict=True)
@@ -165,16 +172,16 @@ class Stacked(TorchDistribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        """The means, shape (..., K) and the event's."""
+        """The means, of shape (..., K) followed by the event shape."""
         return torch.stack([p.mean for p in self.distributions], -1 - self.event_dim)
 
     @property
     def variance(self) -> torch.Tensor:
-        """The variances, shape (..., K) and the event's."""
+        """The variances, of shape (..., K) followed by the event shape."""
         return torch.stack([p.variance for p in self.distributions], -1 - self.event_dim)
 
     def sample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
-        """A sample of each."""
+        """One sample from each distribution."""
         return torch.stack(
             [p.sample(sample_shape) for p in self.distributions], -1 - self.event_dim
         )

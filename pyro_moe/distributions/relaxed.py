@@ -1,4 +1,4 @@
-"""The relaxed one-hot variable: how stories write the assignment ``c``."""
+"""The relaxed one-hot distribution, as which stories write the assignment ``c``."""
 
 from typing import Any
 
@@ -11,30 +11,35 @@ MAX_LOG_ODDS = 6.0
 
 
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
-    r"""A relaxed one-hot variable that stays finite however cold and however large K.
+    r"""A relaxed one-hot categorical distribution, also known as the concrete distribution.
 
-    .. math:: \zeta = \mathrm{softmax}[(\log \alpha + G) / \tau], \quad G_k \sim \mathrm{Gumbel}
+    .. math:: \zeta = \mathrm{softmax}[(\log \alpha + G) / \tau], \quad
+              G_k \sim \mathrm{Gumbel}(0, 1), \quad \log \alpha_k = \mathrm{logit}_k
 
-    A cold sample has entries that underflow to zero, where the density of Pyro's class of this
-    name is not finite. Samples of this one remember their logarithm, in which the density is
-    computed (Maddison, Mnih, Teh 2017, appendix C.3). Otherwise the two are the same.
+    Its log-density is finite at every temperature τ and number of classes K. At low τ, entries of
+    a sample underflow to zero, where the log-density of Pyro's class of the same name is not
+    finite. Here a sample also stores its logarithm, from which the log-density is computed
+    (Maddison, Mnih, Teh 2017, appendix C.3). The distribution is otherwise the same.
 
-    With ``max_log_odds`` b the relaxed variable, and it alone, takes
+    ``max_log_odds`` b bounds the differences of the log α of the relaxed variable by b:
 
     .. math:: \log \alpha_k = -b\, (1 - e^{-d_k / b}), \quad
               d_k = \max_j \mathrm{logit}_j - \mathrm{logit}_k
 
-    for its logits, which are never further apart than b. A guide wants that: under a prior of
-    temperature :math:`\tau_p` the relaxed ELBO charges about
-    :math:`\tau_p / \tau\, \sum_k d_k` for log-odds d, without end as they grow, whereas the
-    divergence of the categoricals ends at log K. ``logits`` and ``probs`` remain those given.
+    ``logits`` and ``probs`` remain the given ones. The bound is for guides. Under a uniform prior
+    of temperature :math:`\tau_p`, the KL divergence of the relaxed densities grows with the
+    log-odds d as
+
+    .. math:: \mathrm{KL} \approx \frac{\tau_p}{\tau} \sum_k (\max_j d_j - d_k)
+
+    without bound, whereas the KL divergence of the categoricals is at most log K.
 
     Args:
-        temperature: τ > 0, a tensor of no dimensions.
-        probs: Probabilities, shape (..., K); or
-        logits: Their logarithms, up to a constant.
-        max_log_odds: b, or None for the logits as they are.
-        validate_args: Whether to check the arguments.
+        temperature: τ > 0, a scalar tensor.
+        probs: Class probabilities, shape (..., K). Give either these or ``logits``.
+        logits: Log-probabilities up to a constant, shape (..., K).
+        max_log_odds: b > 0, or None for no bound.
+        validate_args: Whether to validate the arguments.
 
     Example:
         >>> c = RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(7, 3))
@@ -59,16 +64,16 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
 
     @property
     def logits(self) -> torch.Tensor:
-        """The log-probabilities of the K values, shape (..., K)."""
+        """The normalized log-probabilities of the K classes, shape (..., K)."""
         return self._logits
 
     @property
     def probs(self) -> torch.Tensor:
-        """The probabilities of the K values, shape (..., K)."""
+        """The probabilities of the K classes, shape (..., K)."""
         return self._logits.exp()
 
     def rsample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
-        """A sample on the simplex, with its logarithm as the attribute ``log_value``."""
+        """A reparameterized sample on the simplex, with its logarithm in ``log_value``."""
         log_value = self.base_dist.rsample(sample_shape)
         value = log_value.exp()
         value.log_value = log_value
@@ -82,7 +87,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         return self.base_dist.log_prob(log_value) - log_value.sum(-1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same distribution for a larger batch."""
+        """The distribution expanded to a batch shape."""
         logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
         return type(self)(
             self.temperature, logits=logits, max_log_odds=self.max_log_odds, validate_args=False

@@ -1,4 +1,4 @@
-"""Run folders, and the story files that they may hold."""
+"""Run folders and story files."""
 
 from .folder import fit_of, load, prepare, restore, save, settings_of
 from .shipped import STORIES

@@ -1,7 +1,7 @@
-"""Run folders: what a fit learned, how, and how well, as files that any tool can read.
+"""Run folders: the parameters, settings, history and scores of a fit in standard file formats.
 
-A folder holds ``parameters.safetensors``, ``settings.json``, ``history.csv`` and ``scores.json``,
-and ``story.py`` if the story is one of a person's own.
+A folder has the files ``parameters.safetensors``, ``settings.json``, ``history.csv`` and
+``scores.json``. It also has ``story.py`` if the story was read from a story file.
 """
 
 import csv
@@ -36,17 +36,18 @@ _PARAM = "pyro.param."
 
 
 def prepare(folder: str | Path, story_file: StoryFile | None = None) -> Path:
-    """Make a folder if there is none, and see that it can be written, before any work is done.
+    """Create a run folder if necessary, and check that it is writable.
 
     Args:
-        folder: Where a run shall be saved.
-        story_file: The story's file, if a copy of it shall be saved.
+        folder: The run folder.
+        story_file: The story file, if a copy of it will be saved.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: If it cannot be written, or holds another story.py that is not a run's.
+        DataError: If the folder is not writable, or has another story.py that is not part of a
+            run.
     """
     folder = Path(folder)
     try:
@@ -63,12 +64,12 @@ def prepare(folder: str | Path, story_file: StoryFile | None = None) -> Path:
 
 
 def _check_copy(folder: Path, story_file: StoryFile) -> None:
-    """See that the copy of a story's file takes no other's place, but that of a run's copy."""
+    """Check that saving the copy of a story file overwrites only the copy of another run."""
     copy = folder / _STORY_COPY
     if not copy.exists() or copy.read_bytes() == story_file.content:
         return
     if not (folder / "settings.json").exists() or not _of_file(settings_of(folder)["story"]):
-        raise DataError(f"expected a folder without a {_STORY_COPY} of its own; got {folder}")
+        raise DataError(f"expected a folder without another {_STORY_COPY}; got {folder}")
 
 
 def save(
@@ -83,29 +84,29 @@ def save(
     rows: Rows | None = None,
     scores: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a fit into a run folder; a run that is there is replaced.
+    """Save a fit to a run folder. An existing run in this folder is overwritten.
 
     Args:
         fit: The fit.
-        folder: Where to; it is made if there is none.
+        folder: The run folder. It is created if necessary.
         story_name: One of `STORIES`, for a shipped story.
-        story_file: The file of any other, of which the folder gets a copy.
-        story_arguments: What the story was made with, as far as JSON can hold it.
-        data_name: What was fitted, for the record.
-        source: Where the rows came from, for `restore` to make them again.
-        rows: The rows that were fitted, whose columns' names are recorded.
-        scores: Numbers by name, for the record.
+        story_file: The story file of any other story. The folder gets a copy of it.
+        story_arguments: The arguments of the story's constructor, in types that JSON supports.
+        data_name: A name of the data, for the record.
+        source: The source of the rows, from which `restore` loads them again.
+        rows: The fitted rows, whose column names are recorded.
+        scores: Scores by name, for the record.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: If the folder cannot be written.
-        ValueError: If the fit is not one of that story.
+        DataError: If the folder is not writable.
+        ValueError: If the fit is not a fit of this story.
 
     Example:
-        >>> import torch, pyro_moe
-        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> import pyro_moe, torch
+        >>> story = pyro_moe.models.GMM(x_dim=2, num_components=3)
         >>> fit = pyro_moe.fit(story.model, story.guide, torch.eye(9, 2), epochs=1, progress=False)
         >>> arguments = {"x_dim": 2, "num_components": 3}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -141,24 +142,24 @@ def save(
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The story of a run folder with its parameters, and the settings of the run.
+    """Load the story of a run folder with its parameters, and the settings of the run.
 
-    A shipped story is built from the name and the arguments in ``settings.json``, and only
-    numbers are read from ``parameters.safetensors``: loading executes nothing that a file
-    contains. A run of a story file is a program: loading it executes the ``story.py`` in the
-    folder, which can do whatever you can. Open such a run only if you trust where it came from.
+    Warning: if the run is of a story file, loading executes the ``story.py`` in the folder with
+    your permissions. Load such a run only if you trust its source. A shipped story is built from
+    its name and arguments in ``settings.json``, and ``parameters.safetensors`` contains only
+    numbers. Loading such a run does not execute code from the folder.
 
-    A fit to evaluate wants rows, too, whose kind says what the story is about, see `fit_of` and
-    `restore`; they also know the `pyro.param` statements of a story, which belong to no module.
+    Values of `pyro.param` statements do not belong to the story's modules and are not restored
+    here. For a fit that can be evaluated, and that has these values, see `fit_of` and `restore`.
 
     Args:
-        folder: What `save` wrote.
+        folder: A folder written by `save`.
 
     Returns:
         The story, on the CPU, and the content of ``settings.json``.
 
     Raises:
-        DataError: If a file is missing or damaged, or if the two do not belong together.
+        DataError: If a file is missing or damaged, or if parameters and settings do not match.
     """
     story, settings, _ = _loaded(folder)
     return story, settings
@@ -167,7 +168,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def _loaded(
     folder: str | Path,
 ) -> tuple[nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
-    """Story and settings of a run, and its `pyro.param`s, unconstrained."""
+    """The story and settings of a run, and its unconstrained `pyro.param` values."""
     folder, settings = Path(folder), settings_of(folder)
     try:
         tensors = load_file(folder / "parameters.safetensors")
@@ -185,10 +186,10 @@ def _loaded(
 
 
 def settings_of(folder: str | Path) -> dict[str, Any]:
-    """What a run was asked and made with: the content of its ``settings.json``.
+    """The settings of a run: the content of its ``settings.json``.
 
     Args:
-        folder: What `save` wrote.
+        folder: A folder written by `save`.
 
     Raises:
         DataError: If the file is missing or damaged.
@@ -204,25 +205,24 @@ def settings_of(folder: str | Path) -> dict[str, Any]:
 def _damaged(folder: str | Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
     return DataError(
-        f"expected a run folder with its files whole; got {folder} "
-        f"({type(error).__name__}: {reason})"
+        f"expected a run folder with valid files; got {folder} ({type(error).__name__}: {reason})"
     )
 
 
 def fit_of(folder: str | Path, data: Data) -> Fit:
-    """The fit of a run folder, on rows to evaluate it on.
+    """Load the fit of a run folder, with given rows as its data.
 
-    As `load` does, it executes the story's file where the story is not a shipped one.
+    Warning: like `load`, this executes the story file of the run if there is one.
 
     Args:
-        folder: What `save` wrote.
+        folder: A folder written by `save`.
         data: Rows with all columns that were fitted, or x alone.
 
     Returns:
         The fit, on the CPU, without its history. It can be evaluated but not resumed.
 
     Raises:
-        DataError: If the run is damaged, or rows are not of the kind that was fitted.
+        DataError: If the run is damaged, or the rows do not match the fitted data.
     """
     story: Any
     story, settings, params = _loaded(folder)
@@ -244,7 +244,7 @@ def fit_of(folder: str | Path, data: Data) -> Fit:
 
 
 def _params(fit: Fit) -> dict[str, torch.Tensor]:
-    """The `pyro.param`s of a fit that are no module's, unconstrained."""
+    """The unconstrained `pyro.param` values of a fit that do not belong to a module."""
     parts = fit.programs.modules
     own = {id(parameter) for part in parts for parameter in part.parameters()}
     store = fit.programs.store["params"]
@@ -252,8 +252,8 @@ def _params(fit: Fit) -> dict[str, torch.Tensor]:
 
 
 def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
-    """Have `pyro.param` statements find their unconstrained values again."""
-    batch = tuple(column[:1] for column in fit.data)  # run once, statements say their constraints
+    """Restore the unconstrained values of `pyro.param` statements."""
+    batch = tuple(column[:1] for column in fit.data)  # one execution registers the constraints
     with (
         torch.no_grad(),
         running(fit.programs.store),
@@ -265,25 +265,26 @@ def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
 
 
 def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[Fit, Rows, Rows]:
-    """The fit of a run folder, with the rows that trained it and those that tested it.
+    """Load the fit of a run folder, with its training and test rows.
 
-    As `load` does, it executes the story's file where the story is not a shipped one.
+    Warning: like `load`, this executes the story file of the run if there is one.
 
     Args:
-        folder: What `save` wrote.
-        data: None for the data that were fitted, where they were. If a table has moved, its path
-            now. Or another table, or `Rows`: all of them then stand for both.
+        folder: A folder written by `save`.
+        data: None for the fitted data at their recorded path; the new path of a table that has
+            moved; or another table or `Rows`, which are then returned as training rows and as
+            test rows.
 
     Returns:
-        The fit, on the CPU, with the history and settings that were saved, and training and test
-        rows. It can be evaluated but not resumed.
+        The fit, on the CPU, with the saved history and settings, and training and test rows. It
+        can be evaluated but not resumed.
 
     Raises:
-        DataError: If the run is damaged, or the data are not where, or as, they were.
+        DataError: If the run is damaged, or the data are missing or have changed.
 
     Example:
-        >>> import torch, pyro_moe
-        >>> story = models.GMM(x_dim=2, num_components=3)
+        >>> import pyro_moe, torch
+        >>> story = pyro_moe.models.GMM(x_dim=2, num_components=3)
         >>> x = torch.eye(9, 2)
         >>> fit = pyro_moe.fit(story.model, story.guide, x, epochs=4, progress=False)
         >>> arguments = {"x_dim": 2, "num_components": 3}
@@ -314,7 +315,7 @@ def _rows_again(
 ) -> tuple[Rows, Rows]:
     source = settings.get("source")
     if source is None and data is None:
-        raise DataError(f"expected data=…, as {folder} does not say where its rows are; got none")
+        raise DataError(f"expected data=…, because {folder} has no record of its data; got none")
     if source is None:
         source = {"name": str(data), "target": settings["targets"] or ()}
     return Source(**source).rows_again(data, columns=settings["columns"])
@@ -339,7 +340,7 @@ def _value(text: str) -> int | float | str:
 
 
 def _of_file(name: str) -> bool:
-    """Whether a story of this name is one of a file."""
+    """Whether the name is that of a story file."""
     return name.endswith(".py")
 
 

@@ -1,4 +1,4 @@
-"""The stories that are shipped, by name, and their source as a file to be edited."""
+"""The shipped stories by name, and their source code as files to be edited."""
 
 import ast
 import inspect
@@ -26,15 +26,15 @@ STORIES: dict[str, type[nn.Module]] = {
 WIDTH, BREAK = 100, ",\n    "
 HEADER = '''"""{title}, to be edited.
 
-`pyro-moe fit FILE --data table.csv` makes a `Story`, whose arguments it fills by name, and fits
-its model and guide. Every line may be changed; comments that begin with "Assumption" mark those
-that say something of the data. What is fixed are names: Story, model, guide, the plate "data",
-and the sites c (one-hot, relaxed while plain Pyro trains it), z, x, y.
+`pyro-moe fit FILE --data table.csv` constructs a `Story`, whose arguments it passes by name, and
+fits its model and guide. You may change every line. Comments that begin with "Assumption" mark
+the assumptions about the data. Do not change these names: Story, model, guide, the plate "data",
+and the sites c (one-hot, or relaxed if Pyro's own SVI trains it), z, x and y.
 """'''
 
 
 def source_of(name: str) -> str:
-    """A shipped story's own source as a file that stands alone, its class called ``Story``.
+    """The source code of a shipped story as a self-contained file with a class ``Story``.
 
     Args:
         name: One of `STORIES`.
@@ -85,7 +85,7 @@ def _import_lines(nodes: Iterable[ast.Import | ast.ImportFrom], used: set[str]) 
 
 
 def _import(node: ast.Import | ast.ImportFrom, used: set[str]) -> str:
-    """An import statement by absolute names, of what is used; empty if nothing is."""
+    """An absolute import of the names that are used, or an empty string if none is used."""
     kept = [a for a in node.names if (a.asname or a.name).split(".")[0] in used]
     if not kept:
         return ""

@@ -1,7 +1,7 @@
-"""Stories in files of one's own: written from a shipped one, read, and their errors explained.
+"""Story files: creation from a shipped story, reading, and error messages.
 
-A story file is Python. It defines a class ``Story``, an ``nn.Module`` with the methods ``model``
-and ``guide``, whose constructor's arguments are filled by name.
+A story file is a Python file that defines a class ``Story``, an ``nn.Module`` with the methods
+``model`` and ``guide``. The arguments of its constructor are passed by name.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from pyro_moe.inference.errors import DataError
 
 from .shipped import source_of
 
-_MODULE = "pyro_moe story file"  # the name of every story file's module, by which frames are known
+_MODULE = "pyro_moe story file"  # module name of story files, which identifies their frames
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class StoryFile:
     """A story file that was read.
 
     Attributes:
-        name: The file's name, such as ``"my_story.py"``.
-        content: The file, byte by byte.
+        name: Name of the file, such as ``"my_story.py"``.
+        content: The bytes of the file.
         story: Its class ``Story``.
     """
 
@@ -37,17 +37,17 @@ class StoryFile:
 
 
 def write(path: str | Path, story: str) -> Path:
-    """Write the whole of a story into a file to be edited: model, guide, equations, assumptions.
+    """Write the source code of a shipped story to a file to be edited.
 
     Args:
-        path: The file, which must not be there yet; its folder is made if need be.
-        story: One of the shipped `STORIES`, whose own source is written.
+        path: The file, which must not exist. Its folder is created if necessary.
+        story: One of the shipped `STORIES`.
 
     Returns:
         The path.
 
     Raises:
-        DataError: If the file is there, or cannot be written, or its name does not end in .py.
+        DataError: If the file exists, cannot be written, or has a name that does not end in .py.
         ValueError: If there is no such story.
 
     Example:
@@ -66,7 +66,7 @@ def write(path: str | Path, story: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise DataError(f"expected a file that is not there yet; got {error.filename}") from error
+        raise DataError(f"expected a file that does not exist; got {error.filename}") from error
     except OSError as error:
         raise DataError(
             f"expected a file that can be written; got {path} ({error.strerror})"
@@ -75,14 +75,16 @@ def write(path: str | Path, story: str) -> Path:
 
 
 def read(path: str | Path) -> StoryFile:
-    """Execute a story file, which can do whatever a program can, and take its class ``Story``.
+    """Execute a story file and return its class ``Story``.
+
+    Warning: the file is executed with your permissions.
 
     Args:
-        path: The file. Nothing is written beside it.
+        path: The file. No bytecode is written.
 
     Raises:
-        DataError: If the file cannot be read, is no Python, or defines no such class. What it
-            raises itself is passed on.
+        DataError: If the file cannot be read, is not valid Python, or does not define the class.
+            Exceptions of the file's own code are passed on.
     """
     path = Path(path)
     try:
@@ -95,7 +97,7 @@ def read(path: str | Path) -> StoryFile:
         raise DataError(f"expected Python in {path}; got {error.args[0]}{where}") from error
     module = ModuleType(_MODULE)
     module.__file__ = str(path)
-    sys.modules[_MODULE] = module  # where dataclasses look for the names of their own file
+    sys.modules[_MODULE] = module  # dataclasses look up their module here
     try:
         exec(code, module.__dict__)  # noqa: S102
     finally:
@@ -115,13 +117,13 @@ def _story_of(module: ModuleType, path: Path) -> type[nn.Module]:
 
 
 def explain(error: BaseException) -> str | None:
-    """What a story file did wrong, in one line with the number of its line.
+    """Describe an error in a story file in one line, with the line number in the file.
 
     Args:
-        error: What was raised.
+        error: The exception.
 
     Returns:
-        The line, or None if no story file was running when it was raised.
+        The description, or None if the exception was not raised while a story file ran.
     """
     for cause in reversed(list(_chain(error))):
         frames = [
@@ -141,7 +143,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the one that it came from, and so on."""
+    """An exception, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -185,7 +185,7 @@ def test_an_interruption_keeps_what_was_learned(table, capsys, monkeypatch):
     assert read("run/scores.json")["stopped"] == "interrupted"
     assert runs.load("run")[0].num_components == 3
     output = capsys.readouterr().out
-    assert "stopped after 2 epochs (interrupted); what was learned is kept" in output
+    assert "stopped after 2 epochs (interrupted); the parameters are saved" in output
 
 
 def test_an_interruption_after_training_finds_the_run_saved(table, capsys, monkeypatch):
@@ -205,7 +205,7 @@ def test_training_that_goes_non_finite_is_kept_and_said(table, capsys, monkeypat
     monkeypatch.setattr("pyro_moe.cli.fit.fit", fit)
     run("fit vae --data my.csv --epochs 10 --out run")
     assert "non-finite" in read("run/scores.json")["stopped"]
-    assert "what was learned is kept" in capsys.readouterr().out
+    assert "the parameters are saved" in capsys.readouterr().out
 
 
 # Targets
@@ -423,7 +423,7 @@ def test_a_folder_for_predictions_is_made(homes):
         ),
         (
             "predict run --data no.csv --out new.csv",
-            "expected a file; got no.csv, where there is none",
+            "expected an existing file; got no.csv",
         ),
         (
             "predict run --data few.csv --out new.csv",
@@ -494,7 +494,7 @@ def test_the_table_is_reproduced(line, expected, monkeypatch):
             r"expected data 'digits', 'spiral', 'mnist' or a \.csv or \.parquet file; "
             "got 'nothing'",
         ),
-        ("fit vae --data no.csv", r"expected a file; got no\.csv, where there is none"),
+        ("fit vae --data no.csv", r"expected an existing file; got no\.csv"),
         (
             "fit vae --data mnist --data-dir nowhere",
             "expected a folder of the four MNIST files; got nowhere",
@@ -728,7 +728,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
     ("line", "message"),
     [
         ("new mine.py", "the following arguments are required: --from; see pyro-moe new --help"),
-        ("new there.py --from gmm", "expected a file that is not there yet; got there.py"),
+        ("new there.py --from gmm", "expected a file that does not exist; got there.py"),
         ("new mine --from gmm", "expected the name of a file that ends in .py; got mine"),
         ("new mine.py --from tree", "argument --from: invalid choice: 'tree' .*"),
         ("fit no.py --data my.csv", r"expected a story file; got no.py \(No such file.*\)"),
@@ -853,7 +853,7 @@ def test_rows_may_lack_a_target(family, homes, monkeypatch):
         ("dvmoe --data my.csv --target price", "expected a value in every row of column 'price'.*"),
         (
             "me --data my.csv --target price --missing-targets",
-            "expected a story with a site 'x', .*, for --missing-targets; got one of c, y",
+            "expected a story with a site 'x', .*, for --missing-targets; got sites c, y",
         ),
         (
             "dmvae --data my.csv --missing-targets",
@@ -865,13 +865,13 @@ def test_rows_may_lack_a_target(family, homes, monkeypatch):
         ),
         (
             "dvmoe --data my.csv --target sold",
-            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0: targets that are "
-            "text want .*--experts categorical.*",
+            "expected numbers in column 'sold' of my.csv; got 'maybe' in row 0: text targets "
+            "require .*--experts categorical.*",
         ),
         (
             "mine.py --data my.csv --target sold",
-            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes; for more a "
-            "Story takes num_classes, not y_dim",
+            "expected two classes in column 'sold' of my.csv; got 3: maybe, no, yes; for more "
+            "classes, give Story num_classes instead of y_dim",
         ),
         (
             "me --data my.csv --target sold kind --experts categorical",

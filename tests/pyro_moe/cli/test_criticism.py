@@ -51,6 +51,17 @@ def test_a_wrong_story_does_not(folder, capsys):
     assert len(surprises) > 0
     for statistic in set(surprises["statistic"]):
         assert statistic in output
+    (header,) = [line.split() for line in output.splitlines() if "adjusted_p_value" in line]
+    assert header == [
+        "variable",
+        "component",
+        "statistic",
+        "column",
+        "observed",
+        "simulated",
+        "p_value",
+        "adjusted_p_value",
+    ]
 
 
 def test_every_statistic_is_printed_if_asked_for(folder, capsys):
@@ -106,7 +117,7 @@ def test_rows_unlike_those_fitted_are_flagged(folder, capsys, tmp_path):
     column = torch.tensor(pd.read_csv(tmp_path / "p.csv")["novelty_p_value"].to_numpy())
     assert_close(column.float(), expected, rtol=1e-4, atol=1e-6)
     assert column[-1] == pytest.approx(1 / (len(test) + 1))
-    assert f"{int((column < 0.01).sum())} rows are unlike those fitted" in output
+    assert f"{int((column < 0.01).sum())} rows differ from the fitted rows (p < 0.01)" in output
 
 
 @pytest.mark.parametrize("command", ["check", "compare", "report"])

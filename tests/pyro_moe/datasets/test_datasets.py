@@ -281,7 +281,7 @@ DAMAGE = {
     "other labels": (
         LABELS,
         lambda _: idx(np.zeros(6)),
-        "expected MNIST's own content in {path}, of md5 "
+        "expected the content of MNIST in {path}, with md5 "
         + md5(tiny_contents()[LABELS])
         + "; got md5 "
         + md5(idx(np.zeros(6))),
@@ -551,7 +551,7 @@ def test_table_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OTHERS = ": choose other columns with columns=… (on the command line, --columns)"
-CLASSES = ": targets that are text want classes=… (on the command line, --experts categorical)"
+CLASSES = ": text targets require classes=… (on the command line, --experts categorical)"
 DROP = "leave them out with drop_missing=True (on the command line of fit, --drop-missing)"
 BAD_TABLES = {
     "text": (
@@ -584,8 +584,8 @@ BAD_TABLES = {
         "a,b\n1,nan\n3,2\n",
         {"target": "b"},
         "expected a value in every row of column 'b' of {path}; got none in row 0 "
-        f"(1 of 2 rows lack one): {DROP}; a story of x learns from them, too, with "
-        "missing_targets (--missing-targets)",
+        f"(1 of 2 rows lack one): {DROP}; or keep them for a model of x with "
+        "missing_targets=True (--missing-targets)",
     ),
     "not a class": (
         "a,b\n1,cat\n3,\n4,bird\n",
@@ -658,9 +658,7 @@ def test_table_names_what_is_wrong(
 
 def test_table_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "none.csv"
-    assert message_of(lambda: datasets.table(path)) == (
-        f"expected a file; got {path}, where there is none"
-    )
+    assert message_of(lambda: datasets.table(path)) == (f"expected an existing file; got {path}")
     assert message_of(lambda: datasets.table(tmp_path)) == (
         f"expected a .csv or .parquet file; got {tmp_path}"
     )

@@ -87,7 +87,7 @@ def test_the_whole_path_is_recorded(table, monkeypatch):
     assert len(recorded.rows_again()[0]) == 24
     content = table.read_bytes()
     table.write_bytes(content.replace(b"29", b"30"))
-    with pytest.raises(DataError, match="as it was when it was fitted; got other content"):
+    with pytest.raises(DataError, match="with the fitted content; got other content"):
         recorded.rows_again()
     table.write_bytes(content)
     recorded.rows_again()

@@ -155,7 +155,7 @@ DAMAGE = {
     "target among the features": (
         "index_target.txt",
         b"2",
-        "expected a target of yacht that is no feature; got column 2",
+        "expected a target of yacht that is not a feature; got column 2",
     ),
     "two targets": ("index_target.txt", b"1\n0\n", "expected numbers in {path}, 1 of them; got 2"),
     "fraction": (
@@ -209,7 +209,8 @@ def test_uci_names_other_content(root: Path) -> None:
     path.write_bytes(b"1 2 3\n")
     found = hashlib.md5(b"1 2 3\n", usedforsecurity=False).hexdigest()
     assert message_of(lambda: datasets.uci("yacht", 4, root)) == (
-        f"expected UCI's own content in {path}, of md5 {uci_splits._UCI['yacht']}; got md5 {found}"
+        f"expected the content of UCI's data in {path}, "
+        f"with md5 {uci_splits._UCI['yacht']}; got md5 {found}"
     )
 
 

@@ -221,7 +221,7 @@ def test_a_damaged_run(damage, reason, tmp_path):
     with pytest.raises(DataError, match=reason) as caught:
         runs.load(tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"expected a run folder with its files whole; got {tmp_path} (")
+    assert message.startswith(f"expected a run folder with valid files; got {tmp_path} (")
     assert "\n" not in message
 
 
@@ -314,7 +314,7 @@ def test_a_copy_takes_the_place_of_a_copy_and_of_nothing_else(tmp_path):
             saved("gmm", mine)
         with pytest.raises(DataError) as caught:
             runs.prepare(mine, story_file.read(tmp_path / "my_story.py"))
-        assert str(caught.value) == f"expected a folder without a story.py of its own; got {mine}"
+        assert str(caught.value) == f"expected a folder without another story.py; got {mine}"
     assert (mine / "story.py").read_text() == "precious"
 
 
@@ -441,7 +441,7 @@ def test_a_table_that_moved_is_named(table, tmp_path):
     moved = table.rename(tmp_path / "moved.csv")
     with pytest.raises(DataError) as caught:
         runs.restore(folder)
-    assert str(caught.value).startswith(f"expected the table that was fitted in {table}; got none")
+    assert str(caught.value).startswith(f"expected the fitted table at {table}; got no such file")
     for rows, again in zip((train, test), runs.restore(folder, moved)[1:], strict=True):
         assert torch.equal(rows.x, again.x)
 
@@ -452,7 +452,7 @@ def test_a_table_that_changed_is_not_taken_for_what_it_was(table, tmp_path):
     pd.concat([frame.iloc[::-1], frame])[["c", "price", "a", "b", "rent"]].to_csv(table)
     with pytest.raises(DataError) as caught:
         runs.restore(folder)
-    message = f"expected {table} as it was when it was fitted; got other content"
+    message = f"expected {table} with the fitted content; got other content"
     assert str(caught.value).startswith(message)
     _, train, test = runs.restore(folder, table)  # all of it, by the columns' names
     assert len(train) == len(test) == 2 * len(X)
@@ -466,7 +466,7 @@ def test_a_run_that_does_not_say_where_its_rows_are(table, tmp_path):
         runs.restore(folder)
     assert (
         str(caught.value)
-        == f"expected data=…, as {folder} does not say where its rows are; got none"
+        == f"expected data=…, because {folder} has no record of its data; got none"
     )
     _, folder = saved("vae", tmp_path, rows=Rows(X, columns=("a", "b", "c")))
     assert torch.equal(runs.restore(folder, table)[2].x, X)
@@ -476,7 +476,5 @@ def test_a_run_that_does_not_say_where_its_rows_are(table, tmp_path):
 def test_a_run_without_its_results_cannot_be_restored(name, tmp_path):
     _, folder = saved("gmm", tmp_path)
     (folder / name).unlink()
-    with pytest.raises(
-        DataError, match=r"expected a run folder with its files whole; got .*No such"
-    ):
+    with pytest.raises(DataError, match=r"expected a run folder with valid files; got .*No such"):
         runs.restore(folder, Rows(X))

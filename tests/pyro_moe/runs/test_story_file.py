@@ -199,7 +199,7 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
     path = written(tmp_path / "my.py", "mine")
     with pytest.raises(DataError) as caught:
         story_file.write(path, "gmm")
-    assert str(caught.value) == f"expected a file that is not there yet; got {path}"
+    assert str(caught.value) == f"expected a file that does not exist; got {path}"
     assert path.read_text() == "mine"
 
 
