@@ -28,7 +28,7 @@ WIDTH, HEIGHT, GAP = 10.0, 1.0, 0.24
 
 def main() -> None:
     """Draw one layer above the other."""
-    figure = Figure(figsize=(5.4, 6.2))
+    figure = Figure(figsize=(4.0, 5.8))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.1, WIDTH + 0.1), ylim=(-0.1, len(LAYERS) * (HEIGHT + GAP) - GAP + 0.1))
     axes.axis("off")
@@ -50,8 +50,8 @@ def _draw_room(
     box = {"facecolor": color, "alpha": 0.22, "edgecolor": "none", "boxstyle": shape}
     axes.add_patch(FancyBboxPatch((left, bottom), width, HEIGHT, **box))
     middle = left + width / 2
-    axes.text(middle, bottom + 0.64, name, ha="center", va="center", fontsize=13, weight="bold")
-    axes.text(middle, bottom + 0.27, purpose, ha="center", va="center", fontsize=10.5, color="0.25")
+    axes.text(middle, bottom + 0.64, name, ha="center", va="center", fontsize=11.5, weight="bold")
+    axes.text(middle, bottom + 0.27, purpose, ha="center", va="center", fontsize=9, color="0.25")
 
 
 if __name__ == "__main__":
