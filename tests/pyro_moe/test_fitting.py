@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import (
     RenyiELBO,
     Trace_ELBO,
@@ -22,6 +23,7 @@ import pyro_moe
 from pyro_moe import DataError, NonFiniteWarning, Rows, SiteError, evaluation
 from pyro_moe.fitting import geometric
 from pyro_moe.inference.em import EM
+from pyro_moe.inference.objectives import PRIOR_SHARE
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import (
     DMVAE,
@@ -859,3 +861,51 @@ def test_what_is_computed_from_a_fit_has_dropout_at_rest(x):
         assert_close(evaluation.gate(fitted, x), g, **EXACT)
         assert_close(evaluation.gate(fitted, x[:5]), g[:5])
     assert gate.training  # the caller's own stays as it was
+
+
+# Temperatures of a relaxed c
+
+
+def relaxed_mixture(seen):
+    """A mixture by plain functions, whose guide notes the temperature that its site has."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor([[0.0, 0.0], [5.0, 5.0]]))
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.RelaxedOneHotCategorical(torch.tensor(0.2), torch.ones(2)))
+            pyro.sample("x", dist.Normal(c @ loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros(2))
+        with pyro.plate("data", len(x)), poutine.trace() as trace:
+            site = dist.RelaxedOneHotCategorical(torch.tensor(0.6), logits=logits)
+            pyro.sample("c", site)
+        fn = trace.trace.nodes["c"]["fn"]
+        if isinstance(fn, dist.RelaxedOneHotCategorical):
+            seen.append(round(fn.temperature.item(), 6))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("loss", ["relaxed", "categorical-kl"])
+def test_a_c_that_plain_functions_relax_keeps_its_temperature_unless_one_is_given(x, loss):
+    for temperature, expected in ((None, 0.6), (0.3, 0.3)):
+        seen = []
+        pyro_moe.fit(
+            *relaxed_mixture(seen), x, loss=loss, temperature=temperature, epochs=2, progress=False
+        )
+        assert set(seen) == {expected}
+
+
+@pytest.mark.parametrize("loss", ["relaxed", Trace_ELBO()])
+def test_the_temperatures_of_a_story_are_annealed_and_end_where_training_ended(x, loss):
+    fitted = fit(STORIES["dmvae"](), x, loss=loss, epochs=5)
+    last = fitted.history[-1]["temperature"]
+    assert last < fitted.history[0]["temperature"] <= 1.0
+    assert fitted.story.temperature.item() == pytest.approx(last)
+    assert fitted.story.prior_temperature.item() == pytest.approx(PRIOR_SHARE * last)
+
+
+def test_other_objectives_leave_the_temperatures_alone(x):
+    fitted = fit(STORIES["dmvae"](), x)
+    assert fitted.story.temperature == STORIES["dmvae"]().temperature
