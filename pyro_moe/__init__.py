@@ -6,18 +6,16 @@ from pkgutil import extend_path
 # installed also when Python was started in the checkout and imports this folder first.
 __path__ = extend_path(__path__, __name__)
 
-from pyro_moe import runs
-from pyro_moe.inference.errors import (
+from . import criticism, datasets, evaluation, images, models, plots, runs
+from .fitted import Fit
+from .fitting import fit, resume
+from .inference.errors import (
     DataError,
     DataWarning,
     EmptyComponentWarning,
     NonFiniteWarning,
     SiteError,
 )
-
-from . import criticism, datasets, evaluation, images, models, plots
-from .fitted import Fit
-from .fitting import fit, resume
 from .rows import Rows
 from .selection import Selection, select
 
@@ -42,5 +40,6 @@ __all__ = [
     "select",
 ]
 
+# Methods that need what imports `Fit`: here, where both are known, no import is circular.
 Fit.report = criticism.report
 Fit.resume = resume
