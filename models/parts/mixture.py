@@ -127,6 +127,7 @@ class GaussianMixture(nn.Module):
         """Log p(z, c=k) for each k, shape (..., K)."""
         return self.logits.log_softmax(-1) + self.normals.log_prob(z.unsqueeze(-2))
 
+    @torch.no_grad()
     def spread_over(self, x: torch.Tensor) -> None:
         """Set means to distant rows of x (k-means++), and Σ_k to the covariance of all rows.
 

@@ -60,8 +60,7 @@ def rows(seed):
 def made(name, seed=0):
     torch.manual_seed(seed)
     story, data = STORIES[name](), rows(0)[: 1 if name in OF_X else 2]
-    with torch.no_grad():
-        story.adapt(*data)
+    story.adapt(*data)
     return story, data
 
 
