@@ -105,6 +105,11 @@ def _with_categorical_kl(
     return relax(model), relax(guide)
 
 
+def has_temperatures(*programs: Program) -> bool:
+    """Whether a story has temperatures as buffers, which training anneals."""
+    return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
+
+
 def set_temperature(temperature: float, *programs: Program) -> None:
     """Set the temperatures of q(c) and p(c) in stories that hold them as buffers."""
     values = {"temperature": temperature, "prior_temperature": PRIOR_SHARE * temperature}

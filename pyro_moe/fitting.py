@@ -15,9 +15,9 @@ from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError, NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS, phases
-from pyro_moe.inference.objectives import objective
+from pyro_moe.inference.objectives import has_temperatures, objective
 from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
-from pyro_moe.inference.protocols import Adaptive, HasStart, Resettable, temperatures
+from pyro_moe.inference.protocols import Adaptive, HasStart, Resettable
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 from pyro_moe.inference.traces import enumerated_traces, row_bounds
 
@@ -285,15 +285,10 @@ def _run(
         elbo,
         treatment,
         temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
-        as_written=temperature is None and not _has_temperatures(model, guide),
+        as_written=temperature is None and not has_temperatures(model, guide),
         seed=seed,
         **chosen,
     )
-
-
-def _has_temperatures(*programs: Program) -> bool:
-    """Whether a story has temperatures as buffers, which training anneals."""
-    return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
 
 
 def _train(

@@ -10,7 +10,12 @@ from pyro_moe import evaluation
 from pyro_moe.evaluation.traces import batches
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.objectives import LOSSES, MarginalELBO, objective
+from pyro_moe.inference.objectives import (
+    LOSSES,
+    MarginalELBO,
+    has_temperatures,
+    objective,
+)
 from pyro_moe.inference.traces import enumerated_traces, log_assignment
 from pyro_moe.rows import Data
 from pyro_moe.validation import empty, starving
@@ -148,7 +153,9 @@ def _objective_gap(
         return None
     elbo, treatment = objective(loss)
     programs = fit.programs
-    treated = treatment(programs.model, programs.guide, fit.history[-1]["temperature"], False)
+    both = programs.model, programs.guide
+    as_written = fit.settings["temperature"] is None and not has_temperatures(*both)
+    treated = treatment(*both, fit.history[-1]["temperature"], as_written)
     marginal = MarginalELBO()
     total = 0.0
     with torch.no_grad(), reproducible(seed), running(programs.store):

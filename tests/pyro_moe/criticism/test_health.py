@@ -206,9 +206,9 @@ def gap(as_it_is):
     return found
 
 
-def relaxed_divergence(log_q=LOG_POSTERIOR):
+def relaxed_divergence(log_q=LOG_POSTERIOR, ratio=PRIOR_SHARE):
     """Mean, and mean square, of log q - log p of the relaxed assignment."""
-    logistic, ratio = scipy.stats.logistic(), PRIOR_SHARE
+    logistic = scipy.stats.logistic()
     a, b = (float(logits[1] - logits[0]) for logits in (log_q, LOG_PRIOR))
     a = math.copysign(-MAX_LOG_ODDS * math.expm1(-abs(a) / MAX_LOG_ODDS), a)
 
@@ -232,6 +232,24 @@ def test_the_relaxed_objective_is_off_by_divergences_of_gumbel_differences(gap):
     for temperature in (0.3, 2.0):
         found = gap(one_cluster, fixed_assignment, x, "relaxed", temperature)
         assert found == pytest.approx(discrete - relaxed, abs=4 * error)
+
+
+def test_a_relaxed_c_counts_at_the_temperatures_it_was_written_with(gap):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.RelaxedOneHotCategorical(torch.tensor(0.2), logits=LOG_PRIOR))
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([1]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            site = dist.RelaxedOneHotCategorical(torch.tensor(0.6), logits=LOG_POSTERIOR)
+            pyro.sample("c", site)
+
+    relaxed, squared = relaxed_divergence(ratio=0.2 / 0.6)
+    discrete = (LOG_POSTERIOR.exp() * (LOG_POSTERIOR - LOG_PRIOR)).sum().item()
+    x = torch.randn(2000, 1)
+    error = math.sqrt((squared - relaxed**2) / (16 * len(x)))
+    assert gap(model, guide, x, "relaxed") == pytest.approx(discrete - relaxed, abs=4 * error)
 
 
 def test_the_categorical_divergence_is_off_by_what_the_relaxed_assignment_explains(gap):
