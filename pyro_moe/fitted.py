@@ -29,7 +29,7 @@ class Fit:
             restarts; None with one start.
         stopped: Why training ended early, or None.
         columns: Names of the columns of x, or None.
-        training: The run of SVI or EM that `resume` continues; None for a restored fit.
+        run: The run of SVI or EM that `resume` continues; None for a restored fit.
         report: The function `criticism.report` as a method.
         resume: The function `pyro_moe.resume` as a method.
     """
@@ -41,7 +41,7 @@ class Fit:
     held_out_elbo: float | None = None
     stopped: str | None = None
     columns: tuple[str, ...] | None = None
-    training: Any = field(default=None, repr=False)
+    run: Any = field(default=None, repr=False)
 
     # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
     report: ClassVar[Callable[..., Path]]

@@ -215,14 +215,14 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
         ValueError: If training stopped in an initial phase, or if the fit was restored from a run
             folder, which does not contain the optimizer.
     """
-    if fit.training is None:
+    if fit.run is None:
         raise ValueError("expected a fit with its optimizer; got one of a run folder")
-    if fit.history and not fit.training.history:
+    if fit.history and not fit.run.history:
         raise ValueError(
             "expected a fit that was stopped in phase 'training'; got one stopped in phase "
             f"{fit.history[-1]['phase']!r}"
         )
-    run = fit.training.copy(epochs=fit.training.epochs if epochs is None else epochs)
+    run = fit.run.copy(epochs=fit.run.epochs if epochs is None else epochs)
     settings = {**fit.settings, "epochs": run.epochs}
     resumed = replace(_begun(run, settings, fit.columns), history=list(fit.history))
     return _train(resumed, [("training", run)], Progress(progress), None)
@@ -231,7 +231,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
 def _begun(run: SVI | EM, settings: dict[str, Any], columns: tuple[str, ...] | None) -> Fit:
     """A fit before its training."""
     programs = Programs(run.model, run.guide, run.store)
-    return Fit(programs, run.data, [], settings, columns=columns, training=run)
+    return Fit(programs, run.data, [], settings, columns=columns, run=run)
 
 
 def _score(fitted: Fit) -> float:

@@ -300,7 +300,7 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
     history, results = _results(folder)
     restored = replace(
         fit_of(folder, train),
-        training=None,
+        run=None,
         history=history,
         settings=settings["fit"],
         held_out_elbo=results["held_out_elbo"],

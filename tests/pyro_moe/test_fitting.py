@@ -473,7 +473,7 @@ def captured(x, **choices):
     last = {}
 
     def callback(fitted):
-        last[id(fitted.training)] = fitted
+        last[id(fitted.run)] = fitted
 
     fitted = fit(GMM(D, 4).double(), x, callback=callback, **choices)
     return fitted, list(last.values())
@@ -495,7 +495,7 @@ def test_of_restarts_the_best_on_held_out_rows_is_returned():
     assert len(set(scores)) == 4  # starts differ
     assert fitted.held_out_elbo == pytest.approx(max(scores), rel=1e-9)
     best = starts[scores.index(max(scores))]
-    assert fitted.training is best.training
+    assert fitted.run is best.run
     same(fitted, best)
     assert [each.held_out_elbo for each in starts] == [None] * 4  # while they train
 
@@ -579,18 +579,18 @@ def test_interrupted_restarts_return_the_best_so_far(x, stop_in):
 
     def callback(fitted):
         seen.append(fitted)
-        if len({id(each.training) for each in seen}) == stop_in:
+        if len({id(each.run) for each in seen}) == stop_in:
             raise KeyboardInterrupt
 
     story = STORIES["gmm"]().double()
     fitted = fit(story, x, restarts=5, epochs=4, batch_size=3, callback=callback)
-    runs = list({id(each.training): each.training for each in seen}.values())
+    runs = list({id(each.run): each.run for each in seen}.values())
     assert len(runs) == stop_in
     held = held_out_rows(fitted, x)
     scores = [run.model.__self__.mixture.log_joint(held).logsumexp(-1).mean() for run in runs]
     assert fitted.held_out_elbo == pytest.approx(max(scores).item(), rel=1e-9)
-    assert fitted.training is runs[scores.index(max(scores))]
-    assert (fitted.stopped == "interrupted") == (fitted.training is runs[-1])
+    assert fitted.run is runs[scores.index(max(scores))]
+    assert (fitted.stopped == "interrupted") == (fitted.run is runs[-1])
 
 
 @pytest.mark.parametrize("program", ["story", "normalized", "functions"])
@@ -710,8 +710,8 @@ def test_a_relaxed_objective_by_name_is_pyros_own(x):
 
 def test_em_is_a_choice_of_its_own(x):
     fitted = fit(STORIES["gmm"](), x, loss="em", epochs=3)
-    assert isinstance(fitted.training, EM)
-    assert isinstance(fit(STORIES["gmm"](), x).training, SVI)
+    assert isinstance(fitted.run, EM)
+    assert isinstance(fit(STORIES["gmm"](), x).run, SVI)
 
 
 # Stories from scratch
