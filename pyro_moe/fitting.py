@@ -154,7 +154,8 @@ def fit(
     for part in modules(*copies):
         part.to(columns[0].device).eval()
     learns = not (epochs == 0 and isinstance(initialize, str) and initialize == "keep")
-    num_components = check(copies[0], copies[1], columns, learns=learns)
+    in_guide = isinstance(loss, str) and loss == "categorical-kl"
+    num_components = check(copies[0], copies[1], columns, learns=learns, assigns=in_guide)
     start = _start(initialize, len(columns[0]), num_components)
     held, kept = _split(len(columns[0]), held_out if restarts > 1 else 0.0, seed)
     if learns and num_components is not None and len(kept) < num_components:

@@ -8,7 +8,7 @@ from pyro import poutine
 
 from pyro_moe.evaluation.marginals import has_classes, mean_of, of_one_column
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning
+from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning, SiteError
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import HasWidth
@@ -18,7 +18,12 @@ from .fitted import Fit
 
 
 def check(
-    model: Program, guide: Program, columns: tuple[torch.Tensor, ...], *, learns: bool = True
+    model: Program,
+    guide: Program,
+    columns: tuple[torch.Tensor, ...],
+    *,
+    learns: bool = True,
+    assigns: bool = False,
 ) -> int | None:
     """Run a model and a guide once on the data, and check the support of each observed value.
 
@@ -27,6 +32,7 @@ def check(
         guide: Its guide, also a copy.
         columns: Tensors of N rows each.
         learns: Whether the rows are training rows. There must be at least K training rows.
+        assigns: Whether the objective needs the model's site ``c`` in the guide, too.
 
     Returns:
         K, the length of site ``c``, or None for a model without one.
@@ -35,6 +41,7 @@ def check(
         DataError: If x does not have the number of columns that the story expects, if there are
             fewer rows than components, if an observed value is outside the support of its
             distribution, if training targets are missing, or if the story cannot be run.
+        SiteError: If the guide lacks a site ``c`` that the objective needs.
 
     Warns:
         DataWarning: If y is a class, and one of the classes has no rows.
@@ -52,6 +59,10 @@ def check(
                 raise DataError("expected data (x, y), for the model's site 'y'; got x alone")
             if "c" in trace.nodes:
                 num_components = trace.nodes["c"]["value"].shape[-1]
+                if assigns and "c" not in guide_trace.nodes:
+                    raise SiteError(
+                        "expected a site 'c' in the guide for loss='categorical-kl'; got none"
+                    )
                 if learns and len(x) < num_components:
                     raise DataError(
                         f"expected at least as many rows as components, {num_components}; "

@@ -909,3 +909,10 @@ def test_the_temperatures_of_a_story_are_annealed_and_end_where_training_ended(x
 def test_other_objectives_leave_the_temperatures_alone(x):
     fitted = fit(STORIES["dmvae"](), x)
     assert fitted.story.temperature == STORIES["dmvae"]().temperature
+
+
+def test_a_divergence_of_categoricals_needs_c_in_the_guide(x):
+    story = STORIES["gmm"]()
+    message = r"^expected a site 'c' in the guide for loss='categorical-kl'; got none$"
+    with pytest.raises(SiteError, match=message):
+        pyro_moe.fit(story.model, lambda x: None, x, loss="categorical-kl", progress=False)
