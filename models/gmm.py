@@ -13,6 +13,7 @@ from pyro_moe.distributions import (
 )
 
 from .parts.mixture import GaussianMixture
+from .parts.networks import Standardize
 
 
 class GMM(nn.Module):
@@ -49,14 +50,16 @@ class GMM(nn.Module):
     ) -> None:
         super().__init__()
         self.x_dim, self.num_components = x_dim, num_components
+        self.units = Standardize(x_dim)
         self.mixture = GaussianMixture(
-            x_dim, num_components, covariance=covariance, weights=weights
+            x_dim, num_components, covariance=covariance, weights=weights, units=self.units
         )
         self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
         self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 
     def adapt(self, x: torch.Tensor) -> None:
-        """Initialize means at distant rows of x, shape (N, D), and Σ_k at its covariance."""
+        """Set the units from rows x, (N, D), means at distant rows, and Σ_k at the covariance."""
+        self.units.adapt(x)
         self.mixture.spread_over(x)
 
     def model(self, x: torch.Tensor) -> None:
@@ -68,8 +71,8 @@ class GMM(nn.Module):
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
             )
             # Assumption: x | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`. For
-            # heavy tails use StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) with
-            # m = self.mixture
+            # heavy tails use StudentT(3.0, c @ p.mean, c @ p.stddev).to_event(1) with
+            # p = self.mixture.normals
             pyro.sample("x", choose(c, self.mixture.normals), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:

@@ -76,6 +76,7 @@ class GMMMoE(nn.Module):
             weights=weights,
             shrinkage=shrinkage,
             common_scale=common_scale,
+            units=self.units,
         )
         self.experts: Any = experts_of(experts, x_dim, num_components, y_dim, units=self.units)
         self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
@@ -121,8 +122,8 @@ class GMMMoE(nn.Module):
                 "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.mixture.logits)
             )
             # Assumption: x | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`. For
-            # heavy tails use StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1) with
-            # m = self.mixture
+            # heavy tails use StudentT(3.0, c @ p.mean, c @ p.stddev).to_event(1) with
+            # p = self.mixture.normals
             x = pyro.sample("x", choose(c, self.mixture.normals), obs=x)
             # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.experts(x)), y)

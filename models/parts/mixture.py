@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..m_steps.moments import distant_rows, shrunk, weighted_moments
+from .networks import Standardize
 
 COVARIANCES = ("full", "diagonal", "tied")
 WEIGHTS = ("uniform", "learned")
@@ -26,6 +27,8 @@ class GaussianMixture(nn.Module):
             `maximize`. Choose λ > 0 if a component may have fewer rows than z has columns.
         common_scale: Whether the columns of z share one unit. The target then is the mean of
             their variances times I. Otherwise it is the diagonal matrix of their variances.
+        units: A module that standardizes z by m and s, shared by the story. The parameters then
+            are those of (z - m) / s. None for m = 0, s = 1.
 
     Raises:
         ValueError: If ``covariance`` or ``weights`` is none of these, or K < 1.
@@ -47,6 +50,7 @@ class GaussianMixture(nn.Module):
         weights: str = "uniform",
         shrinkage: float = 0.0,
         common_scale: bool = False,
+        units: Standardize | None = None,
     ) -> None:
         super().__init__()
         if num_components < 1:
@@ -58,6 +62,7 @@ class GaussianMixture(nn.Module):
         self.dim, self.num_components = dim, num_components
         self.covariance, self.weights = covariance, weights
         self.shrinkage, self.common_scale = shrinkage, common_scale
+        self.units = units
         if weights == "learned":
             self.logits = nn.Parameter(torch.empty(num_components))
         else:
@@ -89,10 +94,13 @@ class GaussianMixture(nn.Module):
 
     @property
     def normals(self) -> dist.Distribution:
-        """The K normals N(μ_k, Σ_k), batch shape (K,)."""
+        """The K normals N(μ_k, Σ_k) in the units of z, batch shape (K,)."""
+        loc = self.loc if self.units is None else self.units.inverse(self.loc)
+        unit = 1.0 if self.units is None else self.units.scale
         if self.covariance == "diagonal":
-            return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
+            return dist.Normal(loc, unit * self.log_scale.exp()).to_event(1)
+        scale_tril = self.scale_tril if self.units is None else unit[:, None] * self.scale_tril
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
     def cholesky(self, c: torch.Tensor) -> torch.Tensor:
         r"""The Cholesky factor of Σ_c for one-hot c, interpolated for relaxed ones.
@@ -135,7 +143,8 @@ class GaussianMixture(nn.Module):
             x: Points, shape (N, L), at least K of them.
         """
         self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
-        self.loc.copy_(x[distant_rows(x, self.num_components)])
+        u = x if self.units is None else self.units(x)
+        self.loc.copy_(u[distant_rows(u, self.num_components)])
 
     def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
         r"""Set the parameters to their estimates from weighted points, the M-step of EM.
@@ -147,13 +156,15 @@ class GaussianMixture(nn.Module):
         with S_k the weighted covariances, see `weighted_moments`, and T the target of the
         shrinkage λ, see `shrunk`. The diagonal matrix ε is a millionth of the variance of each
         column. It keeps Σ_k nonsingular when a component contracts to a point. A component with
-        zero weight takes the moments of all points. Uniform π is not updated.
+        zero weight takes the moments of all points. Uniform π is not updated. With units, z is
+        standardized first.
 
         Args:
             z: Points, shape (N, L).
             responsibilities: r, shape (N, K).
         """
-        z, r = z.double(), responsibilities.double()
+        z = z.double() if self.units is None else self.units(z.double())
+        r = responsibilities.double()
         counts, variance = r.sum(0), z.var(0, correction=0)
         loc, covariance = weighted_moments(z, torch.where(counts > 0, r, torch.ones_like(r)))
         if self.covariance == "tied":
@@ -161,7 +172,7 @@ class GaussianMixture(nn.Module):
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         covariance = shrunk(covariance, variance, self.shrinkage, common=self.common_scale)
-        rounding = torch.finfo(torch.float32).eps
+        rounding = torch.finfo(torch.float32).eps  # of the points, which may be far from zero
         ridge = 1e-6 * variance + (rounding * z.mean(0)) ** 2
         ridge = torch.where(ridge > 0, ridge, rounding**2)  # for columns of zeros
         self._take(counts, loc, torch.linalg.cholesky(covariance + ridge.diag_embed()))

@@ -39,7 +39,9 @@ class Standardize(nn.Module):
 
     .. math:: u = (x - m) / s, \quad m_d = \mathrm{mean}(x_d), \quad s_d = \mathrm{sd}(x_d)
 
-    Initially it is the identity. A constant column has s = 1.
+    Initially it is the identity. The constants are computed in double precision. A column that is
+    constant in training has s = 1, and its u is zero for every later value, because training did
+    not show what a change means.
 
     Args:
         dim: D, columns of x.
@@ -58,32 +60,35 @@ class Standardize(nn.Module):
 
     loc: torch.Tensor
     scale: torch.Tensor
+    varies: torch.Tensor
 
     def __init__(self, dim: int, *, common: bool = False, robust: bool = False) -> None:
         super().__init__()
         self.robust = robust
         self.register_buffer("loc", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(1 if common else dim))
+        self.register_buffer("varies", torch.ones(dim))
 
     def adapt(self, x: torch.Tensor) -> None:
         """Set m and s from training rows x, shape (N, D)."""
-        self.loc.copy_(x.mean(0))
-        constant = (x == x[0]).all(0)  # their computed variance may be a rounding error
-        variance = torch.where(constant, torch.zeros_like(x[0]), x.var(0, correction=0))
-        if len(self.scale) == 1:
-            variance = variance.mean(0, keepdim=True)
-        self.scale.copy_(torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt())
+        x = x.detach().double()
+        varies = (x != x[0]).any(0)
         if self.robust:
-            low, median, high = np.quantile(x.double().cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
-            middle = torch.from_numpy((high - low) / 1.349).to(self.scale)
-            if len(self.scale) == 1:
-                middle = middle.square().mean(0, keepdim=True).sqrt()
-            self.loc.copy_(torch.from_numpy(median))
-            self.scale.copy_(torch.where(middle > 0, middle, self.scale))
+            low, loc, high = np.quantile(x.cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
+            middle, loc = (torch.from_numpy(each).to(x) for each in ((high - low) / 1.349, loc))
+            scale = torch.where(middle > 0, middle, x.std(0, correction=0))
+        else:
+            loc, scale = x.mean(0), x.std(0, correction=0)
+        scale = torch.where(varies, scale, 0.0)  # a computed deviation may be a rounding error
+        if len(self.scale) == 1:
+            scale = scale.square().mean(0, keepdim=True).sqrt()
+        self.loc.copy_(loc)
+        self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+        self.varies.copy_(varies)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Standardize x, shape (..., D)."""
-        return (x - self.loc) / self.scale
+        return self.varies * (x - self.loc) / self.scale
 
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
         """Map standardized values u, shape (..., D), back to the units of the data."""
@@ -133,6 +138,16 @@ class AffineMaps(nn.Module):
         u = self.units(x) / math.sqrt(x.shape[-1])
         flat = nn.functional.linear(u, self.weight.flatten(0, 1), self.bias.flatten())
         return flat.unflatten(-1, self.bias.shape)
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """V_k and b_k, shape (K, P, D + 1), with the intercept in the last column."""
+        return torch.cat([self.weight, self.bias.unsqueeze(-1)], -1)
+
+    def inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision."""
+        u = self.units(x).double() / math.sqrt(x.shape[-1])
+        return torch.cat([u, torch.ones_like(u[:, :1])], -1)
 
     def least_squares(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
