@@ -6,42 +6,44 @@ context: the features x or the latent mean E[z|x].
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions.mixture import Stacked
+from pyro_moe.distributions import Stacked, rounding_error
 
 from ..m_steps.lbfgs import minimize_in_place
+from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
 from .networks import AffineMaps, Standardize
 from .targets import known_rows, log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
+NEWTON_STEPS = 5
 
 
 class Experts(nn.Module):
     r"""A module from a context to K distributions of y, with an M-step by L-BFGS.
 
-    .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{|W|^2}{2 s^2}
+    .. math:: \max \sum_{nk} r_{nk} \log p_k(y_n \mid x_n) - \frac{\lambda}{2} |W|^2
 
-    with W the weights of the experts' maps. The penalty corresponds to the prior N(0, s²).
-    Without it the weights would grow without bound if classes are separable. The step increases
-    the objective without always reaching its maximum, which gives generalized EM.
+    with W the weights of the experts' maps. The penalty corresponds to the prior N(0, 1/λ) in
+    standard units. Without it the weights would grow without bound if classes are separable. The
+    step increases the objective without always reaching its maximum, which gives generalized EM.
+
+    Attributes:
+        ridge: λ, see `inference.prior`.
     """
 
     evaluated_once = True
+    ridge: float = 1e-3
+    is_gate = False
 
     def maximize(
-        self,
-        context: torch.Tensor,
-        y: torch.Tensor,
-        weights: torch.Tensor,
-        *,
-        iterations: int = 50,
-        prior_scale: float = 5.0,
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, iterations: int = 50
     ) -> None:
         """Increase the penalized weighted likelihood, from the current parameters.
 
@@ -50,19 +52,78 @@ class Experts(nn.Module):
             y: Targets, shape (N,) or (N, M). Rows with NaN are left out.
             weights: Responsibilities r, shape (N, K).
             iterations: Maximum number of L-BFGS iterations.
-            prior_scale: s, in standard units.
         """
         y, context, weights = known_rows(y, context, weights)
         weights = weights.to(context)
-        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        maps = [p for name, p in named.items() if name.endswith("weight")]
+        learned = [p for p in self.parameters() if p.requires_grad]
 
         def loss() -> torch.Tensor:
             likelihood = (weights * log_likelihoods(self(context), y)).sum()
-            penalty = sum(p.square().sum() for p in maps) / (2 * prior_scale**2)
-            return (penalty - likelihood) / len(y)
+            return (0.5 * self.ridge * self.squared_weights() - likelihood) / len(y)
 
-        minimize_in_place(loss, named.values(), iterations=iterations)
+        minimize_in_place(loss, learned, iterations=iterations)
+
+    def squared_weights(self) -> torch.Tensor:
+        """|W|², the sum of squares of all learned weights."""
+        named = self.named_parameters()
+        maps = [p for name, p in named if p.requires_grad and name.endswith("weight")]
+        return sum((p.square().sum() for p in maps), torch.tensor(0.0))
+
+
+class GeneralizedLinear(Experts):
+    """Experts with a concave log-likelihood of affine maps, with an M-step by Newton's method.
+
+    For classes the prior is N(0, 25), because classes may be separable.
+    """
+
+    network: nn.Module
+
+    def newton_step(
+        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
+        """Increase the penalized likelihood of one expert.
+
+        Args:
+            inputs: Inputs of its map with a column of ones, shape (N, C + 1).
+            y: Targets, shape (N,) or (N, M).
+            weights: The expert's responsibilities, shape (N,).
+            start: Coefficients of its map, shape (P, C + 1).
+
+        Returns:
+            New coefficients, shape (P, C + 1).
+        """
+        raise NotImplementedError
+
+    def ridges(self, inputs: torch.Tensor) -> torch.Tensor:
+        """λ of each coefficient, shape (C + 1,). The intercept has almost none."""
+        return torch.cat(
+            [inputs.new_full((inputs.shape[1] - 1,), self.ridge), inputs.new_ones(1) * 1e-8]
+        )
+
+    def maximize(
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
+    ) -> None:
+        """Increase the penalized weighted likelihood, from the current parameters.
+
+        Small affine maps take Newton steps. Other networks take the step of `Experts`.
+
+        Args:
+            context: Inputs of the experts, shape (N, C).
+            y: Targets, shape (N,) or (N, M). Rows with NaN are left out.
+            weights: Responsibilities r, shape (N, K).
+            **step: Arguments of the step of `Experts`.
+        """
+        maps = self.network
+        if not isinstance(maps, AffineMaps) or maps.weight[0].numel() > MAX_SIZE:
+            super().maximize(context, y, weights, **step)
+            return
+        y, context, weights = known_rows(y, context, weights)
+        inputs, weights = maps.inputs(context), weights.double()
+        with torch.no_grad():
+            for k, start in enumerate(maps.coefficients.double()):
+                used = weights[:, k] > 1e-12
+                found = self.newton_step(inputs[used], y[used], weights[used, k], start)
+                maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
 
 
 class NormalExperts(Experts):
@@ -72,7 +133,8 @@ class NormalExperts(Experts):
 
     with the units m, s of the target, and s as a diagonal matrix. Γ_k is scalar, diagonal or
     full. Its scales have a lower limit, because the likelihood is unbounded if an expert fits its
-    rows exactly.
+    rows exactly. If the values of a target are rounded to a grid of step h, the limit is at least
+    h / √12, the standard deviation of the error of rounding.
 
     Args:
         network: Maps a context to ``(..., K, M)``, such as `AffineMaps`.
@@ -109,6 +171,7 @@ class NormalExperts(Experts):
         self.network, self.covariance = network, covariance
         self.initial_scale, self.min_scale = initial_scale, min_scale
         self.units = Standardize(y_dim)
+        self.register_buffer("floor", torch.full((y_dim,), min_scale))
         width = 1 if covariance == "scalar" else y_dim
         self.log_scale = nn.Parameter(torch.empty(num_components, width))
         if covariance == "full":
@@ -123,13 +186,15 @@ class NormalExperts(Experts):
             nn.init.zeros_(self.correlation)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Set the units from training targets y, shape (N, M)."""
+        """Set the units and the lower limit of the scales from training targets y, (N, M)."""
         self.units.adapt(y)
+        self.floor.copy_((rounding_error(y) / self.units.scale).clamp_min(self.min_scale))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (self.min_scale + self.log_scale.exp())
+        floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
+        scale = self.units.scale * (floor + self.log_scale.exp())
         if self.covariance != "full":
             return dist.Normal(loc, scale).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
@@ -156,26 +221,34 @@ class NormalExperts(Experts):
             super().maximize(context, y, weights, **step)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
-        targets = self.units(y.reshape(len(y), -1).to(self.units.loc))
+        targets = self.units(y.reshape(len(y), -1).double())
         residuals = self.network.least_squares(context, targets, weights)
         share = weights.double() / weights.double().sum(0).clamp_min(1e-12)
         covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
         with torch.no_grad():
             self._take(covariance)
 
+    def squared_weights(self) -> torch.Tensor:
+        """Zero for affine maps, whose least squares have no ridge to speak of."""
+        affine = isinstance(self.network, AffineMaps)
+        return self.log_scale.new_zeros(()) if affine else super().squared_weights()
+
     def _take(self, covariance: torch.Tensor) -> None:
         """Set Γ_k from covariances (K, M, M)."""
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         if self.covariance == "scalar":
             variance = variance.mean(-1, keepdim=True)
+        floor = self.floor.double()
         if self.covariance == "full":
-            floor = self.min_scale**2 * torch.ones_like(variance)
-            tril = torch.linalg.cholesky(covariance + floor.diag_embed())
+            least = floor.square() * torch.ones_like(variance)
+            tril = torch.linalg.cholesky(covariance + least.diag_embed())
             scale = tril.diagonal(dim1=-2, dim2=-1)
             self.correlation.copy_((tril / scale.unsqueeze(-1)).tril(-1))
         else:
             scale = variance.sqrt()
-        self.log_scale.copy_((scale - self.min_scale).clamp_min(1e-3 * self.min_scale).log())
+        if self.covariance == "scalar":
+            floor = floor.amax(-1, keepdim=True)
+        self.log_scale.copy_((scale - floor).clamp_min(1e-3 * floor).log())
 
 
 class StudentTExperts(Experts):
@@ -223,7 +296,7 @@ class StudentTExperts(Experts):
         return dist.StudentT(df, loc, scale).to_event(1)
 
 
-class CategoricalExperts(Experts):
+class CategoricalExperts(GeneralizedLinear):
     r"""Categorical experts, the classification model of the paper (§4.2).
 
     .. math:: p_k(y = l \mid x) = \mathrm{softmax}_l\, f_k(x)
@@ -236,6 +309,8 @@ class CategoricalExperts(Experts):
         torch.Size([7, 5, 3])
     """
 
+    ridge = 0.04
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -244,8 +319,16 @@ class CategoricalExperts(Experts):
         """The K distributions of the class 0, …, M-1 given a context, event shape ``()``."""
         return dist.Categorical(logits=self.network(context))
 
+    def newton_step(
+        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
+        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        one_hot = nn.functional.one_hot(y.reshape(-1).long(), len(start)).double()
+        targets = weights.unsqueeze(-1) * one_hot
+        return softmax_newton(inputs, targets, start, ridge=self.ridges(inputs), steps=NEWTON_STEPS)
 
-class BernoulliExperts(Experts):
+
+class BernoulliExperts(GeneralizedLinear):
     r"""Experts of M binary targets.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Ber}(y_m \mid \mathrm{logit} = f_k(x)_m)
@@ -258,6 +341,8 @@ class BernoulliExperts(Experts):
         torch.Size([7, 5])
     """
 
+    ridge = 0.04
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -266,8 +351,20 @@ class BernoulliExperts(Experts):
         """The K distributions of y given a context, event shape ``(M,)``."""
         return dist.Bernoulli(logits=self.network(context)).to_event(1)
 
+    def newton_step(
+        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
+        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
 
-class PoissonExperts(Experts):
+        def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            p = logit.sigmoid()
+            log_p = value * logit - nn.functional.softplus(logit)
+            return log_p, value - p, -p * (1.0 - p)
+
+        return by_column(self, derivatives, inputs, y, weights, start)
+
+
+class PoissonExperts(GeneralizedLinear):
     r"""Poisson experts of M counts.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Poisson}(y_m \mid \exp(a_m + f_k(x)_m))
@@ -299,6 +396,36 @@ class PoissonExperts(Experts):
         """The K distributions of y given a context, event shape ``(M,)``."""
         log_rate = (self.offset + self.network(context)).clamp(-20.0, 20.0)
         return dist.Poisson(log_rate.exp()).to_event(1)
+
+    def newton_step(
+        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
+        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
+
+        def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rate = logit.clamp(max=20.0).exp()
+            return value * logit - rate, value - rate, -rate
+
+        return by_column(self, derivatives, inputs, scaled, weights, start)
+
+
+def by_column(
+    experts: GeneralizedLinear,
+    derivatives: Any,
+    inputs: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    start: torch.Tensor,
+) -> torch.Tensor:
+    """The step of `GeneralizedLinear` for independent columns of y, one Newton problem each."""
+    ridge = experts.ridges(inputs)
+    columns = zip(y.reshape(len(y), -1).double().unbind(-1), start, strict=True)
+    found = [
+        glm_newton(inputs, partial(derivatives, y_m), weights, a, ridge=ridge, steps=NEWTON_STEPS)
+        for y_m, a in columns
+    ]
+    return torch.stack(found)
 
 
 class StackedExperts(Experts):

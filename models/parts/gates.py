@@ -6,8 +6,11 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from ..m_steps.newton import MAX_SIZE, softmax_newton
 from ..m_steps.softmax_regression import softmax_regression
 from .networks import AffineMaps
+
+NEWTON_STEPS = 5
 
 
 class SoftmaxGate(nn.Module):
@@ -21,12 +24,17 @@ class SoftmaxGate(nn.Module):
         num_components: K.
         units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
 
+    Attributes:
+        ridge: λ of the M-step, see there and `inference.prior`.
+
     Example:
         >>> SoftmaxGate(2, 5)(torch.zeros(7, 2)).probs.shape
         torch.Size([7, 5])
     """
 
     evaluated_once = True
+    ridge: float = 1e-4
+    is_gate = True
 
     def __init__(self, x_dim: int, num_components: int, *, units: nn.Module | None = None) -> None:
         super().__init__()
@@ -36,24 +44,38 @@ class SoftmaxGate(nn.Module):
         """The distribution of c given x, shape (..., D), event shape ``(K,)``."""
         return dist.OneHotCategorical(logits=self.maps(x).squeeze(-2))
 
-    def maximize(
-        self, x: torch.Tensor, weights: torch.Tensor, *, ridge: float = 1e-4, steps: int = 100
-    ) -> None:
-        r"""Increase the penalized likelihood of the gate given responsibilities, by L-BFGS.
+    def squared_weights(self) -> torch.Tensor:
+        """|w|²."""
+        return self.maps.weight.square().sum() / self.maps.weight.shape[-1]
 
-        .. math:: \max \frac{1}{N} \sum_{nk} r_{nk} \log g_k(x_n) - \frac{\lambda}{2} |w|^2
+    def maximize(self, x: torch.Tensor, weights: torch.Tensor, *, steps: int = 100) -> None:
+        r"""Increase the penalized likelihood of the gate given responsibilities.
+
+        .. math:: \max \sum_{nk} r_{nk} \log g_k(x_n) - \frac{\lambda}{2} |w|^2
+
+        The penalty corresponds to the prior N(0, 1/λ) of each weight. Small gates take Newton
+        steps, others L-BFGS iterations.
 
         Args:
             x: Rows, shape (N, D).
             weights: Responsibilities r, shape (N, K).
-            ridge: λ, see `softmax_regression`.
             steps: Maximum number of L-BFGS iterations.
         """
-        u, r = self.maps.units(x).double().cpu().numpy(), weights.double().cpu().numpy()
         root = math.sqrt(self.maps.weight.shape[-1])  # w = V / √D, see `AffineMaps`
-        weight, bias = self.maps.weight[0], self.maps.bias[0]
-        start = torch.cat([weight / root, bias.unsqueeze(-1)], -1).detach().double().cpu().numpy()
-        solution = torch.from_numpy(softmax_regression(u, r, start, ridge=ridge, steps=steps))
+        inputs, r = self.maps.inputs(x), weights.double()
+        inputs[:, :-1] *= root
+        start = self.maps.coefficients[0].detach().double()
+        start[:, :-1] /= root
+        if start.numel() <= MAX_SIZE:
+            ridge = torch.full_like(start[0], self.ridge)
+            ridge[-1] = 1e-8 * len(x)  # a constant may be added to all intercepts
+            found = softmax_newton(
+                inputs, r, start, ridge=ridge.clamp_min(1e-9), steps=NEWTON_STEPS
+            )
+        else:
+            numpy = (part.cpu().numpy() for part in (inputs[:, :-1], r, start))
+            ridge = self.ridge / len(x)
+            found = torch.from_numpy(softmax_regression(*numpy, ridge=ridge, steps=steps))
         with torch.no_grad():
-            weight.copy_(root * solution[:, :-1])
-            bias.copy_(solution[:, -1])
+            self.maps.weight[0] = root * found[:, :-1]
+            self.maps.bias[0] = found[:, -1]

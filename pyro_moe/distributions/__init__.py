@@ -8,6 +8,7 @@ from .relaxed import (
     TEMPERATURE,
     RelaxedOneHotCategorical,
 )
+from .rounding import rounding_error
 
 __all__ = [
     "MAX_LOG_ODDS",
@@ -18,4 +19,5 @@ __all__ = [
     "Stacked",
     "choose",
     "concatenate",
+    "rounding_error",
 ]
