@@ -3,16 +3,30 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import torch
 
 from .context import all_or_nothing, reproducible, running
 from .errors import SiteError
+from .prior import (
+    PERMUTATIONS,
+    WEAK,
+    Prior,
+    log_ridge,
+    prior_rows,
+    with_prior_rows,
+    with_ridge,
+    without_effect,
+)
 from .programs import Program, isolated, learned, modules
 from .protocols import Maximizable, MixturePart, MStep
 from .svi import Data
 from .traces import enumerated_traces, row_log_weights
+
+ITERATIONS = 1000
+TOLERANCE = 1e-8
 
 
 @dataclass
@@ -25,9 +39,9 @@ class EM:
     with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
     are conditional on x. The E-step is Bayes' rule on the model's log-probabilities at each k.
     The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
-    `maximize`. The log-likelihood does not decrease from one iteration to the next, up to the
-    regularization of the M-steps: ridge and shrinkage of covariances, and penalties on the
-    weights of gates and experts.
+    `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
+    prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
+    covariances.
 
     Attributes:
         model: A Pyro program without latent variables besides ``c``.
@@ -35,9 +49,10 @@ class EM:
         data: Tensors of N rows each.
         epochs: Maximum number of iterations.
         seed: Seed of the initial parameters. EM itself is deterministic.
-        tolerance: Convergence threshold for the increase of the log-likelihood, nats per row.
+        prior: The prior, see `inference.prior`.
+        tolerance: Convergence threshold for the increase of the objective, nats per row.
         history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
-            nats per row), seconds.
+            nats per row), objective (the same with the prior), seconds.
         store: The state of Pyro's parameter store that belongs to this run.
     """
 
@@ -46,7 +61,8 @@ class EM:
     data: Data
     epochs: int
     seed: int
-    tolerance: float = 1e-7
+    prior: Prior = WEAK
+    tolerance: float = TOLERANCE
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
 
@@ -59,21 +75,45 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
-        while len(self.history) < self.epochs and not self._converged():
+        with_ridge(self.prior, self.model)
+        while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             log_joint = self.log_joint()
-            self._check_steps()
+            elbo = log_joint.logsumexp(0).mean().item()
+            log_prior = self._log_prior(log_joint) + log_ridge(self.model)
+            self.check_steps()
             with all_or_nothing(self.store, self.model):
-                maximize(self.model, log_joint.softmax(0).T, self.data[0], *self.data)
+                self.m_step(log_joint.softmax(0).T)
             record = {
                 "epoch": len(self.history) + 1,
-                "elbo": log_joint.logsumexp(0).mean().item(),
+                "elbo": elbo,
+                "objective": elbo + log_prior / len(self.data[0]),
                 "seconds": time.perf_counter() - started,
             }
             self.history.append(record)
             yield record
 
-    def _check_steps(self) -> None:
+    def m_step(self, responsibilities: torch.Tensor) -> None:
+        """Update the parameters given responsibilities (N, K), and the rows of the prior."""
+        x = self.data[0]
+        rows = with_prior_rows(self.prior, responsibilities, x, self.data, seed=self.seed)
+        weights, points, data = rows
+        maximize(self.model, weights, points, *data)
+
+    def _log_prior(self, log_joint: torch.Tensor) -> float:
+        """The terms of the prior of all rows, before the M-step of which the record tells."""
+        if not self.prior.null_rows:
+            return prior_rows(self.prior, [log_joint])
+        copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
+        null = (self.log_joint(copy) for copy in copies)
+        return prior_rows(self.prior, [log_joint, *null])
+
+    def check_steps(self) -> None:
+        """Check that every parameter belongs to a part that has an M-step.
+
+        Raises:
+            ValueError: If one does not.
+        """
         parts = [part for outermost in modules(self.model) for part in outermost.modules()]
         stepping = [part for part in parts if isinstance(part, Maximizable)]
         reached = {id(p) for part in stepping for p in part.parameters()}
@@ -83,15 +123,24 @@ class EM:
                     f"expected parts with a method 'maximize' for EM; got none for {name!r}"
                 )
 
-    def log_joint(self, rows_at_once: int = 4096) -> torch.Tensor:
-        """Log p(d, c=k) of each row's columns d, shape (K, N)."""
-        batches = zip(*(column.split(rows_at_once) for column in self.data), strict=True)
+    def log_joint(
+        self, data: tuple[torch.Tensor | None, ...] | None = None, *, rows_at_once: int = 4096
+    ) -> torch.Tensor:
+        """Log p(d, c=k) of each row's columns d, shape (K, N).
+
+        Args:
+            data: Other rows than those of the run. None stands for an unknown target.
+            rows_at_once: Rows in a minibatch.
+        """
+        columns = self.data if data is None else data
+        parts = (repeat(None) if c is None else c.split(rows_at_once) for c in columns)
+        batches = zip(*parts, strict=False)
         with torch.no_grad(), running(self.store), reproducible(self.seed):
             return torch.cat([self._log_joint(*batch) for batch in batches], -1)
 
-    def _log_joint(self, *batch: torch.Tensor) -> torch.Tensor:
+    def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:
         traces = enumerated_traces(self.model, self.guide, *batch)
-        latent = [name for name in traces[0].stochastic_nodes if name != "c"]
+        latent = [name for name in traces[0].stochastic_nodes if name not in ("c", "y")]
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
         return row_log_weights(*traces)
@@ -112,10 +161,12 @@ class EM:
         """The learned tensors by name."""
         return learned(self.store, self.model, self.guide)
 
-    def _converged(self) -> bool:
+    @property
+    def converged(self) -> bool:
+        """Whether the last iteration increased the objective by less than the tolerance."""
         if len(self.history) < 2:
             return False
-        return self.history[-1]["elbo"] - self.history[-2]["elbo"] < self.tolerance
+        return self.history[-1]["objective"] - self.history[-2]["objective"] < self.tolerance
 
 
 def maximize(

@@ -19,3 +19,7 @@ class DataWarning(UserWarning):
 
 class EmptyComponentWarning(RuntimeWarning):
     """A component has no rows, or too few to estimate its expert."""
+
+
+class ConvergenceWarning(RuntimeWarning):
+    """EM ended before its objective converged."""

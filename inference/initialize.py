@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from .clustering import cluster, expect_umap
 from .context import reproducible, running
 from .em import EM, maximize
 from .errors import SiteError
 from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
-from .programs import modules
+from .programs import Program, modules
 from .protocols import TargetLikelihoods
+from .starts.clustering import cluster, expect_umap
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -70,11 +70,26 @@ def phases(
     points = training.data[0] if codes is None else codes
     if isinstance(start, str):
         embedding = start if start in ("tsne", "umap") else None
-        start = cluster(points, num_components, embedding=embedding, seed=training.seed)
+        space = standardized(training.model, points) if codes is None else codes
+        start = cluster(space, num_components, embedding=embedding, seed=training.seed)
     start = corrected(training, start.to(points), points)
     if isinstance(training, SVI):
         yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
     yield "training", training
+
+
+def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:
+    """Rows x, shape (N, D), in double precision and in the units of a story that has them.
+
+    For others each column has unit variance.
+    """
+    for story in modules(model):
+        units = getattr(story, "units", None)
+        if isinstance(units, torch.nn.Module):
+            return units(x.double())
+    x = x.double()
+    deviation = x.std(0, correction=0)
+    return (x - x.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
 
 
 def corrected(

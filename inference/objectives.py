@@ -15,6 +15,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
 
 from .handlers import AtTheMean, CategoricalKL, Discretize, EnumerateInParallel, Relax
+from .prior import FLAT, Prior, log_prior_terms
 from .programs import Program, modules
 from .protocols import temperatures
 from .traces import (
@@ -32,13 +33,17 @@ PRIOR_SHARE = PRIOR_TEMPERATURE / TEMPERATURE
 LOSSES = ("marginal", "categorical-kl", "relaxed")
 
 
-def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
+def objective(
+    loss: str | ELBO, *, prior: Prior = FLAT, num_rows: int = 1
+) -> tuple[ELBO, Treatment]:
     """An objective by name, with its treatment of ``c``.
 
     Args:
         loss: ``"marginal"`` (`MarginalELBO`), ``"categorical-kl"`` (the paper's L̃, §7),
             ``"relaxed"`` (the ELBO of the relaxed densities; Maddison, Mnih, Teh 2017), or any
             Pyro ELBO object.
+        prior: The prior of the parameters, see `inference.prior`; for ``"marginal"`` only.
+        num_rows: N, the number of training rows.
 
     Returns:
         The ELBO and a function that prepares model and guide for it. The function takes the
@@ -69,7 +74,7 @@ def objective(loss: str | ELBO) -> tuple[ELBO, Treatment]:
     if isinstance(loss, ELBO):
         return loss, _relaxed
     if loss == "marginal":
-        return MarginalELBO(), _as_they_are
+        return MarginalELBO(prior=prior, num_rows=num_rows), _as_they_are
     if loss == "categorical-kl":
         return TraceMeanField_ELBO(), _with_categorical_kl
     if loss == "relaxed":
@@ -152,6 +157,10 @@ class MarginalELBO(_DifferentiableELBO):
 
     Args:
         num_particles: Samples of the other latent variables to average over.
+        prior: The prior of the parameters, whose terms of each row are added; see
+            `inference.prior`.
+        num_rows: N, the number of training rows.
+        **options: Further options of Pyro's ELBO.
 
     Example:
         >>> import pyro
@@ -164,6 +173,12 @@ class MarginalELBO(_DifferentiableELBO):
         1.138
     """
 
+    def __init__(
+        self, num_particles: int = 1, *, prior: Prior = FLAT, num_rows: int = 1, **options: Any
+    ) -> None:
+        super().__init__(num_particles, **options)
+        self.prior, self.num_rows = prior, num_rows
+
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -175,7 +190,8 @@ class MarginalELBO(_DifferentiableELBO):
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
-            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
+            prior = log_prior_terms(self.prior, self.num_rows, model_trace)
+            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:

@@ -104,6 +104,30 @@ class Maximizable(Protocol):
 
 
 @runtime_checkable
+class HasShallow(Protocol):
+    """A deep story with a shallow counterpart, by which the prior for few rows is chosen."""
+
+    def shallow(self) -> Any:
+        """A story of the same data with experts of the same family, which EM fits."""
+
+
+@runtime_checkable
+class Penalized(Protocol):
+    r"""A part whose M-step has the penalty λ|w|²/2, see `inference.prior`.
+
+    Attributes:
+        ridge: λ.
+        is_gate: Whether it is a gate, and not experts.
+    """
+
+    ridge: float
+    is_gate: bool
+
+    def squared_weights(self) -> torch.Tensor:
+        """|w|², a scalar."""
+
+
+@runtime_checkable
 class TargetLikelihoods(Protocol):
     r"""A story that evaluates the log-likelihood of the targets under each expert.
 

@@ -13,12 +13,13 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from .caching import evaluated_once
 from .context import reproducible, running, training_mode
 from .handlers import MinibatchScale
+from .handlers.evaluated_once import evaluated_once
 from .objectives import Treatment
 from .programs import Program, isolated, learned, restore, state
 from .protocols import Differentiable
+from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
@@ -56,10 +57,14 @@ class SVI:
         temperature: τ of a relaxed ``c``, a number or a function of the completed share.
         seed: Seed of all random numbers.
         as_written: Whether a ``c`` that the story relaxes itself keeps its temperatures.
+        held_out: Rows that are not trained on, or None. The bound on them is computed a hundred
+            times in a run, at the end of an epoch. At the end the best state is restored.
+        patience: The run ends after so many bounds without a better one; None for no such end.
         history: One record for each epoch: epoch, elbo (nats per row), temperature,
-            learning_rate, seconds.
+            learning_rate, seconds, and held_out_elbo where it was computed.
         store: The state of Pyro's parameter store that belongs to this run.
         optimizer: Adam with its moments, or None before the first step.
+        best: The state with the highest bound on the held-out rows so far, or None.
     """
 
     model: Program
@@ -73,9 +78,12 @@ class SVI:
     temperature: Schedule
     seed: int
     as_written: bool = False
+    held_out: Data | None = None
+    patience: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
+    best: dict[str, torch.Tensor] | None = None
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -88,7 +96,7 @@ class SVI:
                 the start or to the last end of an epoch from which a step was finite.
         """
         proven = latest = self._checkpoint()
-        while len(self.history) < self.epochs:
+        while len(self.history) < self.epochs and not self.stalled:
             try:
                 record = self._epoch(len(self.history))
             except NonFiniteError as error:
@@ -100,8 +108,38 @@ class SVI:
                 self._forget(set(self.parameters()) - set(latest[0]))
                 raise
             self.history.append(record)
+            self._validate(record)
             proven, latest = latest, self._checkpoint()
             yield record
+        if self.best is not None:
+            restore(self.best, self.store, self.model, self.guide)
+
+    @property
+    def held_out_elbo(self) -> float | None:
+        """The highest bound on the held-out rows so far, nats per row, or None."""
+        return max(self._bounds(), default=None)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last bounds on held-out rows, as many as ``patience``, are no better."""
+        bounds = self._bounds()
+        if self.patience is None or not bounds:
+            return False
+        return len(bounds) - 1 - bounds.index(max(bounds)) >= self.patience
+
+    def _bounds(self) -> list[float]:
+        return [record["held_out_elbo"] for record in self.history if "held_out_elbo" in record]
+
+    def _validate(self, record: dict[str, float]) -> None:
+        """Compute the bound on held-out rows if it is time, and keep the best state."""
+        number = len(self.history)
+        if self.held_out is None or (number % max(1, self.epochs // 100) and number < self.epochs):
+            return
+        before = self.held_out_elbo
+        bound = marginal_elbo(self.model, self.guide, self.store, self.held_out, self.seed)
+        record["held_out_elbo"] = bound if math.isfinite(bound) else -math.inf
+        if before is None or record["held_out_elbo"] > before:
+            self.best = state(self.store, self.model, self.guide)
 
     def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         moments = None if self.optimizer is None else deepcopy(self.optimizer.state_dict())
@@ -152,10 +190,8 @@ class SVI:
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # NonFiniteError
-            order = torch.randperm(num_rows)
-            batches = list(order.to(self.data[0].device).split(self.batch_size))
-            if num_rows > self.batch_size > len(batches[-1]) == 1:  # for batch norm
-                batches[-2:] = [torch.cat(batches[-2:])]
+            order = torch.randperm(num_rows).to(self.data[0].device)
+            batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
             for index, rows in enumerate(batches):
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[rows] for column in self.data)
@@ -234,6 +270,37 @@ class SVI:
                     if not (site["value"].isfinite().all() and density.isfinite().all()):
                         return f"non-finite value at site {name!r}"
         return "non-finite gradient"
+
+
+def marginal_elbo(
+    model: Program,
+    guide: Program,
+    store: dict[str, Any],
+    columns: Data,
+    seed: int,
+    num_particles: int = 8,
+) -> float:
+    """The marginal ELBO in nats per row, which compares runs with any objective.
+
+    The KL divergence of latent variables outside the plate, such as experts with a prior, is left
+    out. It belongs to the training rows.
+    """
+    total = 0.0
+    with torch.no_grad(), reproducible(seed, 0, 2), running(store):
+        for batch in zip(*(column.split(4096) for column in columns), strict=True):
+            for _ in range(num_particles):
+                total += row_bounds(*enumerated_traces(model, guide, *batch)).sum().item()
+    return total / num_particles / len(columns[0])
+
+
+def steps_in_epoch(num_rows: int, batch_size: int) -> int:
+    """Number of minibatches of nearly equal size, at most ``batch_size`` rows each.
+
+    Example:
+        >>> steps_in_epoch(257, 256)
+        2
+    """
+    return max(1, -(-num_rows // batch_size))
 
 
 def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:

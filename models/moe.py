@@ -1,5 +1,6 @@
 """Mixtures of experts with a conditional gate: softmax, neural or hierarchical (paper §4)."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,6 +217,12 @@ class DeepMoE(MixtureOfExperts):
             units=units,
         )
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
+        self.family, self.common_scale = experts, common_scale
+
+    def shallow(self) -> ME:
+        """A mixture of the same experts with a softmax gate."""
+        options = {"experts": copy.deepcopy(self.family), "common_scale": self.common_scale}
+        return ME(self.x_dim, self.y_dim, self.num_components, **options)
 
 
 class HierarchicalME(MixtureOfExperts):

@@ -1,5 +1,6 @@
 """Experts and M-step of stories that model both x and y."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from .moe import ME
 from .parts.experts import CONTEXTS, adapt_experts, experts_of
 from .parts.targets import log_likelihoods
 
@@ -25,6 +27,7 @@ class WithExperts(nn.Module):
     """
 
     experts: Any
+    family: Any
     context: str = "x"
 
     def take_experts(
@@ -43,9 +46,16 @@ class WithExperts(nn.Module):
         if context not in CONTEXTS:
             raise ValueError(f"expected context in {CONTEXTS}; got {context!r}")
         story: Any = self
-        self.context, story.y_dim = context, y_dim
+        self.context, story.y_dim, self.family = context, y_dim, experts
         width, units = (story.x_dim, story.units) if context == "x" else (story.z_dim, None)
         self.experts = experts_of(experts, width, story.num_components, y_dim, units=units)
+
+    def shallow(self) -> ME:
+        """A mixture of experts of the same family that are functions of x, with a softmax gate."""
+        story: Any = self
+        family = copy.deepcopy(self.family) if self.context == "x" else "normal"
+        options = {"experts": family, "common_scale": len(story.units.scale) < story.x_dim}
+        return ME(story.x_dim, story.y_dim, story.num_components, **options)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Set the units from training rows x, shape (N, D), and y, shape (N,) or (N, M)."""

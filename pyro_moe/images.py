@@ -5,10 +5,10 @@ import math
 import torch
 
 from pyro_moe.evaluation.latent import encode
-from pyro_moe.inference.clustering import cluster, expect_umap
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.objectives import Reconstruction
+from pyro_moe.inference.starts.clustering import cluster, expect_umap
 from pyro_moe.models import VAE, RandomAffine
 
 from .fitting import fit

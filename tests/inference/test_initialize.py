@@ -16,9 +16,7 @@ from pyro_moe.inference import (
     MarginalELBO,
     Reconstruction,
     SiteError,
-    clustering,
 )
-from pyro_moe.inference.clustering import cluster, neighbor_embedding
 from pyro_moe.inference.initialize import (
     corrected,
     latent_means,
@@ -26,6 +24,8 @@ from pyro_moe.inference.initialize import (
     target_log_likelihoods,
 )
 from pyro_moe.inference.objectives import objective
+from pyro_moe.inference.starts import clustering
+from pyro_moe.inference.starts.clustering import cluster, neighbor_embedding
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DVMoE, GMMMoE, HierarchicalME, VaDE, VaDEMoE
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe.inference import MarginalELBO
-from pyro_moe.inference.caching import evaluated_once
 from pyro_moe.inference.context import training_mode
+from pyro_moe.inference.handlers.evaluated_once import evaluated_once
 from pyro_moe.models import AffineMaps, CategoricalConditional, MixtureOfExperts, NormalExperts
 
 pytestmark = pytest.mark.usefixtures("double")

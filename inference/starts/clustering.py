@@ -10,10 +10,11 @@ from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
 
-from .errors import DataError
+from ..errors import DataError
 
 GRAPH_ROWS = 2000
 NEIGHBORS = (5, 10, 20, 40)
+RIDGE = 1e-5  # for points of unit variance in the widest column
 
 
 def cluster(
@@ -37,6 +38,7 @@ def cluster(
         Responsibilities, shape (N, K).
     """
     array = points.double().cpu().numpy()
+    array = array / max(array.std(0).max(), np.finfo(np.float64).tiny)  # the ridge has a unit
     if min(array.shape) > 50:
         array = PCA(50, random_state=seed).fit_transform(array)
     if embedding is None:
@@ -45,7 +47,7 @@ def cluster(
             return torch.as_tensor(groups)
     else:
         array = neighbor_embedding(array, embedding, seed=seed)
-    mixture = GaussianMixture(num_components, n_init=10, reg_covar=1e-5, random_state=seed)
+    mixture = GaussianMixture(num_components, n_init=10, reg_covar=RIDGE, random_state=seed)
     return torch.as_tensor(mixture.fit(array).predict_proba(array))
 
 

@@ -8,8 +8,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from .programs import Program, modules
-from .protocols import EvaluatedOnce
+from ..programs import Program, modules
+from ..protocols import EvaluatedOnce
 
 
 @contextmanager

@@ -1,0 +1,171 @@
+r"""A weak prior for few rows: rows of a simpler model, with small weights (a catalytic prior).
+
+.. math:: \log p(\theta) = \frac{\kappa}{N} \sum_{nk} \log p_\theta(d_n, c_n = k)
+          + \frac{\kappa_0}{N} \sum_{nk} \log p_\theta(x_n, y_{\pi(n)}, c_n = k)
+          - \frac{\lambda}{2} |w|^2
+
+The first term gives each component κ rows that are distributed like all rows. It draws the
+components toward one model of all rows, and keeps the likelihood bounded. The second term gives
+each component κ₀ rows in which y does not depend on x, because π is a random permutation. It draws
+the effects of x toward zero. The third is the prior N(0, 1/λ) of the weights of softmax gates, in
+standard units.
+
+References:
+    Huang, Stein, Rubin, Kou (2020), *Catalytic prior distributions with application to
+    generalized linear models*, PNAS 117. Fraley, Raftery (2007), *Bayesian regularization for
+    normal mixture estimation and model-based clustering*, Journal of Classification 24.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+
+from pyro_moe.distributions import Mixture
+
+from .context import reproducible
+from .programs import Program, modules
+from .protocols import Penalized
+
+Data = tuple[torch.Tensor, ...]
+PERMUTATIONS = 4
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The weights of the prior's terms.
+
+    Attributes:
+        rows: κ, rows of the model of all rows for each component.
+        null_rows: κ₀, rows without an effect of x for each component.
+        ridge: λ of the gate. That of experts is 0.04 for classes and 0.001 for others; it is zero
+            if this is zero.
+
+    Raises:
+        ValueError: If a weight is negative.
+
+    Example:
+        >>> Prior(rows=2.0).rows
+        2.0
+    """
+
+    rows: float = 1e-3
+    null_rows: float = 0.0
+    ridge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ValueError(f"expected {name} of at least 0; got {value}")
+
+
+WEAK = Prior()
+FLAT = Prior(0.0, 0.0, 0.0)
+
+
+def with_ridge(prior: Prior, *programs: Program) -> None:
+    """Set the ridge of the gates, and turn that of the experts off if it is zero."""
+    for whole in modules(*programs):
+        for part in whole.modules():
+            if isinstance(part, Penalized) and (part.is_gate or prior.ridge == 0):
+                part.ridge = prior.ridge
+
+
+def log_ridge(*programs: Program) -> float:
+    """The last term of log p(θ), of gates and of experts."""
+    parts = (part for whole in modules(*programs) for part in whole.modules())
+    penalized = [part for part in parts if isinstance(part, Penalized)]
+    return -0.5 * sum(part.ridge * part.squared_weights().item() for part in penalized)
+
+
+def with_prior_rows(
+    prior: Prior, responsibilities: torch.Tensor, points: torch.Tensor, data: Data, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, Data]:
+    """The rows of an M-step, and those of the prior.
+
+    Args:
+        prior: The weights.
+        responsibilities: r, shape (N, K).
+        points: The points of the mixture, shape (N, L).
+        data: x, or x and y, N rows each.
+        seed: Seed of the permutations of y.
+
+    Returns:
+        Weights, points and data, of N rows, or of 5 N rows if there are rows without an effect.
+    """
+    share = responsibilities + prior.rows / len(points)
+    if not prior.null_rows or len(data) < 2:
+        return share, points, data
+    null = torch.full_like(share, prior.null_rows / (PERMUTATIONS * len(points)))
+    copies = [without_effect(data, seed, number) for number in range(PERMUTATIONS)]
+    columns = zip(data, *copies, strict=True)
+    weights = torch.cat([share, *(null for _ in copies)])
+    many = points.repeat(1 + PERMUTATIONS, *(1 for _ in points.shape[1:]))
+    return weights, many, tuple(torch.cat(column) for column in columns)
+
+
+def without_effect(data: Data, seed: int, number: int) -> Data:
+    """The rows with y permuted."""
+    x, *targets = data
+    with reproducible(seed, number, 9):
+        order = torch.randperm(len(x)).to(x.device)
+    return (x, *(y[order] for y in targets))
+
+
+def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Tensor | float:
+    r"""The first two terms of log p(θ) that belong to the rows of a minibatch, a scalar.
+
+    They are read from the sites that depend on the component: c, where its prior has the rows in
+    its batch shape, and observed sites whose distribution depends on c or is a `Mixture`.
+
+    Args:
+        prior: The weights.
+        num_rows: N, the number of all rows.
+        model_trace: A trace at all values of ``c``, see `traces.enumerated_traces`.
+    """
+    if not prior.rows and not prior.null_rows:
+        return 0.0
+    total: Any = 0.0
+    for name, site in model_trace.nodes.items():
+        if name == "c" and len(site["fn"].batch_shape) > 0:
+            total = total + prior.rows * site["unscaled_log_prob"].sum()
+        elif site["type"] == "sample" and site["is_observed"] and _in_plate(site):
+            total = total + prior.rows * _each_component(site)
+            if name == "y" and prior.null_rows:
+                total = total + prior.null_rows * _each_component(site, shift=1)
+    return total / num_rows
+
+
+def _in_plate(site: Any) -> bool:
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
+
+
+def _each_component(site: Any, shift: int = 0) -> torch.Tensor:
+    """Σ_nk of log-densities under each component, with the weights of a `Mixture`.
+
+    Args:
+        site: An observed site.
+        shift: By how many rows the values are shifted.
+    """
+    p, value = site["fn"], site["value"].roll(shift, 0)
+    by_component = site["unscaled_log_prob"].dim() > 1
+    if isinstance(p, Mixture) and not by_component:
+        each = p.component_distribution.log_prob(value.unsqueeze(-1 - p.event_dim))
+        return _masked(site, (each + p.log_weights).movedim(-1, 0)).sum()
+    if not by_component:
+        return value.new_zeros((), dtype=site["unscaled_log_prob"].dtype)
+    return _masked(site, p.log_prob(value) if shift else site["unscaled_log_prob"]).sum()
+
+
+def _masked(site: Any, each: torch.Tensor) -> torch.Tensor:
+    mask = site["mask"]
+    return each if mask is None else torch.where(torch.as_tensor(mask), each, 0.0)
+
+
+def prior_rows(prior: Prior, log_joints: Iterable[torch.Tensor]) -> float:
+    """The first two terms of log p(θ), from Σ_nk of the rows and of the permuted rows."""
+    joint, *null = [each.sum().item() / each.shape[1] for each in log_joints]
+    total = prior.rows * joint if prior.rows else 0.0
+    return total + (prior.null_rows * sum(null) / PERMUTATIONS if null else 0.0)

@@ -1,0 +1,1 @@
+"""Starts of training: clusterings of points, and several starts of EM."""
