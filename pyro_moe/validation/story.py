@@ -1,4 +1,4 @@
-"""Validation of a model and its data before training, and of components after training."""
+"""Validation of a model and a guide with their data before training."""
 
 import warnings
 from typing import Any
@@ -8,13 +8,12 @@ from pyro import poutine
 
 from pyro_moe.evaluation.marginals import has_classes, mean_of, of_one_column
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError, DataWarning, EmptyComponentWarning, SiteError
+from pyro_moe.inference.errors import DataError, DataWarning, SiteError
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import HasWidth
-from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 
-from .fitted import Fit
+from .columns import check_rounding
 
 
 def check(
@@ -72,6 +71,8 @@ def check(
                 _check_support(name, trace.nodes[name], first)
     if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
         _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
+    elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
+        check_rounding(columns[1])
     return num_components
 
 
@@ -133,97 +134,8 @@ def _check_classes(number: int, y: torch.Tensor) -> None:
         )
 
 
-def check_components(fit: Fit, rows: int = 10_000) -> None:
-    """Check that each component of a fit has rows, on evenly spaced training rows.
-
-    Args:
-        fit: The fit.
-        rows: Maximum number of rows to use.
-
-    Warns:
-        EmptyComponentWarning: If a component has no rows, see `empty`, or few, see `starving`.
-    """
-    apart = -(-len(fit.data[0]) // rows)  # rows are often sorted by regime
-    columns = [column[::apart] for column in fit.data]
-    counts = torch.tensor(0.0)
-    with torch.no_grad(), reproducible(fit.settings["seed"], 0, 6):
-        for batch in zip(*(column.split(4096) for column in columns), strict=True):
-            model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
-            if "c" not in model_trace.nodes:
-                return
-            log_q = log_assignment(guide_trace)
-            if log_q is None:
-                log_q = row_log_weights(model_trace, guide_trace)
-            counts = counts + log_q.softmax(0).sum(-1).cpu()
-    found = {"none": empty(counts), "few": starving(counts, fit.x_dim)}
-    for number, components in found.items():
-        if components:
-            warnings.warn(
-                f"expected rows for each of {len(counts)} components; got {number} for "
-                f"{', '.join(map(str, components))}: try fewer components, restarts, or "
-                "initialize=",
-                EmptyComponentWarning,
-                stacklevel=3,
-            )
-
-
-def empty(counts: torch.Tensor) -> list[int]:
-    """Components with an expected count of less than half a row; counts have shape (K,)."""
-    return (counts < 0.5).nonzero().flatten().tolist()
-
-
-def starving(counts: torch.Tensor, x_dim: int) -> list[int]:
-    """Components with rows, but with less than a tenth of an equal share and fewer than D + 1.
-
-    An affine map of x has D + 1 coefficients. Fewer rows cannot determine it.
-    """
-    least = min(x_dim + 1.0, 0.1 * float(counts.mean()))
-    return [k for k in (counts < least).nonzero().flatten().tolist() if k not in empty(counts)]
-
-
-def check_resolution(column: torch.Tensor, name: str) -> None:
-    """Check that the type of a column resolves its variation.
-
-    Warns:
-        DataWarning: If the spacing of numbers near the mean is more than a thousandth of the
-            standard deviation.
-    """
-    if not column.is_floating_point():
-        return
-    values = column.reshape(len(column), -1).double()
-    mean = values.nanmean(0)
-    deviation = (values - mean).square().nanmean(0).sqrt()
-    step = torch.finfo(column.dtype).eps * mean.abs()
-    for index in ((step > 1e-3 * deviation) & (deviation > step)).nonzero().flatten().tolist():
-        warnings.warn(
-            f"expected columns that {column.dtype} resolves; got a mean of "
-            f"{mean[index].item():.4g} and a standard deviation of {deviation[index].item():.4g} "
-            f"in column {index} of {name}: subtract a constant, or use float64",
-            DataWarning,
-            stacklevel=3,
-        )
-
-
-def check_target(y: torch.Tensor) -> None:
-    """Check that targets, shape (N,) or (N, M), are not all missing, and vary.
-
-    Raises:
-        DataError: If every row has a NaN.
-
-    Warns:
-        DataWarning: If a column is constant.
-    """
-    known = y.reshape(len(y), -1)
-    known = known[~known.isnan().any(-1)]
-    if len(known) == 0:
-        raise DataError("expected rows with a target; got NaN in every row of y")
-    for column in (known == known[0]).all(0).nonzero().flatten().tolist():
-        warnings.warn(
-            f"expected targets that vary; got {known[0, column].item():.6g} in every row of "
-            f"column {column} of y",
-            DataWarning,
-            stacklevel=3,
-        )
+def _has_density(distribution: Any) -> bool:
+    return not distribution.support.is_discrete
 
 
 def _check_support(name: str, site: dict, first_row: int) -> None:

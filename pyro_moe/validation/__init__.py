@@ -1,0 +1,7 @@
+"""Validation of a model and its data before training, and of components after training."""
+
+from .columns import check_columns, unresolved
+from .components import check_components, empty, starving
+from .story import check
+
+__all__ = ["check", "check_columns", "check_components", "empty", "starving", "unresolved"]

@@ -1,0 +1,150 @@
+"""Validation of columns: what training would take in silence."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pyro_moe.distributions import rounding_error
+from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.rows import numbered
+
+FAR = 10.0  # in ranges of the other values
+SQUARES = 1e15  # whose square, and that of its inverse, float32 can hold
+
+
+def unresolved(columns: Sequence[torch.Tensor], dtype: torch.dtype) -> list[str]:
+    """What a type of numbers does not resolve, as sentences.
+
+    These are columns of real numbers whose spacing near the median is more than a thousandth of
+    their deviation, and those whose squares are out of the range of float32. The deviation is that
+    of the middle half of the values, if it is not zero.
+
+    Args:
+        columns: x and y in double precision, N rows each.
+        dtype: The type.
+
+    Example:
+        >>> unresolved([4e9 + torch.arange(9.0).double().unsqueeze(-1)], torch.float32)
+        ['expected columns that torch.float32 resolves; got a median of 4e+09 and ...']
+    """
+    found = []
+    for name, column in zip("xy", columns, strict=False):
+        if not column.is_floating_point():
+            continue
+        values = column.reshape(len(column), -1).cpu().numpy()
+        low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
+        deviation = np.where(high > low, (high - low) / 1.349, np.nanstd(values, axis=0))
+        step = torch.finfo(dtype).eps * np.abs(median)
+        extreme = (deviation < 1 / SQUARES) | (np.abs(np.nanmax(np.abs(values), axis=0)) > SQUARES)
+        varies = deviation > np.finfo(np.float64).eps * np.abs(median)
+        for index in np.flatnonzero(((step > 1e-3 * deviation) | extreme) & varies):
+            found.append(
+                f"expected columns that {dtype} resolves; got a median of {median[index]:.4g} and "
+                f"a deviation of {deviation[index]:.4g} in column {index} of {name}: subtract a "
+                "constant, change the unit, or use float64"
+            )
+    return found
+
+
+def check_columns(columns: Sequence[torch.Tensor], names: tuple[str, ...] | None) -> None:
+    """Check the columns that are to be fitted.
+
+    Raises:
+        DataError: If no row has a target.
+
+    Warns:
+        DataWarning: If a column of y is constant, or if a column has values far from all others,
+            such as -999 for a missing value.
+    """
+    x, *targets = columns
+    for y in targets[:1]:
+        _check_target(y)
+    _check_far(x, names or numbered("x", x.shape[1]))
+    for y in targets[:1]:
+        if y.is_floating_point():
+            flat = y.reshape(len(y), -1)
+            _check_far(flat, numbered("y", flat.shape[1]))
+
+
+def _check_target(y: torch.Tensor) -> None:
+    known = y.reshape(len(y), -1)
+    known = known[~known.isnan().any(-1)]
+    if len(known) == 0:
+        raise DataError("expected rows with a target; got NaN in every row of y")
+    for column in (known == known[0]).all(0).nonzero().flatten().tolist():
+        warnings.warn(
+            f"expected targets that vary; got {known[0, column].item():.6g} in every row of "
+            f"column {column} of y",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def _check_far(x: torch.Tensor, names: tuple[str, ...]) -> None:
+    """Warn of at most one percent of the rows that are far from all others in a column."""
+    values = x.detach().double().cpu().numpy()
+    for name, column in zip(names, values.T, strict=True):
+        row = far_row(column)
+        if row is not None:
+            warnings.warn(
+                f"expected columns without values far from all others; got {column[row]:.6g} in "
+                f"row {row} of column {name!r}: one such value sets the unit of the column. Leave "
+                "the row out if it is an error, or a code for a missing value",
+                DataWarning,
+                stacklevel=4,
+            )
+
+
+def far_row(column: np.ndarray) -> int | None:
+    """The first row with a value that is far from all others, or None.
+
+    These are one percent of the rows at most, and at least one, beyond a gap of ten times the
+    range of the others. For a code such as -999, of nines only, the gap is twice the range, and
+    half of the rows may have it.
+
+    Args:
+        column: Values, shape (N,), possibly with NaN.
+
+    Example:
+        >>> far_row(np.array([0.3, 0.1, 1e6, 0.5])), far_row(np.array([0.3, 0.1, 0.9, 0.5]))
+        (2, None)
+    """
+    known = np.sort(column[~np.isnan(column)])
+    gaps = np.diff(known)
+    if len(known) < 4 or not gaps.max(initial=0.0) > 0:
+        return None
+    cut = int(gaps.argmax())
+    for few, rest, value in (
+        (known[: cut + 1], known[cut + 1 :], known[0]),
+        (known[cut + 1 :], known[: cut + 1], known[-1]),
+    ):
+        code = few[0] == few[-1] and set(f"{abs(value):g}") == {"9"}
+        most = len(known) // 2 if code else max(1, len(known) // 100)
+        spread = rest[-1] - rest[0]
+        if len(few) <= most and spread > 0 and gaps[cut] > (2.0 if code else FAR) * spread:
+            return int(np.flatnonzero(np.isin(column, few))[0])
+    return None
+
+
+def check_rounding(y: torch.Tensor) -> None:
+    """Check that targets of a density are not rounded so much that a density misleads.
+
+    Warns:
+        DataWarning: If the values of a column are on a grid, and the error of rounding is more
+            than a twentieth of their deviation.
+    """
+    flat = y.reshape(len(y), -1).double()
+    flat = flat[~flat.isnan().any(-1)]
+    errors = rounding_error(flat)
+    for index in (errors > 0.05 * flat.std(0, correction=0)).nonzero().flatten().tolist():
+        step = errors[index].item() * 12**0.5
+        warnings.warn(
+            f"expected targets with few ties for a density; got {len(flat[:, index].unique())} "
+            f"values in steps of {step:.4g} in column {index} of y: a log-density in nats depends "
+            f"on the step; add {np.log(step):.3f} to compare it with the log-probability of a "
+            "mass function, such as that of experts='categorical' or 'poisson'",
+            DataWarning,
+            stacklevel=4,
+        )
