@@ -10,21 +10,25 @@ from . import criticism, datasets, evaluation, images, models, plots, runs
 from .fitted import Fit
 from .fitting import fit, resume
 from .inference.errors import (
+    ConvergenceWarning,
     DataError,
     DataWarning,
     EmptyComponentWarning,
     NonFiniteWarning,
     SiteError,
 )
+from .inference.prior import Prior
 from .rows import Rows
 from .selection import Selection, select
 
 __all__ = [
+    "ConvergenceWarning",
     "DataError",
     "DataWarning",
     "EmptyComponentWarning",
     "Fit",
     "NonFiniteWarning",
+    "Prior",
     "Rows",
     "Selection",
     "SiteError",

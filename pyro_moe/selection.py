@@ -86,7 +86,7 @@ def select(
     story: Callable[[int], Any],
     data: Data,
     *,
-    num_components: Iterable[int] = range(2, 9),
+    num_components: Iterable[int] = range(1, 9),
     held_out: float = 0.2,
     folds: int | None = None,
     num_samples: int = 64,

@@ -3,6 +3,7 @@
 import argparse
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,17 +17,25 @@ from pyro_moe.fitting import fit
 from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
+from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.models.parts.conditionals import LIKELIHOODS
 from pyro_moe.models.parts.experts import CONTEXTS, FAMILIES
 from pyro_moe.models.parts.mixture import COVARIANCES
 
 from . import choices, scoring
 
-FIT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "gmm": {"loss": "em"},
-    "gmmmoe": {"loss": "em"},
-    "me": {"loss": "em"},
-}
+FIT_OPTIONS = (
+    "epochs",
+    "restarts",
+    "loss",
+    "validation",
+    "patience",
+    "tolerance",
+    "initialize",
+    "missing_targets",
+    "seed",
+    "device",
+)
 WITHOUT_TREES = tuple(name for name in runs.STORIES if name != "hierarchicalme")
 
 
@@ -50,13 +59,14 @@ def add(commands: Any) -> None:
     add("--z-dim", type=_whole, metavar="L", help="dimension of z")
     add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
     add("--covariance", choices=COVARIANCES, help="the form of the components' covariances")
-    add("--epochs", type=_whole, help="passes over the data (default: about 4,000 steps)")
-    add("--restarts", type=_whole, help="number of starts; the best on held-out rows is kept")
-    add(
-        "--loss",
-        choices=(*LOSSES, "em"),
-        help="the objective (default: marginal; gmm, gmmmoe, me: em)",
-    )
+    add("--epochs", type=_whole, help="passes over the data, or iterations of EM (default: auto)")
+    add("--restarts", type=_whole, help="number of starts, of which the best is kept")
+    add("--loss", choices=("auto", *LOSSES, "em"), help="the objective (default: em, or marginal)")
+    add("--validation", type=float, metavar="SHARE", help="share of rows held out in training")
+    add("--patience", type=_whole, help="held-out bounds without a better one until the end")
+    add("--tolerance", type=float, help="increase of the objective at which EM ends")
+    add("--prior", help="auto, weak, none, or how many rows of one model each component is given")
+    add("--ridge", type=float, help="prior precision of the weights of softmax gates")
     starts = [start for start in STARTS if start != "keep"]
     add(
         "--initialize",
@@ -152,10 +162,21 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
 
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("epochs", "restarts", "loss", "initialize", "missing_targets", "seed", "device")
-    given = {name: vars(options)[name] for name in names if vars(options)[name] is not None}
-    defaults = FIT_DEFAULTS.get(options.story, {})
-    return {**defaults, **given, "progress": not options.quiet}
+    given = {name: vars(options)[name] for name in FIT_OPTIONS if vars(options)[name] is not None}
+    if options.prior is not None or options.ridge is not None:
+        given["prior"] = _prior(options.prior or "auto", options.ridge)
+    return {**given, "progress": not options.quiet}
+
+
+def _prior(rows: str, ridge: float | None) -> str | Prior:
+    """The prior of two options. A ridge alone belongs to the weak prior."""
+    named = {"auto": Prior(), "weak": Prior(), "none": FLAT}
+    if rows in named:
+        return rows if ridge is None else replace(named[rows], ridge=ridge)
+    try:
+        return Prior(rows=float(rows), ridge=Prior().ridge if ridge is None else ridge)
+    except ValueError as error:
+        raise ValueError(f"expected --prior auto, weak, none or a number; got {rows!r}") from error
 
 
 def _new_folder(options: argparse.Namespace) -> Path:

@@ -21,6 +21,7 @@ NAMES = {
     "error": "squared error, summed over targets",
     "rmse": "root mean squared error",
     "log_likelihood": "test log-likelihood, nats per row",
+    "linear_log_likelihood": "the same of one linear model",
     "crps": "continuous ranked probability score",
     "log_loss": "log loss, nats per row",
     "seconds": "seconds of training",
@@ -49,13 +50,15 @@ def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
         return {}
     prediction = evaluation.predict(fit, test)
     found: dict[str, Any]
+    line = evaluation.linear_baseline(fit, test)
+    baseline = {} if line is None else {"linear_log_likelihood": line.mean().item()}
     if has_classes(prediction.distributions[0]):
         found = evaluation.classification_scores(prediction, test.y)
-        return {"accuracy of classes": found.pop("accuracy"), **found}
+        return {"accuracy of classes": found.pop("accuracy"), **found, **baseline}
     found = evaluation.regression_scores(prediction, test.y)
     coverage = found.pop("coverage")
     shares = {f"coverage of {level:.0%} intervals": share for level, share in coverage.items()}
-    return found | shares
+    return found | baseline | shares
 
 
 def known(rows: Rows) -> Rows:

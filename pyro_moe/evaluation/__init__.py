@@ -4,6 +4,7 @@ All functions read the traces of the fitted model and guide by the names of thei
 depend on the class of the story.
 """
 
+from .baseline import linear_baseline
 from .bounds import elbo, importance_weighted_bound
 from .gating import gate
 from .imputation import Imputation, impute
@@ -23,6 +24,7 @@ __all__ = [
     "gate",
     "importance_weighted_bound",
     "impute",
+    "linear_baseline",
     "novelty",
     "predict",
     "reconstruct",

@@ -23,6 +23,7 @@ SCORES = {
     "accuracy": "accuracy",
     "log_loss": "log loss, nats per row",
 }
+BASELINE = "log-likelihood of one linear model of the fitted rows, nats per row"
 
 
 def warnings(fit: Fit, checked: Check | None, gate: Health | None, *, seen: bool) -> str:
@@ -87,13 +88,15 @@ def scores(fit: Fit, rows: Rows) -> str:
 
 def _scores_of_targets(fit: Fit, rows: Rows) -> dict[str, float]:
     prediction, target = evaluation.predict(fit, rows.x), torch.as_tensor(rows.y)
+    line = evaluation.linear_baseline(fit, (rows.x, target))
+    baseline = {} if line is None else {BASELINE: line.mean().item()}
     if has_classes(prediction.distributions[0]):
         classes = evaluation.classification_scores(prediction, target)
-        return {SCORES[key]: value for key, value in classes.items()}
+        return {SCORES[key]: value for key, value in classes.items()} | baseline
     found = evaluation.regression_scores(prediction, target, levels=(0.5, 0.9))
     coverage = found.pop("coverage")
     shares = {f"coverage of {level:.0%} intervals": share for level, share in coverage.items()}
-    return {SCORES[key]: value for key, value in found.items()} | shares
+    return {SCORES[key]: value for key, value in found.items()} | baseline | shares
 
 
 def checks(fit: Fit, rows: Rows, checked: Check | None, seed: int) -> str:

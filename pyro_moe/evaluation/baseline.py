@@ -1,0 +1,98 @@
+"""A baseline of predictions: one linear model of the training rows."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
+from sklearn.preprocessing import StandardScaler
+
+from pyro_moe.fitted import Fit
+from pyro_moe.rows import Data, as_tensors, has_target
+
+from .marginals import families
+from .prediction import predict
+
+
+def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
+    r"""Log p(y|x) of each row under one linear model of the rows that were fitted, shape (N,).
+
+    .. math:: y \mid x \sim N(a + \langle b, x \rangle, \sigma^2)
+
+    Each column of y has its own σ², which is divided by the degrees of freedom. Counts have
+    Poisson regression, and classes and binary targets logistic regression with scikit-learn's
+    default penalty. A story whose predictions are not better has found nothing that one model
+    lacks.
+
+    Args:
+        fit: A fit with targets.
+        data: Rows (x, y). Use rows that were not fitted.
+
+    Returns:
+        The log-densities in nats, or None if there is no linear model of this kind: a family that
+        is none of these, fewer fitted rows than coefficients, or a restored fit, whose rows are
+        not known.
+
+    Example:
+        >>> import pyro_moe
+        >>> from pyro_moe import models
+        >>> x = torch.linspace(-1.0, 1.0, 40).unsqueeze(-1)
+        >>> y = x[:, 0] + torch.tensor([0.1, -0.1]).repeat(20)
+        >>> story = models.ME(x_dim=1, y_dim=1, num_components=1)
+        >>> fit = pyro_moe.fit(story.model, story.guide, (x, y), progress=False)
+        >>> gap = predict(fit, x).log_prob(y) - linear_baseline(fit, (x, y))
+        >>> bool(gap.abs().mean() < 0.05)
+        True
+    """
+    if fit.run is None:
+        return None
+    x, y = (part.cpu() for part in fit.data[:2])
+    known = has_target(y)
+    x, y = x[known].double().numpy(), y[known].double().numpy()
+    new_x, new_y = (part.double().cpu().numpy() for part in as_tensors(data)[:2])
+    names = {type(p).__name__ for p in families(predict(fit, fit.data[0][:1]).distributions[0])}
+    model = next((MODELS[name] for name in names if name in MODELS), None)
+    if len(names) != 1 or model is None or len(x) < x.shape[1] + 2:
+        return None
+    scaler = StandardScaler().fit(x)
+    x, new_x = scaler.transform(x), scaler.transform(new_x)
+    columns = zip(y.reshape(len(y), -1).T, new_y.reshape(len(new_y), -1).T, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        each = [model(x, column, new_x, new) for column, new in columns]
+    return torch.as_tensor(np.sum(each, axis=0))
+
+
+def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    line = LinearRegression().fit(x, y)
+    freedom = max(len(y) - x.shape[1] - 1, 1)
+    scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
+    tiny = 1e-9 * (np.abs(y).max() + 1e-300)
+    return stats.norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
+
+
+def _poisson(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    line = PoissonRegressor(alpha=1e-6, max_iter=1000).fit(x, y)
+    return stats.poisson.logpmf(new_y, line.predict(new_x))
+
+
+def _classes(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    if len(set(y)) == 1:
+        return np.where(new_y == y[0], 0.0, -np.inf)
+    line: Any = LogisticRegression(max_iter=1000).fit(x, y)
+    place = np.searchsorted(line.classes_, new_y).clip(max=len(line.classes_) - 1)
+    found = np.take_along_axis(line.predict_log_proba(new_x), place[:, None], axis=1)[:, 0]
+    return np.where(line.classes_[place] == new_y, found, -np.inf)
+
+
+MODELS = {
+    "Normal": _normal,
+    "MultivariateNormal": _normal,
+    "StudentT": _normal,
+    "Poisson": _poisson,
+    "Categorical": _classes,
+    "Bernoulli": _classes,
+}

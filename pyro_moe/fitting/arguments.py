@@ -1,0 +1,111 @@
+"""Validation of the arguments of `fit`."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.em import EM
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.initialize import STARTS
+from pyro_moe.inference.prior import FLAT, WEAK, Prior
+from pyro_moe.inference.programs import Program
+
+PRIORS = {"weak": WEAK, "none": FLAT}
+
+
+def check_numbers(**given: tuple[int | None, int]) -> None:
+    """Check that each number is None, or an integer not below its minimum."""
+    for name, (value, least) in given.items():
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"expected {name} to be an integer; got {value!r}")
+        if value is not None and value < least:
+            raise ValueError(f"expected {name} of at least {least}; got {value}")
+
+
+def check_schedules(learning_rate: Any, temperature: Any) -> None:
+    """Check that each is None, a function, or a number in its range."""
+    rate = 0.0 if learning_rate is None or callable(learning_rate) else learning_rate
+    if not (isinstance(rate, Real) and float(rate) >= 0):
+        raise ValueError(f"expected learning_rate of at least 0, or a function; got {rate!r}")
+    tau = 1.0 if temperature is None or callable(temperature) else temperature
+    if not (isinstance(tau, Real) and float(tau) > 0):
+        raise ValueError(f"expected temperature above 0, or a function; got {tau!r}")
+
+
+def check_prior(prior: Any) -> Prior | None:
+    """The prior by name or as given, or None for one that is to be chosen."""
+    if isinstance(prior, Prior):
+        return prior
+    if prior == "auto":
+        return None
+    if prior in PRIORS:
+        return PRIORS[prior]
+    raise ValueError(f"expected prior in {('auto', *PRIORS)} or a Prior; got {prior!r}")
+
+
+def check_start(initialize: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
+    """The name of a start, or responsibilities as a tensor (N, K)."""
+    if isinstance(initialize, str):
+        if initialize not in STARTS:
+            raise ValueError(
+                f"expected initialize in {STARTS} or responsibilities (N, K); got {initialize!r}"
+            )
+        return initialize
+    if torch.is_tensor(initialize):
+        initialize = initialize.detach().cpu()
+    responsibilities = torch.as_tensor(np.asarray(initialize), dtype=torch.float64)
+    if num_components is None:
+        return responsibilities  # `phases` raises the error
+    if responsibilities.shape != (num_rows, num_components):
+        raise DataError(
+            f"expected responsibilities of shape ({num_rows}, {num_components}); "
+            f"got {tuple(responsibilities.shape)}"
+        )
+    sums = responsibilities.sum(-1)
+    if not ((responsibilities >= 0).all() and (sums - 1).abs().max() < 1e-3):
+        raise DataError(
+            "expected responsibilities that are probabilities in each row; got entries from "
+            f"{responsibilities.min().item():.3g} and row sums from {sums.min().item():.3g} "
+            f"to {sums.max().item():.3g}"
+        )
+    return responsibilities
+
+
+def check_validation(
+    validation: float | None, *, early: bool, restarts: int, num_rows: int
+) -> float:
+    """The share of rows to hold out.
+
+    If it is not given, it is zero unless training may stop early or there are several starts. It
+    is then a tenth of the rows, or up to a quarter of them if a tenth is less than fifty rows.
+    """
+    if validation is None:
+        return max(0.1, min(0.25, 50.0 / num_rows)) if early or restarts > 1 else 0.0
+    if not (isinstance(validation, Real) and 0 <= validation < 1):
+        raise ValueError(f"expected validation of at least 0 and below 1; got {validation!r}")
+    if validation == 0 and restarts > 1:
+        raise ValueError("expected validation above 0, to choose among restarts; got 0")
+    return float(validation)
+
+
+def split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of held-out rows and of the other rows."""
+    with reproducible(seed):
+        order = torch.randperm(num_rows)
+    num_held = math.ceil(share * num_rows)
+    return order[:num_held].sort().values, order[num_held:].sort().values
+
+
+def has_em(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> bool:
+    """Whether EM can fit the story: only c is latent, and every parameter has an M-step."""
+    run = EM(model, guide, tuple(column[:1] for column in columns), 1, 0)
+    try:
+        run.log_joint()
+        run.check_steps()
+    except (LookupError, ValueError):
+        return False
+    return bool(run.parameters())

@@ -1,0 +1,122 @@
+"""The strength of the prior for few rows, by cross-validation of a shallow story."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.em import EM
+from pyro_moe.inference.prior import WEAK, Prior
+from pyro_moe.inference.programs import Program, isolated, owner
+from pyro_moe.inference.protocols import HasShallow
+from pyro_moe.inference.starts.several import best_start
+
+from .arguments import has_em
+from .training import reset
+
+PATH = (
+    WEAK,
+    Prior(0.1),
+    Prior(1.0),
+    Prior(10.0),
+    Prior(100.0),
+    Prior(100.0, 1.0),
+    Prior(100.0, 4.0),
+    Prior(100.0, 16.0),
+)
+FOLDS = 5
+MOST_ROWS = 2000
+ROWS_PER_COEFFICIENT = 50
+STARTS = 3
+ITERATIONS = 20
+
+Columns = tuple[torch.Tensor, ...]
+
+
+def chosen_prior(
+    model: Program,
+    guide: Program,
+    columns: Columns,
+    num_components: int | None,
+    loss: str | ELBO,
+    learns: bool,
+    seed: int,
+) -> Prior:
+    r"""The weak prior, or a stronger one if cross-validation is in its favor.
+
+    .. math:: \hat\kappa = \arg\max_\kappa
+              \sum_n \log p(y_n \mid x_n, \hat\theta_\kappa^{(-n)})
+
+    Without targets it is the density of x. There are five folds. The weak prior is kept if the
+    story then predicts better than with the strongest ones, which make all components one model.
+    Deep stories are represented by their shallow counterpart, see `protocols.HasShallow`. Nothing
+    is compared if there are more than 2,000 rows, or more than fifty rows for each coefficient of
+    the experts.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        columns: All rows.
+        num_components: K, or None for a model without ``c``.
+        loss: The objective. Only ``"em"`` and ``"marginal"`` have a prior.
+        learns: Whether the parameters are to be learned.
+        seed: Seed of the folds and of the starts.
+    """
+    number, width = columns[0].shape
+    many = number > min(MOST_ROWS, ROWS_PER_COEFFICIENT * (num_components or 1) * (width + 2))
+    if not learns or num_components is None or many or number < FOLDS * (num_components + 1):
+        return WEAK
+    if not (isinstance(loss, str) and loss in ("em", "marginal")):
+        return WEAK
+    story = owner(model)
+    if isinstance(story, HasShallow):
+        shallow: Any = story.shallow()
+        model, guide = shallow.model, shallow.guide
+    columns = tuple(column.double() if column.is_floating_point() else column for column in columns)
+    first = _begin(model, guide, columns, seed, 0)
+    if not has_em(first.model, first.guide, columns):
+        return WEAK
+    scores = _scores(model, guide, columns, num_components, seed)
+    linear = scores[[prior.rows == PATH[-1].rows for prior in PATH]].max()
+    return WEAK if scores[0] >= linear else PATH[int(scores.argmax())]
+
+
+def _scores(
+    model: Program, guide: Program, columns: Columns, num_components: int, seed: int
+) -> torch.Tensor:
+    """The log-density of all rows, each by a fit to the other folds, by the prior."""
+    with reproducible(seed, 0, 10):
+        order = torch.randperm(len(columns[0])).to(columns[0].device)
+    total = torch.zeros(len(PATH), dtype=torch.float64)
+    for held in order.tensor_split(FOLDS):
+        test = tuple(column[held] for column in columns)
+        others = torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False)
+        data = tuple(column[others] for column in columns)
+        begin = partial(_begin, model, guide, data, seed)
+        run = best_start(begin, STARTS, num_components)
+        for place, prior in enumerate(PATH):
+            run = replace(run, prior=prior, history=[])
+            for _ in islice(iter(run), ITERATIONS):
+                pass
+            total[place] += _log_density(run, test).sum().nan_to_num(-torch.inf).item()
+    return total
+
+
+def _log_density(run: EM, data: Columns) -> torch.Tensor:
+    """Log p(y|x) of each row, or log p(x) without targets, shape (N,)."""
+    density = run.log_joint(data).logsumexp(0)
+    if len(data) == 1:
+        return density
+    x, *others = data
+    return density - run.log_joint((x, *(None for _ in others))).logsumexp(0)
+
+
+def _begin(model: Program, guide: Program, data: Columns, seed: int, number: int) -> EM:
+    model, guide = isolated(model, guide)
+    seed = stream(seed, number)
+    reset(model, guide, data, seed)
+    return EM(model, guide, data, ITERATIONS, seed, tolerance=1e-6)

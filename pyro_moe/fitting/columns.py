@@ -1,0 +1,42 @@
+"""The columns of data in the type and on the device of a fit."""
+
+import warnings
+
+import torch
+
+from pyro_moe.inference.errors import DataWarning
+from pyro_moe.inference.programs import Program, modules
+from pyro_moe.inference.protocols import Adaptive
+from pyro_moe.rows import Data, as_tensors
+from pyro_moe.validation import unresolved
+
+
+def columns_of(
+    model: Program,
+    guide: Program,
+    data: Data,
+    *,
+    device: str | torch.device | None,
+    missing_targets: bool,
+    double: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Data as tensors, of the type that the fit will have.
+
+    This is the type of the parameters. Stories that standardize the data are fitted in double
+    precision if ``double`` is true, or if the type of their parameters does not resolve a column.
+
+    Warns:
+        DataWarning: If the type does not resolve a column, and the story does not standardize.
+    """
+    parts = modules(model, guide)
+    parameters = [p for part in parts for p in part.parameters()]
+    like = parameters[0] if parameters else torch.empty(0)
+    exact = as_tensors(data, dtype=torch.float64, missing_targets=missing_targets)
+    problems = [] if like.dtype == torch.float64 else unresolved(exact, like.dtype)
+    standardizes = bool(parts) and all(isinstance(part, Adaptive) for part in parts)
+    if standardizes and (double or problems):
+        return tuple(column.to(device or like.device) for column in exact)
+    for problem in problems:
+        warnings.warn(problem, DataWarning, stacklevel=3)
+    columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
+    return tuple(column.to(device or like.device) for column in columns)

@@ -1,0 +1,173 @@
+"""The runs of `fit`, from initialized parameters to trained ones."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.em import EM
+from pyro_moe.inference.errors import NonFiniteWarning
+from pyro_moe.inference.objectives import has_temperatures, objective
+from pyro_moe.inference.prior import Prior
+from pyro_moe.inference.programs import Program, Programs, isolated, modules
+from pyro_moe.inference.protocols import Adaptive, Resettable
+from pyro_moe.inference.starts.several import best_start
+from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
+from pyro_moe.progress import Progress
+
+LAST_PHASE = "all rows"
+
+Columns = tuple[torch.Tensor, ...]
+
+
+def run_of(
+    model: Program,
+    guide: Program,
+    columns: Columns,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    loss: str | ELBO,
+    number: int,
+    settings: dict[str, Any],
+    prior: Prior,
+) -> SVI | EM:
+    """A run with initialized copies of model and guide.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        columns: All rows.
+        rows: Numbers of the held-out rows, and of the training rows.
+        loss: The objective.
+        number: The number of the start.
+        settings: The arguments of `fit`, including defaults.
+        prior: The prior of the parameters.
+    """
+    held, kept = rows
+    data = tuple(column[kept] for column in columns)
+    model, guide = isolated(model, guide)
+    seed = stream(settings["seed"], number)
+    reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
+    if isinstance(loss, str) and loss == "em":
+        return EM(model, guide, data, settings["epochs"], seed, prior, settings["tolerance"])
+    elbo, treatment = objective(loss, prior=prior, num_rows=len(kept))
+    temperature = settings["temperature"]
+    return SVI(
+        model,
+        guide,
+        data,
+        elbo,
+        treatment,
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        learning_rate=settings["learning_rate"],
+        temperature=_default_temperature if temperature is None else temperature,
+        as_written=temperature is None and not has_temperatures(model, guide),
+        seed=seed,
+        held_out=tuple(column[held] for column in columns) if len(held) else None,
+        patience=settings["patience"],
+    )
+
+
+def _default_temperature(done: float) -> float:
+    return 0.3**done
+
+
+def beginning(begin: Callable[[int], EM], run: EM, number: int, num_components: int | None) -> EM:
+    """The best of several starts of EM, of which the first is given."""
+    return best_start(lambda index: begin(index) if index else run, number, num_components)
+
+
+def begun(
+    run: SVI | EM, columns: Columns, settings: dict[str, Any], names: tuple[str, ...] | None
+) -> Fit:
+    """A fit before its training, with the history of the run."""
+    programs = Programs(run.model, run.guide, run.store)
+    history = [{"phase": "training", **record} for record in run.history]
+    return Fit(programs, columns, history, settings, columns=names, run=run)
+
+
+def train(
+    fitted: Fit,
+    runs: Iterable[tuple[str, SVI | EM]],
+    progress: Progress,
+    callback: Callable[[Fit], None] | None,
+) -> Fit:
+    """Train the phases in order, until the last ends or training stops."""
+    stopped = None
+    with progress:
+        try:
+            for phase, run in runs:
+                progress.begin(phase, len(run.history), run.epochs)
+                for record in run:
+                    fitted.history.append({"phase": phase, **record})
+                    progress.advance(record)
+                    if callback is not None:
+                        callback(fitted)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except NonFiniteError as problem:
+            stopped = str(problem)
+            warnings.warn(
+                f"expected finite losses and gradients; got a {problem}: training stopped, and "
+                "the fit has the last valid parameters",
+                NonFiniteWarning,
+                stacklevel=3,
+            )
+    held_out_elbo = fitted.held_out_elbo
+    if isinstance(fitted.run, SVI) and held_out_elbo is None:
+        held_out_elbo = fitted.run.held_out_elbo
+    return replace(fitted, stopped=stopped, held_out_elbo=held_out_elbo)
+
+
+def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | None) -> Fit:
+    """A last phase with all rows, if some were held out.
+
+    It is a tenth as long as the training was, and its learning rate rises to that of the best
+    state, or to a tenth of the peak if that is higher, and falls to zero.
+    """
+    run = fitted.run
+    if not isinstance(run, SVI) or run.held_out is None or not run.history:
+        return fitted
+    best = max(run.history, key=lambda record: record.get("held_out_elbo", -torch.inf))
+    tenth = 0.1 * max(record["learning_rate"] for record in run.history)
+    peak = max(best["learning_rate"], tenth)
+    temperature = at(run.temperature, best["epoch"] / run.epochs)
+    elbo, treatment = run.elbo, run.treatment
+    last = replace(
+        run,
+        data=fitted.data,
+        elbo=elbo,
+        treatment=treatment,
+        epochs=max(1, round(0.1 * len(run.history))),
+        learning_rate=lambda done: peak * one_cycle(done),
+        temperature=temperature,
+        held_out=None,
+        patience=None,
+        history=[],
+        optimizer=None,
+        best=None,
+    )
+    return train(replace(fitted, run=last), [(LAST_PHASE, last)], progress, callback)
+
+
+def reset(model: Program, guide: Program, data: Columns, seed: int, *, keep: bool = False) -> None:
+    """Initialize the parameters, and set the units of stories from the data."""
+    for part in modules(model, guide):
+        part.to(data[0]).eval()  # only the epochs of `SVI` are in training mode
+        if keep:
+            continue
+        with reproducible(seed):
+            part.apply(_reset_parameters)
+        if isinstance(part, Adaptive):
+            with reproducible(seed, 0, 1), torch.no_grad():
+                part.adapt(*data)
+
+
+def _reset_parameters(module: torch.nn.Module) -> None:
+    if isinstance(module, Resettable):
+        module.reset_parameters()
