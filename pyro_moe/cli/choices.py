@@ -240,7 +240,7 @@ def check_missing_targets(story: Any, rows: Rows) -> None:
         ValueError: If it has none.
     """
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
-        x = rows.x[:2].to(next(story.parameters()))
+        x = rows.x[:2].to(next(story.parameters(), torch.empty(0)))
         trace = poutine.trace(story.model).get_trace(x, None)
     trace = prune_subsample_sites(trace)
     if "x" not in trace.nodes:

@@ -139,14 +139,26 @@ def _refuse_text(known: pd.Series, where: str, *, decimal: str, target: bool) ->
     texts = known.astype(str)
     strange = pd.to_numeric(texts, errors="coerce").isna() & ~texts.str.lower().isin(MISSING)
     row = texts.index[strange][0] if strange.any() else texts.index[0]
-    hint = number_advice(texts[row], decimal) or (
-        "text targets require classes=… (on the command line, --experts categorical)"
-        if target
-        else "choose other columns with columns=… (on the command line, --columns)"
+    hint = (
+        number_advice(texts[row], decimal)
+        or _separator_advice(texts[row])
+        or (
+            "text targets require classes=… (on the command line, --experts categorical)"
+            if target
+            else "choose other columns with columns=… (on the command line, --columns)"
+        )
     )
     if texts[row].lower() in _YES_NO and not target:
         hint = f"write yes and no as 1 and 0, or {hint}"
     raise DataError(f"expected numbers in {where}; got {texts[row]!r} in row {row}: {hint}")
+
+
+def _separator_advice(text: str) -> str | None:
+    found = re.search(r"\d *([;|])", text)
+    if not found:
+        return None
+    sep = found[1]
+    return f"if {sep!r} separates columns, give sep={sep!r} (on the command line, --sep '{sep}')"
 
 
 def number_advice(text: str, decimal: str) -> str | None:

@@ -21,7 +21,13 @@ from .download import one_line
 
 TEXT = (".csv", ".tsv", ".txt")
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 SEPARATORS = (",", ";", "\t", "|")
 AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
 # Nullable types keep integers as integers if values are missing.
@@ -38,7 +44,7 @@ class Format:
         sep: The separator of columns: one character, or ``r"\s+"`` for any white space. If None, it
             is a tab in .tsv files, and a comma in others.
         decimal: The decimal mark, ``"."`` or ``","``.
-        encoding: The encoding; if None, UTF-8, or UTF-16 in a file with its byte order mark.
+        encoding: The encoding; if None, UTF-8, or what a byte order mark says.
 
     Raises:
         ValueError: If one of them is none of these.
@@ -59,7 +65,7 @@ class Format:
         if self.decimal not in (".", ","):
             raise ValueError(f"expected decimal '.' or ','; got {self.decimal!r}")
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "".encode(self.encoding or "utf-8")
         except LookupError as error:
             raise ValueError(
                 f"expected an encoding such as 'utf-8', 'latin-1' or 'utf-16'; "
@@ -137,7 +143,7 @@ def _delimited(path: Path, form: Format) -> pd.DataFrame:
     frame = _body(path, len(header), form, options)
     for place, text in _texts(path, frame, options).items():
         frame[place] = _converted(text, form.decimal)
-    names = [name or _no_name(place, header) for place, name in enumerate(header)]
+    names = [name if name.strip() else _no_name(place, header) for place, name in enumerate(header)]
     return frame.set_axis(names, axis=1)
 
 

@@ -59,7 +59,7 @@ def table(
         sep: The separator of a text file, one character, or ``r"\s+"`` for white space. If None, a
             tab in .tsv files, and a comma in others.
         decimal: The decimal mark of a text file, ``"."`` or ``","``.
-        encoding: The encoding of a text file; if None, UTF-8, or UTF-16 after a byte order mark.
+        encoding: The encoding of a text file; if None, UTF-8, or what a byte order mark says.
 
     Returns:
         The rows, with x of shape (N, D) in the order of ``columns``, in the units of the file, as

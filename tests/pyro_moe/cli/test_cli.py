@@ -337,7 +337,7 @@ def test_classes_are_predicted_with_their_probabilities(homes):
 @pytest.mark.filterwarnings("default:expected rows of each of 4 classes")
 def test_a_class_may_be_among_the_test_rows_alone(homes, capsys):
     _, test = datasets.load("homes.csv")
-    held_out = homes["age"].isin(test.x[:, 2].tolist())
+    held_out = homes["age"].isin(test.x[:, 2].float().tolist())
     assert held_out.sum() == len(test)
     homes.assign(kind=homes["kind"].mask(held_out, 3)).to_csv("homes.csv", index=False)
     fit_targets("me", "kind", "--epochs 1 --experts categorical")

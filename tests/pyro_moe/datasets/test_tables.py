@@ -53,9 +53,17 @@ def test_every_notation_is_read(save, sep, decimal, encoding):
     is_frame(datasets.table(path, target="y", sep=sep, decimal=decimal, encoding=encoding))
 
 
-@pytest.mark.parametrize("mark", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
-def test_a_byte_order_mark_tells_the_encoding(save, mark):
-    encoding = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le"}.get(mark, "utf-16-be")
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+    ],
+)
+def test_a_byte_order_mark_tells_the_encoding(save, mark, encoding):
     path = save(mark + FRAME.to_csv(index=False).encode(encoding))
     is_frame(datasets.table(path, target="y"))
 
@@ -101,6 +109,7 @@ def test_every_digit_of_a_double_is_kept(save):
 
 SEP = "expected columns separated by {!r} in FILE; got one column {!r}: try sep={!r} "
 DECIMAL = "if the decimal mark is {0!r}, give decimal={0!r} (on the command line, --decimal {0})"
+SEMICOLON = "if ';' separates columns, give sep=';' (on the command line, --sep ';')"
 GROUPS = "write numbers without separators of thousands"
 NUMBERS = "expected numbers in column {!r} of FILE; got {!r} in row {}: {}"
 COLUMNS = "choose other columns with columns=… (on the command line, --columns)"
@@ -164,6 +173,11 @@ WRONG = {
         'a,y\n"1,234",2\n',
         {},
         NUMBERS.format("a", "1,234", 0, f"{DECIMAL.format(',')}; {GROUPS}"),
+    ),
+    "semicolons below a comma": (
+        "size, m;price\n1;2\n",
+        {},
+        NUMBERS.format("size", "1;2", 0, SEMICOLON),
     ),
     "yes and no": (
         "a,y\nyes,1\nno,2\n",
@@ -267,11 +281,13 @@ def test_the_index_that_pandas_writes_is_left_out(save, index):
 
 @pytest.mark.parametrize(
     "text",
-    ["a,y,\n1.5,2,\n2.5,3,\n", "a,,y\n1.5,,2\n2.5,,3\n", "a,y,,\n1.5,2,,\n2.5,3,,\n"],
+    ["a,y,\n1.5,2,\n2.5,3,\n", "a, ,y\n1.5,,2\n2.5,,3\n", "a,y,,\n1.5,2,,\n2.5,3,,\n"],
 )
 def test_columns_without_name_and_values_are_left_out(save, text):
     path = save(text)
-    places = [place for place, name in enumerate(text.split("\n")[0].split(",")) if not name]
+    places = [
+        place for place, name in enumerate(text.split("\n")[0].split(",")) if not name.strip()
+    ]
     assert left_out(path, target="y") == [f"Unnamed: {place}" for place in places]
     assert datasets.table(path, target="y", columns="a").x.tolist() == [[1.5], [2.5]]
 
