@@ -274,7 +274,8 @@ def _as_array(column: Any, name: str) -> np.ndarray:
     try:
         if isinstance(column, list | tuple) and any(map(np.ma.isMaskedArray, column)):
             column = np.ma.array(column)
-        if np.ma.is_masked(column):
+        masked = np.ma.isMaskedArray(column) and column.dtype.names is None
+        if masked and column.mask.any():
             number = column.dtype.kind in "biuf"
             return np.asarray(np.where(column.mask, np.nan if number else None, column.data))
         return np.asarray(column)

@@ -263,6 +263,10 @@ BAD = {
         np.ma.array([["a"], ["b"]], mask=[[True], [False]]),
         "expected numbers in x; got 'b' in row 1",
     ),
+    "masked records": (
+        np.ma.array([(1, 2)], mask=[(True, False)], dtype=[("a", int), ("b", int)]),
+        "expected numbers in x; got '(1, 2)' in row 0",
+    ),
     "too large in Rows": (
         Rows(X[:1], torch.tensor([[1.0, 1e300]], dtype=torch.float64), targets=("u", "v")),
         "expected finite values in y; got 1e+300, which torch.float32 cannot hold, in row 0, "
