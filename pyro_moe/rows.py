@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 from torch.utils.data import Dataset, default_collate
 
@@ -23,7 +24,8 @@ class Rows:
     """N rows of data.
 
     Attributes:
-        x: Features, float32, shape (N, D).
+        x: Features, shape (N, D). Those of a table are float64, so that no digit of the file is
+            lost before `fit` converts them to the type of the parameters.
         y: Targets, shape (N,) or (N, M), or None.
         labels: The true component or class of each row, int64, shape (N,), or None. They are used
             for scores only, never for fitting.
@@ -86,8 +88,34 @@ def has_target(y: Any) -> torch.Tensor:
         >>> has_target([[1.0, 2.0], [3.0, float("nan")]])
         tensor([ True, False])
     """
-    y = torch.as_tensor(y)
+    y = as_tensor(y, "y")
     return ~y.reshape(len(y), -1).isnan().any(-1)
+
+
+def looks_like_classes(y: torch.Tensor) -> bool:
+    """Whether targets are probably classes or counts, which a normal density does not suit.
+
+    They are if the known values of a column are two whole numbers, or at most ten whole numbers
+    that are all of 0, …, k - 1 or all of 1, …, k, and some of them repeat.
+
+    Args:
+        y: Targets, shape (N,) or (N, M), NaN where missing.
+
+    Example:
+        >>> looks_like_classes(torch.tensor([0, 2, 1, 1, 0]))
+        True
+        >>> looks_like_classes(torch.tensor([0.0, 2.5, 1.0, 1.0, 0.0]))
+        False
+    """
+    return any(map(_looks_like_classes, y.reshape(len(y), -1).T))
+
+
+def _looks_like_classes(column: torch.Tensor) -> bool:
+    known = column[~column.isnan()]
+    values = known.unique().tolist()
+    if not 2 <= len(values) <= 10 or len(values) == len(known) or any(v % 1 for v in values):
+        return False
+    return len(values) == 2 or (values[0] in (0, 1) and values[-1] - values[0] == len(values) - 1)
 
 
 def as_tensors(
@@ -96,8 +124,9 @@ def as_tensors(
     """Convert data to a tuple of validated tensors, ``(x,)`` or ``(x, y)``.
 
     Args:
-        data: x of shape (N, D), or a pair (x, y): tensors, numpy arrays, pandas data frames or
-            anything that numpy converts to an array; or `Rows`; or a torch `Dataset` of rows.
+        data: x of shape (N, D), or a pair (x, y): tensors, numpy arrays, pandas data frames,
+            sparse matrices or anything that numpy converts to an array; or `Rows`; or a torch
+            `Dataset` of rows. Masked values, None, NA and NaT are missing.
         dtype: Type of x and of floating-point columns; torch's default type if None. Integers and
             booleans in y become int64.
         missing_targets: Whether values of y may be NaN.
@@ -120,8 +149,11 @@ def as_tensors(
     named = dict(zip(names, map(as_tensor, columns, names), strict=True))
     _check_shapes(named)
     dtype = dtype or torch.get_default_dtype()
+    labels = {"x": column_names(data), "y": data.targets if isinstance(data, Rows) else None}
     return tuple(
-        _as_type(column, name, dtype, missing=missing_targets and name == "y")
+        _as_type(
+            column, name, dtype, labels=labels.get(name), missing=missing_targets and name == "y"
+        )
         for name, column in named.items()
     )
 
@@ -180,7 +212,7 @@ def _columns(data: Data) -> tuple[Any, ...]:
 def _collate(dataset: Dataset) -> Any:
     if not isinstance(dataset, Sized):
         raise DataError(f"expected a Dataset that has a length; got {type(dataset).__name__}")
-    rows = [dataset[i] for i in range(len(dataset))]
+    rows = [_without_mask(dataset[i]) for i in range(len(dataset))]
     if not rows:
         raise DataError("expected a Dataset with rows; got none")
     try:
@@ -188,6 +220,12 @@ def _collate(dataset: Dataset) -> Any:
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"expected a Dataset whose rows can be stacked; got {reason}") from error
+
+
+def _without_mask(row: Any) -> Any:
+    if isinstance(row, tuple):
+        return tuple(map(_without_mask, row))
+    return np.ma.filled(row.astype(float), np.nan)[()] if np.ma.isMaskedArray(row) else row
 
 
 def _is_pair(data: Any) -> bool:
@@ -198,30 +236,65 @@ def _is_pair(data: Any) -> bool:
 def as_tensor(column: Any, name: str) -> torch.Tensor:
     """Convert x or y to a tensor of real numbers. Values may be missing or infinite."""
     if torch.is_tensor(column):
-        if column.is_complex():
-            raise DataError(f"expected real numbers in {name}; got {column.dtype}")
-        return column.detach().to_dense()
-    try:
-        array = np.asarray(column)
-    except ValueError as error:
-        raise DataError(
-            f"expected rows of equal length in {name}, or a tuple (x, y); got unequal ones"
-        ) from error
+        return _as_dense(column, name)
+    array = _as_array(column, name)
     if array.dtype.kind not in "biuf":
         array = _as_numbers(
             array, name, column.columns if isinstance(column, pd.DataFrame) else None
         )
+    if array.dtype.kind == "u" and array.max(initial=0) > np.iinfo(np.int64).max:
+        array = array.astype(np.float64)
     # Torch supports neither long doubles nor foreign byte order. The copy owns its memory.
     floating = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     dtype = floating if array.dtype.kind == "f" else np.int64
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
+def _as_dense(column: torch.Tensor, name: str) -> torch.Tensor:
+    if column.is_complex():
+        raise DataError(f"expected real numbers in {name}; got {column.dtype}")
+    if column.is_nested:
+        raise DataError(f"expected rows of equal length in {name}; got a nested tensor")
+    column = column.detach()
+    if column.dtype == torch.uint64:
+        return as_tensor(column.cpu().numpy(), name)
+    if isinstance(column, torch.masked.MaskedTensor):
+        value = column.get_data().to_dense()
+        value = value if value.is_floating_point() else value.double()
+        return value.masked_fill(~column.get_mask().to_dense(), torch.nan)
+    return column.to_dense()
+
+
+def _as_array(column: Any, name: str) -> np.ndarray:
+    """Convert x or y to an array. Masked values become NaN, or None among objects."""
+    if scipy.sparse.issparse(column):
+        column = column.toarray()
+    elif isinstance(column, pd.DataFrame):
+        column = column.apply(_without_gaps)
+    try:
+        if isinstance(column, list | tuple) and any(map(np.ma.isMaskedArray, column)):
+            column = np.ma.array(column)
+        masked = np.ma.isMaskedArray(column) and column.dtype.names is None
+        if masked and column.mask.any():
+            number = column.dtype.kind in "biuf"
+            return np.asarray(np.where(column.mask, np.nan if number else None, column.data))
+        return np.asarray(column)
+    except ValueError as error:
+        raise DataError(
+            f"expected rows of equal length in {name}, or a tuple (x, y); got unequal ones"
+        ) from error
+
+
+def _without_gaps(column: pd.Series) -> pd.Series:
+    return column.sparse.to_dense() if isinstance(column.dtype, pd.SparseDtype) else column
+
+
 def _as_numbers(array: np.ndarray, name: str, labels: Any) -> np.ndarray:
     """Convert an array of objects to numbers, with NaN for missing values."""
     numbers = np.full(array.shape, np.nan)
+    missing = np.asarray(pd.isna(array))
     for index, value in np.ndenumerate(array):
-        if value is None or value is pd.NA:
+        if missing[index]:
             continue
         if not isinstance(value, Real | Decimal | np.bool_) or isinstance(value, np.timedelta64):
             row = f" in row {index[0]}" if index else ""
@@ -231,7 +304,8 @@ def _as_numbers(array: np.ndarray, name: str, labels: Any) -> np.ndarray:
             )
         numbers[index] = float(value)
     whole = all(isinstance(value, Integral | np.bool_) for value in array.flat)
-    return numbers.astype(np.int64) if whole else numbers
+    largest = np.abs(numbers).max(initial=0)
+    return array.astype(np.int64) if whole and largest < 2.0**63 else numbers
 
 
 def _check_shapes(columns: dict[str, torch.Tensor]) -> None:
@@ -250,20 +324,25 @@ def _check_shapes(columns: dict[str, torch.Tensor]) -> None:
 
 
 def _as_type(
-    column: torch.Tensor, name: str, dtype: torch.dtype, *, missing: bool = False
+    column: torch.Tensor,
+    name: str,
+    dtype: torch.dtype,
+    *,
+    labels: tuple[str, ...] | None,
+    missing: bool,
 ) -> torch.Tensor:
     if name != "x" and not column.is_floating_point():
         return column.to(torch.int64)
     result = column.to(dtype)
     finite = result.isfinite() | (result.isnan() if missing else torch.tensor(False))
     finite = finite.reshape(len(result), -1)
-    bad = (~finite.all(-1)).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        value = column[row].reshape(-1)[~finite[row]][0]
+    if not finite.all():
+        row, place = (~finite).nonzero()[0].tolist()
+        value = column.reshape(len(column), -1)[row, place]
         limit = f", which {dtype} cannot hold," if value.isfinite() else ""
+        label = f", column {labels[place]!r}" if labels is not None else ""
         raise DataError(
-            f"expected finite values in {name}; got {value.item()}{limit} in row {row} "
-            f"({len(bad)} of {len(column)} rows have such values)"
+            f"expected finite values in {name}; got {value.item()}{limit} in row {row}{label} "
+            f"({(~finite.all(-1)).sum()} of {len(column)} rows have such values)"
         )
     return result

@@ -8,6 +8,8 @@ import pandas as pd
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import SiteError
 
+from . import choices
+
 COLUMNS = ["site", "component", "statistic", "column", "observed", "replicated"]
 P_VALUES = ["p_value", "adjusted_p_value"]
 PRINTED = {"site": "variable", "replicated": "simulated"}
@@ -19,6 +21,7 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("run", metavar="RUN", help="a run folder written by fit")
     option("--data", help="another table to check, or the new path of the fitted table")
+    choices.add_reading(parser)
     option(
         "--replicates",
         type=int,
@@ -32,7 +35,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the state of the gate, and the statistics that differ from the model's."""
-    fitted, _, test = runs.restore(options.run, options.data)
+    fitted, _, test = runs.restore(options.run, options.data, **choices.reading(options))
     which = f"of {options.data}" if options.data else "that were not fitted"
     print(f"{options.run}: {len(test):,} rows {which}", flush=True)
     try:

@@ -14,7 +14,7 @@ from pyro_moe import datasets, runs
 from pyro_moe.datasets.source import Source
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.handlers import Discretize
-from pyro_moe.rows import Rows
+from pyro_moe.rows import Rows, looks_like_classes
 from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
 
@@ -32,6 +32,11 @@ STORY_DEFAULTS: dict[str, dict[str, Any]] = {
 TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z_dim is at most the number of columns of x
 OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
+READING = {
+    "sep": "the separator of a text table, such as ';' (default: a comma, or a tab in .tsv)",
+    "decimal": "the decimal mark of a text table, '.' or ','",
+    "encoding": "the encoding of a text table, such as latin-1 (default: utf-8)",
+}
 
 Parameters = Mapping[str, inspect.Parameter]
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -64,6 +69,18 @@ def has_target(known: Parameters) -> bool:
     return not known.keys().isdisjoint(TARGET_ARGUMENTS)
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a text file is written."""
+    for name, text in READING.items():
+        parser.add_argument(f"--{name}", help=text)
+
+
+def reading(options: argparse.Namespace) -> dict[str, str]:
+    """Those of these options that are given."""
+    asked = {name: vars(options)[name] for name in READING}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def source(options: argparse.Namespace, known: Parameters) -> Source:
     """The source of the rows.
 
@@ -79,12 +96,14 @@ def source(options: argparse.Namespace, known: Parameters) -> Source:
         options.data,
         target=tuple(options.target or ()),
         columns=options.columns,
+        index=tuple(options.index or ()),
         data_dir=options.data_dir,
         binary=options.data == "mnist" and binary and not has_target(known),
         made_targets=made and has_target(known),
         drop_missing=options.drop_missing,
         missing_targets=options.missing_targets,
         classes=_classes(options, known),
+        **reading(options),
     )
 
 
@@ -92,7 +111,7 @@ def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None
     if options.target and (made or not wanted):
         where = f"data {options.data}" if made else f"story {options.story}"
         raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
-    for name in ("columns", "drop_missing"):
+    for name in ("columns", "index", "drop_missing", *READING):
         if made and vars(options)[name]:
             option = name.replace("_", "-")
             raise ValueError(f"expected --{option} with a table; got it with data {options.data}")
@@ -109,7 +128,7 @@ def _classes(options: argparse.Namespace, known: Parameters) -> dict[str, tuple[
         return {}
     found = {}
     for target in options.target:
-        names = datasets.class_names(options.data, target)
+        names = datasets.class_names(options.data, target, **reading(options))
         if names is None:
             continue
         if len(names) != 2 and not _wants_classes(options, known):
@@ -194,6 +213,26 @@ def _num_classes(y: torch.Tensor, rows: Rows, classes: Mapping[str, Sequence[str
     return int(y.max()) + 1 if len(y) else 1
 
 
+def check_family(options: argparse.Namespace, known: Parameters, train: Rows, test: Rows) -> None:
+    """Check that a family is chosen for targets that look like classes or counts.
+
+    Raises:
+        ValueError: If none is chosen, and the default is normal.
+    """
+    default = known["experts"].default if "experts" in known else None
+    if default != "normal" or options.experts or not options.target:
+        return
+    y = torch.cat([rows.y.reshape(len(rows), -1) for rows in (train, test) if rows.y is not None])
+    for name, column in zip(train.targets or (), y.T, strict=True):
+        if looks_like_classes(column):
+            values = ", ".join(f"{v:g}" for v in column[~column.isnan()].unique().tolist())
+            raise ValueError(
+                "expected --experts categorical (classes), bernoulli (0 and 1), poisson (counts), "
+                f"normal (measurements) or another family, because column {name!r} has only the "
+                f"values {values}; got none"
+            )
+
+
 def check_missing_targets(story: Any, rows: Rows) -> None:
     """Check that a story has a site ``x``, to which rows without a target contribute.
 
@@ -201,7 +240,8 @@ def check_missing_targets(story: Any, rows: Rows) -> None:
         ValueError: If it has none.
     """
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
-        trace = poutine.trace(story.model).get_trace(rows.x[:2], None)
+        x = rows.x[:2].to(next(story.parameters(), torch.empty(0)))
+        trace = poutine.trace(story.model).get_trace(x, None)
     trace = prune_subsample_sites(trace)
     if "x" not in trace.nodes:
         raise ValueError(

@@ -6,6 +6,8 @@ from typing import Any
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import DataError
 
+from . import choices
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -13,12 +15,14 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("runs", nargs="+", metavar="RUN", help="run folders written by fit, of the same data")
     option("--data", help="another table, or the new path of the fitted table")
+    choices.add_reading(parser)
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the runs in order of decreasing log density."""
-    restored = {folder: runs.restore(folder, options.data) for folder in options.runs}
+    reading = choices.reading(options)
+    restored = {folder: runs.restore(folder, options.data, **reading) for folder in options.runs}
     (_, _, test), *others = restored.values()
     for folder, (_, _, rows) in zip(options.runs[1:], others, strict=True):
         if rows.x.shape != test.x.shape or not rows.x.equal(test.x):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyro_moe import plots, runs
+from pyro_moe.datasets.reading import is_table
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
 from pyro_moe.inference.errors import NonFiniteWarning
@@ -45,11 +46,17 @@ def add(commands: Any) -> None:
     add = parser.add_argument
     stories = f"the story: {', '.join(WITHOUT_TREES)}; or a story file such as my_story.py"
     add("story", type=_story, help=stories, metavar="STORY")
-    add("--data", required=True, help="digits, spiral, mnist, or a .csv or .parquet file")
+    add(
+        "--data",
+        required=True,
+        help="digits, spiral, mnist, or a .csv, .tsv, .txt or .parquet file",
+    )
     add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
     add(
         "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
     )
+    add("--index", nargs="+", metavar="COLUMN", help="columns that identify rows and are no data")
+    choices.add_reading(parser)
     add("--drop-missing", action="store_true", help="leave out rows with missing values")
     add("--missing-targets", action="store_true", help="targets may be missing")
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
@@ -111,6 +118,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     known = choices.parameters(story_class)
     source = choices.source(options, known)
     train, test = source.rows()
+    choices.check_family(options, known, train, test)
     arguments = choices.story_arguments(
         options, known, rows=train, test=test, classes=source.classes
     )
@@ -181,6 +189,8 @@ def _prior(rows: str, ridge: float | None) -> str | Prior:
 
 def _new_folder(options: argparse.Namespace) -> Path:
     """The first of runs/STORY-DATA, runs/STORY-DATA-2, … that does not exist."""
-    first = Path("runs", f"{Path(options.story).stem}-{Path(options.data).stem}")
+    data = Path(options.data).stem
+    data = Path(data).stem if is_table(data) else data  # table.csv.gz has two suffixes
+    first = Path("runs", f"{Path(options.story).stem}-{data}")
     later = (first.with_name(f"{first.name}-{number}") for number in count(2))
     return first if not first.exists() else next(path for path in later if not path.exists())

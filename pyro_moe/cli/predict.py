@@ -11,7 +11,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from pyro_moe import datasets, evaluation, runs
+from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
+
+from . import choices
 
 UNLIKE = 0.01
 
@@ -21,7 +24,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("predict", help="predict the targets of new rows")
     option = parser.add_argument
     option("run", metavar="RUN", help="a run folder written by fit, of a story with a target")
-    option("--data", required=True, help="a .csv or .parquet file with the fitted columns of x")
+    option("--data", required=True, help="a table with the fitted columns of x")
+    choices.add_reading(parser)
     option("--out", required=True, metavar="FILE", help="the .csv file to write")
     option(
         "--novelty",
@@ -40,14 +44,16 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.is_dir():
         raise ValueError(f"expected a file to write; got the folder {out}")
-    rows = datasets.table(options.data, columns=settings["columns"])
+    source = settings.get("source") or {"name": options.data}
+    reading = Source(**source).reading | choices.reading(options)
+    rows = datasets.table(options.data, columns=settings["columns"], **reading)
     if out.exists() and out.samefile(options.data):
         raise ValueError(f"expected --out to be another file than --data; got {out} for both")
     runs.prepare(out.parent)
     fitted = runs.fit_of(options.run, rows.x)
     prediction = evaluation.predict(fitted, rows)
     beside = partial(_beside, set(targets))
-    names = (settings.get("source") or {}).get("classes", {})
+    names = source.get("classes", {})
     columns: dict[str, ArrayLike] = {}
     if has_classes(prediction.distributions[0]):
         columns |= _of_classes(prediction.mean.numpy(), targets[0], names.get(targets[0]), beside)

@@ -6,6 +6,8 @@ from typing import Any
 
 from pyro_moe import runs
 
+from . import choices
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -13,13 +15,14 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("run", metavar="RUN", help="a run folder written by fit")
     option("--data", help="another table for the checks, or the new path of the fitted table")
+    choices.add_reading(parser)
     option("--out", metavar="FILE", help="the report (default: report.html in the run folder)")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the report."""
-    fitted, _, test = runs.restore(options.run, options.data)
+    fitted, _, test = runs.restore(options.run, options.data, **choices.reading(options))
     out = Path(options.out or Path(options.run, "report.html"))
     fitted.report(out, test, title=Path(options.run).name)
     print(f"report: {out}")

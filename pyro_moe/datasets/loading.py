@@ -7,6 +7,7 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
 
 from .images import digits, mnist
+from .reading import is_table
 from .synthetic import spiral
 from .tables import table
 
@@ -45,9 +46,9 @@ def load(
         return digits(seed=seed)
     if name_or_path == "mnist":
         return mnist(data_dir)
-    if Path(name_or_path).suffix.lower() not in (".csv", ".parquet"):
+    if not is_table(name_or_path):
         raise DataError(
-            "expected data 'digits', 'spiral', 'mnist' or a .csv or .parquet file; "
+            "expected data 'digits', 'spiral', 'mnist' or a .csv, .tsv, .txt or .parquet file; "
             f"got {str(name_or_path)!r}"
         )
     return table(name_or_path, **table_options).split(0.2, seed)

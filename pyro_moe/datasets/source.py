@@ -19,24 +19,32 @@ class Source:
         name: ``"spiral"``, ``"digits"``, ``"mnist"`` or the path of a table.
         target: Columns of the table that became y.
         columns: Columns that became x; all others if None.
+        index: Columns that identify the rows of the table.
         data_dir: The folder of MNIST's files; downloaded if None.
         binary: Whether the pixels of MNIST were made binary.
         made_targets: Whether y is synthetic, see `piecewise_affine`.
         drop_missing: Whether rows of the table with missing values were left out.
         missing_targets: Whether targets of the table may be missing.
         classes: The classes of text targets in their order, by column.
+        sep: The separator of the table, see `table`.
+        decimal: The decimal mark of the table.
+        encoding: The encoding of the table.
         sha256: SHA-256 of the table's content.
     """
 
     name: str
     target: Sequence[str] = ()
     columns: Sequence[str] | None = None
+    index: Sequence[str] = ()
     data_dir: str | None = None
     binary: bool = False
     made_targets: bool = False
     drop_missing: bool = False
     missing_targets: bool = False
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sep: str | None = None
+    decimal: str = "."
+    encoding: str | None = None
     sha256: str | None = None
 
     @property
@@ -62,8 +70,17 @@ class Source:
             train, test = datasets.load(self.name, **(self._choices() if self.is_table else {}))
         return datasets.piecewise_affine(train, test) if self.made_targets else (train, test)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `table` and `class_names` that say how the file is written."""
+        return {"sep": self.sep, "decimal": self.decimal, "encoding": self.encoding}
+
     def rows_again(
-        self, data: str | Path | None = None, *, columns: Sequence[str] | None = None
+        self,
+        data: str | Path | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        **reading: Any,
     ) -> tuple[Rows, Rows]:
         """The same training and test rows, or those of other data.
 
@@ -71,7 +88,8 @@ class Source:
             data: The new path of the table, or of the folder of MNIST's files, if it has moved.
                 Or the path of another table. All of its rows are then returned as training rows
                 and as test rows.
-            columns: Columns of another table that become x; all but the target if None.
+            columns: Columns that became x; those of the source if None.
+            **reading: ``sep``, ``decimal`` and ``encoding`` of the data, where they are others.
 
         Raises:
             DataError: If the table is missing or its content has changed.
@@ -79,19 +97,20 @@ class Source:
         if not self.is_table:
             return (self if data is None else self._elsewhere(data)).rows()
         path = Path(self.name if data is None else data)
+        chosen = reading | ({} if columns is None else {"columns": columns})
         if data is None and not path.is_file():
             raise DataError(
                 f"expected the fitted table at {path}; got no such file: give its new path as "
                 "data=… (on the command line, --data)"
             )
         if path.is_file() and _sha256(path) == self.sha256:
-            return replace(self, name=str(path)).rows()
+            return replace(self, name=str(path), **chosen).rows()
         if data is None:
             raise DataError(
                 f"expected {path} with the fitted content; got other content: to use all of its "
                 "rows as new rows, give it as data=… (on the command line, --data)"
             )
-        rows = datasets.table(path, **self._choices() | {"columns": columns})
+        rows = datasets.table(path, **replace(self, **chosen | {"index": ()})._choices())
         return rows, rows
 
     def _elsewhere(self, data: str | Path) -> "Source":
@@ -107,9 +126,11 @@ class Source:
         return {
             "target": one,
             "columns": self.columns,
+            "index": self.index,
             "drop_missing": self.drop_missing,
             "missing_targets": self.missing_targets,
             "classes": self.classes,
+            **self.reading,
         }
 
 

@@ -1,16 +1,27 @@
-"""Reading of CSV and Parquet tables."""
+"""Reading of the rows of CSV and Parquet tables."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning
 from pyro_moe.rows import Rows, as_tensors
 
-from .download import one_line
+from .columns import (
+    UNNAMED,
+    as_array,
+    check_classes,
+    check_there,
+    check_values,
+    class_numbers,
+    empty_columns,
+    index_columns,
+    row_numbers,
+)
+from .reading import Format, read
 
 
 def table(
@@ -18,30 +29,52 @@ def table(
     *,
     target: str | Sequence[str] | None = None,
     columns: str | Sequence[str] | None = None,
+    index: str | Sequence[str] | None = None,
     drop_missing: bool = False,
     missing_targets: bool = False,
     classes: Mapping[str, Sequence[str]] | None = None,
+    sep: str | None = None,
+    decimal: str = ".",
+    encoding: str | None = None,
 ) -> Rows:
     r"""Read the rows of a CSV or Parquet file.
 
+    An empty value is missing. In a column of numbers, so are ``NA``, ``nan``, ``null``, ``None``
+    and the like; in a column of other texts they are texts, such as the country ``NA``.
+
     Args:
-        path: The file. The first line of a CSV file has the column names.
+        path: The file: .csv, .tsv, .txt, any of them compressed as .gz, .bz2 or .xz, or .parquet.
+            The first line of a text file has the column names.
         target: Name of the column that becomes y, shape (N,); or several names, for y of shape
             (N, M). Integers, such as classes and counts, become int64.
-        columns: Names of the columns that become x; all but the target if None.
+        columns: Names of the columns that become x. If None, all but the target and the index.
+            Then the first columns without a name are left out if they number or name the rows, as
+            pandas writes them, and so are columns with neither name nor values.
+        index: Names of columns that identify the rows and are not data. They are left out.
         drop_missing: Whether to leave out rows with a missing value in a selected column. With
             ``missing_targets``, rows with a missing target are kept.
         missing_targets: Whether targets may be missing. They become NaN.
         classes: The classes of text targets, by column, see `class_names`. A target becomes the
             index of its class, from 0.
+        sep: The separator of a text file, one character, or ``r"\s+"`` for white space. If None, a
+            tab in .tsv files, and a comma in others.
+        decimal: The decimal mark of a text file, ``"."`` or ``","``.
+        encoding: The encoding of a text file; if None, UTF-8, or what a byte order mark says.
 
     Returns:
-        The rows, with x of shape (N, D) in the order of ``columns``, in the units of the file.
+        The rows, with x of shape (N, D) in the order of ``columns``, in the units of the file, as
+        float64. Targets that are not integers are float64. `fit` converts them to the type of the
+        parameters, which is float32 by default.
 
     Raises:
         DataError: If the file cannot be read, lacks a column or has no rows, or if a selected
-            value is missing, not a finite number, or none of the classes. Messages count rows
-            from 0.
+            value is missing, not a finite number, too large for float32, or none of the classes.
+            Messages count rows from 0.
+        ValueError: If ``sep``, ``decimal`` or ``encoding`` is none of the above.
+
+    Warns:
+        DataWarning: If a column without a name is left out, or if a feature such as ``id``
+            numbers the rows.
 
     Example:
         >>> import tempfile
@@ -49,99 +82,77 @@ def table(
         ...     path = Path(folder, "my.csv")
         ...     _ = path.write_text("dose,weight,cured\n1.5,70,1\n2.5,81,0\n")
         ...     rows = table(path, target="cured")
-        >>> rows.x, rows.y
-        (tensor([[ 1.5000, 70.0000], [ 2.5000, 81.0000]]), tensor([1, 0]))
+        >>> rows.x.tolist(), rows.y
+        ([[1.5, 70.0], [2.5, 81.0]], tensor([1, 0]))
     """
     path = Path(path)
-    frame = _read_frame(path)
-    targets = _names(target)
-    others = [name for name in frame if name not in targets]
-    features = others if columns is None else _names(columns)
-    frame = _select(frame, features, targets, path)
+    frame = read(path, Format(sep, decimal, encoding))
+    targets, indices = _names(target), _names(index)
+    for name in indices:
+        check_there(name, frame, path)
+    features = _names(columns) if columns is not None else _features(frame, targets, indices, path)
+    frame = _select(frame, features, targets, indices, path)
     if drop_missing:
         wanted = features if missing_targets else list(frame)
         frame = frame[~frame[wanted].isna().any(axis=1)]
     for name, names in (classes or {}).items():
         if name in targets:
-            frame = frame.assign(**{name: _class_numbers(frame[name], names, path)})
+            frame = frame.assign(**{name: class_numbers(frame[name], names, path)})
     if frame.empty:
         raise DataError(f"expected rows of data in {path}; got none")
     for name in frame:
-        _check_column(frame[name], path, target=name in targets, may_lack=missing_targets)
-    x = _as_array(frame[features])
-    names = tuple(map(str, features))
+        is_target = name in targets
+        check_values(frame[name], path, decimal=decimal, target=is_target, may_lack=missing_targets)
+    x = as_array(frame[features])
+    labels = tuple(map(str, features))
     if not targets:
-        return Rows(as_tensors(x, dtype=torch.float32)[0], columns=names)
-    y = _as_array(frame[target if isinstance(target, str) else targets])
-    tensors = as_tensors((x, y), dtype=torch.float32, missing_targets=missing_targets)
-    return Rows(tensors[0], tensors[1], columns=names, targets=tuple(map(str, targets)))
+        return Rows(as_tensors(x, dtype=torch.float64)[0], columns=labels)
+    y = as_array(frame[target if isinstance(target, str) else targets])
+    tensors = as_tensors((x, y), dtype=torch.float64, missing_targets=missing_targets)
+    return Rows(tensors[0], tensors[1], columns=labels, targets=tuple(map(str, targets)))
 
 
-def class_names(path: str | Path, column: str) -> tuple[str, ...] | None:
+def class_names(
+    path: str | Path,
+    column: str,
+    *,
+    sep: str | None = None,
+    decimal: str = ".",
+    encoding: str | None = None,
+) -> tuple[str, ...] | None:
     r"""The classes in a text column of a CSV or Parquet file.
 
     Args:
         path: The file.
         column: Name of the column.
+        sep: The separator, see `table`.
+        decimal: The decimal mark, see `table`.
+        encoding: The encoding, see `table`.
 
     Returns:
-        Its distinct values in alphabetical order, or None if they are numbers.
+        Its distinct values in alphabetical order, or None if they are numbers. The texts ``NA``
+        and ``null`` are classes; an empty value is none.
 
     Raises:
-        DataError: If the file cannot be read, or lacks the column.
+        DataError: If the file cannot be read, or lacks the column, or if all of its texts are
+            numbers in another notation.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "my.csv")
-        ...     _ = path.write_text("dose,animal\n1.5,dog\n2.5,cat\n2.0,dog\n")
-        ...     class_names(path, "animal")
-        ('cat', 'dog')
+        ...     _ = path.write_text("dose,country\n1.5,NA\n2.5,DE\n2.0,FR\n")
+        ...     class_names(path, "country")
+        ('DE', 'FR', 'NA')
     """
     path = Path(path)
-    values = _select(_read_frame(path), [column], [], path)[column].dropna()
-    numbers = pd.api.types.is_numeric_dtype(values) or not len(values)
-    return None if numbers else tuple(sorted(set(values.astype(str))))
-
-
-def _class_numbers(column: pd.Series, names: Sequence[str], path: Path) -> pd.Series:
-    """The index of each value among the classes. Missing values stay missing."""
-    known = column.dropna().astype(str)
-    strange = known[~known.isin(names)]
-    if len(strange):
-        raise DataError(
-            f"expected one of {', '.join(names)} in column {column.name!r} of {path}; "
-            f"got {strange.iloc[0]!r} in row {strange.index[0]}"
-        )
-    number = {name: place for place, name in enumerate(names)}
-    return known.map(number).reindex(column.index).astype("Int64")
-
-
-def _read_frame(path: Path) -> pd.DataFrame:
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"expected a .csv or .parquet file; got {path}")
-    if not path.is_file():
-        raise DataError(f"expected an existing file; got {path}")
-    try:
-        # Nullable types keep integers as integers if values are missing.
-        if path.suffix.lower() == ".csv":
-            frame = pd.read_csv(path, dtype_backend="numpy_nullable", low_memory=False)
-        else:
-            frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
-    except ImportError as error:
-        raise DataError(
-            f"expected pyarrow, to read {path}; got none: pip install 'pyro-moe[parquet]'"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected a table in {path}; got {one_line(error)}") from error
-    if path.suffix.lower() == ".csv" and not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(
-            f"expected as many values in a row of {path} as there are column names, "
-            f"{frame.shape[1]}; got more"
-        )
-    decimal = [name for name in frame if pd.api.types.infer_dtype(frame[name]) == "decimal"]
-    # The index counts the rows of the file, for messages after rows are dropped.
-    return frame.astype(dict.fromkeys(decimal, "Float64")).reset_index(drop=True)
+    frame = read(path, Format(sep, decimal, encoding))
+    check_there(column, frame, path)
+    values = frame[column].dropna()
+    if pd.api.types.is_numeric_dtype(values) or not len(values):
+        return None
+    check_classes(values, path, decimal)
+    return tuple(sorted(set(values.astype(str))))
 
 
 def _names(names: str | Sequence[str] | None) -> list[str]:
@@ -150,60 +161,44 @@ def _names(names: str | Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _features(frame: pd.DataFrame, targets: list[str], indices: list[str], path: Path) -> list[str]:
+    """All columns but targets and indices. Unnamed columns that are no data are left out."""
+    left_out = dict.fromkeys(
+        index_columns(frame),
+        "its values identify the rows: to use it, list it in columns=… (on the command line, "
+        "--columns)",
+    )
+    left_out |= dict.fromkeys(empty_columns(frame), "it has no values")
+    features = [name for name in frame if name not in (*targets, *indices, *left_out)]
+    for name in [name for name in left_out if name not in (*targets, *indices)]:
+        _warn(f"left out column {name!r} of {path}: it has no name, and {left_out[name]}")
+    for name in row_numbers(frame[features]):
+        _warn(
+            f"column {name!r} of {path} is used as a feature and numbers the rows: leave it out "
+            f"with index={name!r} (on the command line, --index {name})"
+        )
+    for name in features:
+        if UNNAMED.fullmatch(str(name)):
+            raise DataError(
+                f"expected a name of each column of {path}; got none of column {name!r}: leave it "
+                f"out with index={name!r} (on the command line, --index {name!r}), or choose "
+                "columns with columns=… (--columns)"
+            )
+    return features
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DataWarning, stacklevel=4)  # at the caller of `table`
+
+
 def _select(
-    frame: pd.DataFrame, features: list[str], targets: list[str], path: Path
+    frame: pd.DataFrame, features: list[str], targets: list[str], indices: list[str], path: Path
 ) -> pd.DataFrame:
     if not features:
         raise DataError(f"expected at least one column for x in {path}; got none")
-    used = features + targets
+    used = features + targets + indices
     for name in used:
-        if name not in frame:
-            there = ", ".join(map(repr, frame))
-            raise DataError(f"expected a column {name!r} in {path}; got {there}")
+        check_there(name, frame, path)
         if used.count(name) > 1:
             raise DataError(f"expected each column of {path} once; got {name!r} twice")
-    return frame[used]
-
-
-def _check_column(column: pd.Series, path: Path, *, target: bool, may_lack: bool) -> None:
-    """Check that a column has finite numbers in all rows, except where a target may be missing."""
-    where = f"column {column.name!r} of {path}"
-    known = column.dropna()
-    if not pd.api.types.is_numeric_dtype(column) and len(known):
-        readable = pd.to_numeric(known.astype(str), errors="coerce").notna()
-        row = known.index[0] if readable.all() else readable.index[~readable][0]
-        hint = (
-            "text targets require classes=… (on the command line, --experts categorical)"
-            if target
-            else "choose other columns with columns=… (on the command line, --columns)"
-        )
-        raise DataError(
-            f"expected numbers in {where}; got {str(known[row])!r} in row {row}: {hint}"
-        )
-    if len(known) < len(column) and not (target and may_lack):
-        missing = column.index[column.isna()]
-        keep = (
-            "; or keep them for a model of x with missing_targets=True (--missing-targets)"
-            if target
-            else ""
-        )
-        raise DataError(
-            f"expected a value in every row of {where}; got none in row {missing[0]} "
-            f"({len(missing)} of {len(column)} rows lack one): leave them out with "
-            f"drop_missing=True (on the command line of fit, --drop-missing){keep}"
-        )
-    infinite = known.index[np.isinf(known.to_numpy(dtype=np.float64))]
-    if len(infinite):
-        raise DataError(
-            f"expected finite numbers in {where}; got {known[infinite[0]]} in row {infinite[0]}"
-        )
-
-
-def _as_array(columns: pd.DataFrame | pd.Series) -> np.ndarray:
-    types = [columns.dtype] if isinstance(columns, pd.Series) else columns.dtypes
-    whole = all(
-        pd.api.types.is_integer_dtype(kind) or pd.api.types.is_bool_dtype(kind) for kind in types
-    )
-    if columns.isna().to_numpy().any():
-        return columns.to_numpy(dtype=np.float64, na_value=np.nan)
-    return columns.to_numpy(dtype=np.int64 if whole else np.float64)
+    return frame[features + targets]

@@ -264,7 +264,9 @@ def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
         fit.programs.store["params"][name] = value.requires_grad_()
 
 
-def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[Fit, Rows, Rows]:
+def restore(
+    folder: str | Path, data: str | Path | Rows | None = None, **reading: Any
+) -> tuple[Fit, Rows, Rows]:
     """Load the fit of a run folder, with its training and test rows.
 
     Warning: like `load`, this executes the story file of the run if there is one.
@@ -274,6 +276,8 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
         data: None for the fitted data at their recorded path; the new path of a table that has
             moved; or another table or `Rows`, which are then returned as training rows and as
             test rows.
+        **reading: ``sep``, ``decimal`` and ``encoding`` of the table, see `datasets.table`, if
+            they are others than those of the fitted table.
 
     Returns:
         The fit, on the CPU, with the saved history and settings, and training and test rows. It
@@ -296,7 +300,10 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
     """
     settings = settings_of(folder)
     columns = settings["columns"]
-    train, test = (data, data) if isinstance(data, Rows) else _rows_again(folder, settings, data)
+    if isinstance(data, Rows):
+        train, test = data, data
+    else:
+        train, test = _rows_again(folder, settings, data, reading)
     history, results = _results(folder)
     restored = replace(
         fit_of(folder, train),
@@ -311,14 +318,17 @@ def restore(folder: str | Path, data: str | Path | Rows | None = None) -> tuple[
 
 
 def _rows_again(
-    folder: str | Path, settings: dict[str, Any], data: str | Path | None
+    folder: str | Path,
+    settings: dict[str, Any],
+    data: str | Path | None,
+    reading: dict[str, Any],
 ) -> tuple[Rows, Rows]:
     source = settings.get("source")
     if source is None and data is None:
         raise DataError(f"expected data=…, because {folder} has no record of its data; got none")
     if source is None:
         source = {"name": str(data), "target": settings["targets"] or ()}
-    return Source(**source).rows_again(data, columns=settings["columns"])
+    return Source(**source).rows_again(data, columns=settings["columns"], **reading)
 
 
 def _results(folder: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_moe import DataError
-from pyro_moe.rows import Rows, as_tensors, column_names
+from pyro_moe.rows import Rows, as_tensors, column_names, has_target, looks_like_classes
 
 X = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
 CLASSES = torch.tensor([0, 2, 1])
@@ -41,6 +42,14 @@ class Stream(IterableDataset):
         X.long(),
         X.clone().requires_grad_(),
         X.to_sparse(),
+        scipy.sparse.csr_matrix(X.numpy()),
+        scipy.sparse.coo_array(X.numpy()),
+        FRAME.astype(pd.SparseDtype(float, 0.0)),
+        FRAME.astype({"b": pd.SparseDtype(int)}),
+        FRAME.astype({"a": pd.SparseDtype(float), "b": pd.SparseDtype(int)}),
+        FRAME.astype("category"),
+        np.ma.array(X.numpy()),
+        list(np.ma.array(X.numpy())),
         X.numpy(),
         X.double().numpy(),
         X.numpy().astype(">f8"),
@@ -101,6 +110,89 @@ def test_yes_or_no_becomes_one_or_zero(y: Any) -> None:
     assert result.tolist() == [1, 0, 1]
 
 
+MASKED = np.ma.masked_equal([0, -9, 1], -9)
+
+
+class Masked(Squares):
+    """Rows whose features are masked arrays."""
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        return MASKED[row : row + 1], row
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        MASKED,
+        MASKED.astype(float),
+        MASKED.astype(object),
+        [MASKED[:1], MASKED[1:2], MASKED[2:]],
+        torch.tensor([0.0, torch.nan, 1.0]),
+        [0, None, 1],
+        [Decimal(0), Decimal("NaN"), Decimal(1)],
+        pd.Series([0, pd.NaT, 1], dtype=object),
+        *(
+            pd.Series([0, None, 1], dtype=object).astype(kind)
+            for kind in ("Int64", "Float64", "boolean", "category", "object", "Int8")
+        ),
+        pd.Series([0.0, None, 1.0], dtype=pd.SparseDtype(float)),
+    ],
+    ids=repr,
+)
+def test_missing_targets_of_every_kind(y: Any) -> None:
+    _, result = as_tensors((X, y), missing_targets=True)
+    expected = torch.tensor([0.0, torch.nan, 1.0]).reshape(result.shape)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    assert has_target(y).tolist() == [True, False, True]
+    message = r"^expected finite values in y; got nan in row 1 \(1 of 3 rows have such values\)$"
+    with pytest.raises(DataError, match=message):
+        as_tensors((X, y))
+
+
+@pytest.mark.parametrize("kind", ["int64[pyarrow]", "double[pyarrow]", "bool[pyarrow]"])
+def test_missing_targets_of_arrow(kind: str) -> None:
+    pytest.importorskip("pyarrow")
+    y = pd.Series([0, None, 1], dtype=object).astype(kind)
+    assert has_target(as_tensors((X, y), missing_targets=True)[1]).tolist() == [True, False, True]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_masked_tensors() -> None:
+    mask = torch.tensor([True, False, True])
+    y = torch.masked.masked_tensor(CLASSES, mask)
+    assert torch.equal(has_target(as_tensors((X, y), missing_targets=True)[1]), mask)
+
+
+def test_whole_numbers_beyond_those_of_doubles() -> None:
+    y = [2**60 + 1, 0, -(2**60) - 1]
+    assert as_tensors((X, np.array(y, dtype=object)))[1].tolist() == y
+    for large in (np.array([2**64 - 1, 0, 1], np.uint64), [2**64 - 1, 0, 1]):
+        assert as_tensors((X, large), dtype=torch.float64)[1].tolist() == [2.0**64, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([0, 1, 2, 1], True),
+        ([2, 3, 1, 1], True),
+        ([0.0, 1.0, torch.nan, 1.0], True),
+        ([True, False, True], True),
+        ([-1, 1, 1], True),  # two values
+        ([0, 1, 2], False),  # no value repeats
+        ([2, 3, 4, 4], False),  # starts at neither 0 nor 1
+        ([0, 1, 3, 3], False),  # a gap
+        ([0.0, 0.5, 1.0, 1.0], False),
+        ([1, 1, 1], False),
+        ([*range(10), 0], True),
+        ([*range(11), 0], False),
+        ([torch.nan, torch.nan], False),
+        ([[0.5, 0], [0.7, 1], [0.9, 1]], True),
+    ],
+)
+def test_targets_that_look_like_classes(y: Any, expected: bool) -> None:
+    assert looks_like_classes(torch.tensor(y)) is expected
+
+
 def test_real_y_takes_the_type_asked_for_and_keeps_its_shape() -> None:
     for shape in [(3,), (3, 1), (3, 4)]:
         y = torch.ones(shape, dtype=torch.float16)
@@ -153,11 +245,32 @@ BAD = {
     ),
     "missing in frame": (
         FRAME.assign(b=pd.array([1, None, 2], dtype="Int64")),
-        "expected finite values in x; got nan in row 1 (1 of 3 rows have such values)",
+        "expected finite values in x; got nan in row 1, column 'b' (1 of 3 rows have such values)",
     ),
     "missing in mixed frame": (
         FRAME.assign(b=[True, None, False]),
+        "expected finite values in x; got nan in row 1, column 'b' (1 of 3 rows have such values)",
+    ),
+    "masked": (
+        np.ma.masked_equal([[0, 1], [2, -9], [4, 5]], -9),
         "expected finite values in x; got nan in row 1 (1 of 3 rows have such values)",
+    ),
+    "masked rows": (
+        Masked(),
+        "expected finite values in x; got nan in row 1 (1 of 3 rows have such values)",
+    ),
+    "masked text": (
+        np.ma.array([["a"], ["b"]], mask=[[True], [False]]),
+        "expected numbers in x; got 'b' in row 1",
+    ),
+    "masked records": (
+        np.ma.array([(1, 2)], mask=[(True, False)], dtype=[("a", int), ("b", int)]),
+        "expected numbers in x; got '(1, 2)' in row 0",
+    ),
+    "too large in Rows": (
+        Rows(X[:1], torch.tensor([[1.0, 1e300]], dtype=torch.float64), targets=("u", "v")),
+        "expected finite values in y; got 1e+300, which torch.float32 cannot hold, in row 0, "
+        "column 'v' (1 of 1 rows have such values)",
     ),
     "one dimension": (np.zeros(3), "expected x of shape (N, D); got shape (3,)"),
     "three dimensions": (

@@ -337,7 +337,7 @@ def test_classes_are_predicted_with_their_probabilities(homes):
 @pytest.mark.filterwarnings("default:expected rows of each of 4 classes")
 def test_a_class_may_be_among_the_test_rows_alone(homes, capsys):
     _, test = datasets.load("homes.csv")
-    held_out = homes["age"].astype("float32").isin(test.x[:, 2].tolist())
+    held_out = homes["age"].isin(test.x[:, 2].float().tolist())
     assert held_out.sum() == len(test)
     homes.assign(kind=homes["kind"].mask(held_out, 3)).to_csv("homes.csv", index=False)
     fit_targets("me", "kind", "--epochs 1 --experts categorical")
@@ -491,8 +491,8 @@ def test_the_table_is_reproduced(line, expected, monkeypatch):
         ("fit vae", "the following arguments are required: --data; see pyro-moe fit --help"),
         (
             "fit vae --data nothing",
-            r"expected data 'digits', 'spiral', 'mnist' or a \.csv or \.parquet file; "
-            "got 'nothing'",
+            r"expected data 'digits', 'spiral', 'mnist' or a \.csv, \.tsv, \.txt or \.parquet "
+            "file; got 'nothing'",
         ),
         ("fit vae --data no.csv", r"expected an existing file; got no\.csv"),
         (
@@ -667,7 +667,7 @@ def test_an_edited_file_is_fitted_as_edited(homes):
     homes[["size", "age"]].to_csv("my.csv", index=False)
     run(f"fit {name} --data my.csv --epochs 1")
     fit, _, test = runs.restore("runs/mine-my")
-    site = poutine.trace(fit.model).get_trace(test.x).nodes["x"]
+    site = poutine.trace(fit.model).get_trace(test.x.float()).nodes["x"]
     assert isinstance(site["fn"].base_dist, torch.distributions.StudentT)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe import DataError, datasets
+from pyro_moe import DataError, DataWarning, datasets
 from pyro_moe.datasets.source import Source
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -68,12 +68,38 @@ def test_a_table_with_classes_and_without_some_of_them(table):
     values = torch.cat([train.y, test.y])
     assert len(train), len(test) == (24, 6)
     ages = torch.cat([train.x[:, 1], test.x[:, 1]])
-    expected = torch.tensor([1.0, 0.0, math.nan]).repeat(10)[ages.long()]
+    expected = torch.tensor([1.0, 0.0, math.nan], dtype=torch.float64).repeat(10)[ages.long()]
     assert_close(values, expected, **EXACT, equal_nan=True)
     recorded = through_json(source.recorded())
     assert recorded.name == str(table.absolute())
     same(recorded.rows(), rows)
     same(recorded.rows_again(), rows)
+
+
+def test_the_notation_of_a_table_is_recorded(tmp_path):
+    frame = pd.DataFrame({"id": range(10), "a": [n / 2 for n in range(10)], "y": range(10)})
+    path, other = tmp_path / "my.csv", tmp_path / "other.csv"
+    frame.to_csv(path, sep=";", decimal=",", encoding="utf-16-le", index=False)
+    notation = {"sep": ";", "decimal": ",", "encoding": "utf-16-le"}
+    source = Source(str(path), target=("y",), index=("id",), **notation)
+    assert source.reading == notation
+    recorded = through_json(source.recorded())
+    same(recorded.rows_again(), source.rows())
+    frame.drop(columns="id").to_csv(other, sep=";", decimal=",", encoding="utf-16-le", index=False)
+    rows, _ = recorded.rows_again(other, columns=["a"])
+    assert rows.x.flatten().tolist() == frame["a"].tolist()
+    frame.to_csv(other, index=False)
+    changed = {"sep": None, "decimal": ".", "encoding": None}
+    same(recorded.rows_again(other, columns=["a"], **changed)[:1], (rows,))
+
+
+def test_what_was_left_out_is_named_once(tmp_path):
+    path = tmp_path / "my.csv"
+    pd.DataFrame({"a": [0.5, 1.5, 2.5]}).to_csv(path)
+    source = Source(str(path))
+    with pytest.warns(DataWarning, match="left out column 'Unnamed: 0'"):
+        rows = source.rows()
+    same(source.recorded().rows_again(columns=rows[0].columns), rows)
 
 
 def test_the_whole_path_is_recorded(table, monkeypatch):

@@ -456,8 +456,8 @@ def test_a_table_that_changed_is_not_taken_for_what_it_was(table, tmp_path):
     assert str(caught.value).startswith(message)
     _, train, test = runs.restore(folder, table)  # all of it, by the columns' names
     assert len(train) == len(test) == 2 * len(X)
-    assert torch.equal(test.x[len(X) :], X)
-    assert torch.equal(test.y[len(X) :], Y)
+    assert torch.equal(test.x[len(X) :].float(), X)
+    assert torch.equal(test.y[len(X) :].float(), Y)
 
 
 def test_a_run_that_does_not_say_where_its_rows_are(table, tmp_path):
@@ -469,7 +469,7 @@ def test_a_run_that_does_not_say_where_its_rows_are(table, tmp_path):
         == f"expected data=…, because {folder} has no record of its data; got none"
     )
     _, folder = saved("vae", tmp_path, rows=Rows(X, columns=("a", "b", "c")))
-    assert torch.equal(runs.restore(folder, table)[2].x, X)
+    assert torch.equal(runs.restore(folder, table)[2].x.float(), X)
 
 
 @pytest.mark.parametrize("name", ["history.csv", "scores.json"])
