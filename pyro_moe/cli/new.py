@@ -7,7 +7,6 @@ from pyro_moe import runs
 from pyro_moe.runs import story_file
 
 from . import choices
-from .fit import FIT_DEFAULTS
 
 
 def add(commands: Any) -> None:
@@ -31,7 +30,5 @@ def run(options: argparse.Namespace) -> None:
     line = f"pyro-moe fit {path} --data TABLE.csv"
     if choices.has_target(choices.parameters(story_file.read(path).story)):
         line += " --target COLUMN"
-    if "loss" in FIT_DEFAULTS.get(options.story, {}):
-        line += f" --loss {FIT_DEFAULTS[options.story]['loss']}"
     print(f"{path}: the source code of {options.story}. Edit it, then run")
     print(f"  {line}")
