@@ -21,9 +21,9 @@ from pyro_moe.inference.protocols import Adaptive, HasStart, Resettable
 from pyro_moe.inference.svi import SVI, NonFiniteError, Schedule
 from pyro_moe.inference.traces import enumerated_traces, row_bounds
 
-from .fitted import Fit
+from .fitted import Fit, described
 from .progress import Progress
-from .rows import Data, as_tensors, column_names
+from .rows import Data, as_tensors
 from .validation import check, check_components, check_resolution, check_target
 
 STEPS = 4000
@@ -184,7 +184,7 @@ def fit(
     for restart in range(restarts):
         run = _run(model, guide, tuple(column[kept] for column in columns), loss, restart, settings)
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
-        started = _begun(run, settings, column_names(data))
+        started = _begun(run, settings, **described(data))
         fitted = _train(started, runs, Progress(progress, restart + 1, restarts), callback)
         if restarts > 1:
             try:
@@ -225,14 +225,16 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
         )
     run = fit.run.copy(epochs=fit.run.epochs if epochs is None else epochs)
     settings = {**fit.settings, "epochs": run.epochs}
-    resumed = replace(_begun(run, settings, fit.columns), history=list(fit.history))
+    programs, history = Programs(run.model, run.guide, run.store), list(fit.history)
+    begun: dict[str, Any] = {"programs": programs, "history": history, "held_out_elbo": None}
+    resumed = replace(fit, **begun, settings=settings, run=run)
     return _train(resumed, [("training", run)], Progress(progress), None)
 
 
-def _begun(run: SVI | EM, settings: dict[str, Any], columns: tuple[str, ...] | None) -> Fit:
+def _begun(run: SVI | EM, settings: dict[str, Any], **described: Any) -> Fit:
     """A fit before its training."""
     programs = Programs(run.model, run.guide, run.store)
-    return Fit(programs, run.data, [], settings, columns=columns, run=run)
+    return Fit(programs, run.data, [], settings, run=run, **described)
 
 
 def _score(fitted: Fit) -> float:

@@ -31,7 +31,7 @@ def batches(columns: tuple[Any, ...], rows: int = ROWS) -> Iterator[tuple[Any, .
 
 def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
     """A draw from the guide of the shared latent variables: those outside the plate."""
-    trace = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.data))
+    trace = poutine.trace(fit.guide).get_trace(*fit.example)
     sites = prune_subsample_sites(trace).nodes
     return {
         name: sites[name]["value"]
@@ -42,9 +42,8 @@ def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
 
 def observed_sites(fit: Fit) -> list[str]:
     """Names of the observed sites of the model."""
-    few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
-        trace = poutine.trace(fit.model).get_trace(*few)
+        trace = poutine.trace(fit.model).get_trace(*fit.example)
     return [name for name in trace.observation_nodes if not is_shared(trace.nodes[name])]
 
 
