@@ -38,7 +38,7 @@ BELOW = {
         "inference",
     },
     "images": {"evaluation", "fitting", "rows", "inference", "models"},
-    "runs": {"fitting", "fitted", "datasets", "rows", "inference", "models"},
+    "runs": {"evaluation", "fitting", "fitted", "datasets", "rows", "inference", "models"},
     "table1": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
 }
 HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "clustering")}
