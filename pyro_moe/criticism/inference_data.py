@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro_moe import evaluation
 from pyro_moe.evaluation.conditioning import Marginal
 from pyro_moe.evaluation.novelty import feature_log_density
-from pyro_moe.evaluation.traces import observed_sites, shared_latents
+from pyro_moe.evaluation.traces import as_tensors, observed_sites, shared_latents
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
@@ -90,7 +90,7 @@ def to_arviz(
     arviz = import_arviz()
     if num_draws < 8 or num_draws % 8:
         raise ValueError(f"expected num_draws to be a multiple of 8; got {num_draws}")
-    columns = fit.training_rows if data is None else fit.as_tensors(data)
+    columns = fit.training_rows if data is None else as_tensors(fit, data)
     numbers = 2 * num_draws * sum(column.numel() for column in columns)
     if numbers > MOST_NUMBERS:
         raise DataError(

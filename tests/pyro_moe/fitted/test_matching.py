@@ -243,3 +243,26 @@ def test_whole_numbers_are_taken_for_targets_that_were_not():
     y = Y[:, :1].round()
     fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=2, progress=False)
     assert_close(evaluation.elbo(fit, (X, y.long())), evaluation.elbo(fit, (X, y)), **EXACT)
+
+
+IMPOSSIBLE = {
+    "categorical": (torch.arange(N) % 3, 5, r"IntegerInterval\(lower_bound=0, upper_bound=2\)"),
+    "poisson": (torch.arange(N) % 3, -1, r"IntegerGreaterThan\(lower_bound=0\)"),
+    "bernoulli": (torch.arange(N) % 2, 2, r"Boolean\(\)"),
+}
+
+
+@pytest.mark.parametrize("experts", IMPOSSIBLE)
+def test_a_target_that_the_model_does_not_have_is_named(experts):
+    y, impossible, support = IMPOSSIBLE[experts]
+    story = models.ME(3, 3 if experts == "categorical" else 1, 2, experts=experts)
+    fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=1, progress=False)
+    later = y.index_fill(0, torch.tensor([4]), impossible)
+    for tool in (
+        evaluation.elbo,
+        evaluation.importance_weighted_bound,
+        lambda fit, data: criticism.to_arviz(fit, data, num_draws=8),
+    ):
+        message = f"in the support of its distribution, {support}; got {impossible} in row 4$"
+        with pytest.raises(DataError, match=f"^expected values of site 'y' {message}"):
+            tool(fit, (X, later))
