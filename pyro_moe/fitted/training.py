@@ -44,10 +44,11 @@ class Training:
             >>> Training.of((torch.tensor([[1.0, 5.0], [3.0, 5.0]]),)).high
             (tensor([3., 5.]),)
         """
-        low = tuple(_filled(column, torch.inf).amin(0) for column in data)
-        high = tuple(_filled(column, -torch.inf).amax(0) for column in data)
-        mean = data[0].mean(0).clamp(low[0], high[0])  # that of a constant may be off by rounding
-        return cls(len(data[0]), low, high, mean)
+        x, *others = data
+        low = (x.amin(0), *(_filled(y, torch.inf).amin(0) for y in others))
+        high = (x.amax(0), *(_filled(y, -torch.inf).amax(0) for y in others))
+        mean = x.mean(0).clamp(low[0], high[0])  # that of a constant may be off by rounding
+        return cls(len(x), low, high, mean)
 
     def warn_of_far(
         self, x: torch.Tensor, names: tuple[str, ...] | None, *, of_images: bool = False
@@ -71,15 +72,17 @@ class Training:
         low, high = (ends[0].to(x.device) for ends in (self.low, self.high))
         if of_images:
             low, high = low.min().expand_as(low), high.max().expand_as(high)
-        far = torch.maximum(low - x, x - high) > FAR * (high - low)
-        if not far.any():
+        most = FAR * (high - low)
+        columns = (torch.maximum(low - x.amin(0), x.amax(0) - high) > most).nonzero().flatten()
+        if len(columns) == 0:
             return
-        column = int(far.any(0).nonzero()[0])
-        row = int(far[:, column].nonzero()[0])
+        column = int(columns[0])
+        beyond = torch.maximum(low[column] - x[:, column], x[:, column] - high[column])
+        row = int((beyond > most[column]).nonzero()[0])
         ends = f"{low[column].item():.6g} to {high[column].item():.6g}"
         seen = f"from {ends}" if low[column] < high[column] else f"{low[column].item():.6g} always"
-        others = int(far.any(0).sum()) - 1
-        more = f", and far values in {others} more columns" if others else ""
+        others = len(columns) - 1
+        more = f" ({others} more columns have such values)" if others else ""
         where = f"column {column}" if names is None else f"column {names[column]!r}"
         warnings.warn(
             f"expected rows like those of training, where {where} of x was {seen}; "

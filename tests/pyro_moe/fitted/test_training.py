@@ -64,7 +64,7 @@ def test_any_change_of_a_constant_column_is_warned_of(fit):
     with pytest.warns(DataWarning, match=r"'unit' of x was 0\.1 always; got 0\.100001 in row 3:"):
         evaluation.gate(fit, changed)
     changed[:, 0] = 1e9
-    with pytest.warns(DataWarning, match="'dose' .* in row 0, and far values in 1 more columns:"):
+    with pytest.warns(DataWarning, match=r"'dose' .* in row 0 \(1 more columns have"):
         evaluation.elbo(fit, (changed, X[:, :1]))
 
 
