@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from pyro_moe.datasets.source import Source
@@ -140,14 +141,22 @@ def save(
     results = {"stopped": fit.stopped, "held_out_elbo": fit.held_out_elbo, **(scores or {})}
     if story_file is not None:
         (folder / _STORY_COPY).write_bytes(story_file.content)
-    save_file(tensors, folder / "parameters.safetensors")
-    remember(fit, folder)
+    same = _written(folder / "parameters.safetensors", serialized(tensors))
+    remember(fit, folder, same_parameters=same)
     pd.DataFrame(fit.history).to_csv(folder / "history.csv", index=False)
     for name, content in (("settings.json", settings), ("scores.json", results)):
         (folder / name).write_text(
             json.dumps(content, indent=2, default=_as_number) + "\n", encoding="utf-8"
         )
     return folder
+
+
+def _written(path: Path, content: bytes) -> bool:
+    """Write a file, and tell whether it had this content before."""
+    same = path.exists() and path.read_bytes() == content
+    if not same:
+        path.write_bytes(content)
+    return same
 
 
 def _as_number(value: Any) -> Any:

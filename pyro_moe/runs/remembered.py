@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pyro_moe.evaluation.novelty import training_log_densities
@@ -14,13 +14,21 @@ from pyro_moe.fitted.training import fingerprint
 FILE = "training.safetensors"
 
 
-def remember(fit: Fit, folder: Path) -> None:
-    """Write a summary of a fit's training rows."""
+def remember(fit: Fit, folder: Path, *, same_parameters: bool = False) -> None:
+    """Write a summary of a fit's training rows.
+
+    Args:
+        fit: The fit.
+        folder: The run folder.
+        same_parameters: Whether the folder already had these parameters. The summary is then kept
+            if it is one of the same rows, since log-densities of deep stories take time.
+    """
     training = fit.restored
     if training is None:
-        training = replace(
-            fit.training, fingerprint=fingerprint(fit.data), log_densities=_log_densities(fit)
-        )
+        rows = fingerprint(fit.data)
+        if same_parameters and _is_of(folder, rows):
+            return
+        training = replace(fit.training, fingerprint=rows, log_densities=_log_densities(fit))
     if training.num_rows is None:  # the fit is restored from a folder that lacks the file
         Path(folder, FILE).unlink(missing_ok=True)
         return
@@ -32,6 +40,14 @@ def remember(fit: Fit, folder: Path) -> None:
     }
     facts = {"num_rows": str(training.num_rows), "fingerprint": training.fingerprint}
     save_file(kept, Path(folder, FILE), metadata=facts)
+
+
+def _is_of(folder: Path, rows: str) -> bool:
+    """Whether a folder has a summary of the rows with this fingerprint."""
+    try:
+        return remembered(folder).fingerprint == rows
+    except SafetensorError:  # a damaged file, to be written anew
+        return False
 
 
 def _log_densities(fit: Fit) -> torch.Tensor | None:

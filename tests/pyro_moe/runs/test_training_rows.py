@@ -165,6 +165,21 @@ def test_a_restored_fit_is_saved_with_what_it_knew(tmp_path):
     assert runs.fit_of(tmp_path / "again", X).restored is None
 
 
+def test_log_densities_are_computed_once_for_the_same_fit(tmp_path, monkeypatch):
+    fit, _, _ = pair("gmm", tmp_path)
+    arguments = {"story_name": "gmm", "story_arguments": SIZES, "data_name": "mine"}
+    before = (tmp_path / "training.safetensors").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.remembered, "training_log_densities", None)
+        runs.save(fit, tmp_path, **arguments, scores={"accuracy": 0.5})
+    assert (tmp_path / "training.safetensors").read_bytes() == before
+    story = models.GMM(**SIZES)
+    for data, options in ((X, SVI), (X + 1.0, EM)):
+        other = pyro_moe.fit(story.model, story.guide, data, progress=False, **options)
+        runs.save(other, tmp_path, **arguments)
+        assert (tmp_path / "training.safetensors").read_bytes() != before
+
+
 def test_a_damaged_summary(tmp_path):
     _, _, new = pair("gmm", tmp_path)
     path = tmp_path / "training.safetensors"
