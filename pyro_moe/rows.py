@@ -1,6 +1,7 @@
 """Rows of data, and the conversion of arrays, data frames and datasets to tensors."""
 
 import reprlib
+from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -166,10 +167,60 @@ def column_names(data: Data) -> tuple[str, ...] | None:
         ('dose', 'weight')
     """
     if isinstance(data, Rows):
-        return data.columns
-    x = data[0] if isinstance(data, tuple) and data else data
-    named = isinstance(x, pd.DataFrame) and all(isinstance(name, str) for name in x)
-    return tuple(x) if named else None
+        return _checked_names(data.columns, data.x, "x")
+    return _own_names(data[0] if isinstance(data, tuple) and data else data, "x")
+
+
+def target_names(data: Data) -> tuple[str, ...] | None:
+    """Names of the columns of y, or None if they have no names or there is no y.
+
+    Example:
+        >>> target_names(([[1.5], [2.5]], pd.Series([0, 1], name="cured")))
+        ('cured',)
+    """
+    if isinstance(data, Rows):
+        return _checked_names(data.targets, data.y, "y")
+    return _own_names(data[1], "y") if isinstance(data, tuple) and len(data) > 1 else None
+
+
+def _own_names(column: Any, name: str) -> tuple[str, ...] | None:
+    """Names other than the numbers that pandas gives to columns without names."""
+    labels = labels_of(column, name)
+    made_up = labels == tuple(str(i) for i in range(len(labels or ())))
+    return None if made_up else labels
+
+
+def labels_of(column: Any, name: str) -> tuple[str, ...] | None:
+    """The labels of a data frame's columns, or of a series, as text; None for other objects.
+
+    The levels of a hierarchical label are joined by dots.
+
+    Raises:
+        DataError: If two columns have the same label.
+    """
+    if not hasattr(column, "to_numpy"):  # neither pandas nor polars
+        return None
+    if hasattr(column, "columns"):
+        labels = list(column.columns)
+    elif len(column.shape) == 1 and getattr(column, "name", None) not in (None, ""):
+        labels = [column.name]
+    else:
+        return None
+    joined = [".".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in labels]
+    return _checked_names(tuple(joined), column, name)
+
+
+def _checked_names(names: tuple[str, ...] | None, column: Any, of: str) -> tuple[str, ...] | None:
+    """Names of the columns of x or y, after a check that each column has one of its own."""
+    if names is None or column is None:
+        return None
+    width = column.shape[1] if len(column.shape) == 2 else 1
+    if len(names) != width:
+        raise DataError(f"expected {width} names of columns of {of}; got {len(names)}")
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise DataError(f"expected columns of {of} with distinct names; got {name!r} twice")
+    return names
 
 
 def numbered(name: str, size: int) -> tuple[str, ...]:

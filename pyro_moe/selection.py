@@ -18,7 +18,7 @@ from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, EmptyComponentWarning
 from pyro_moe.plots.style import PALETTE
 
-from .fitted import Fit
+from .fitted import Fit, strange_rows_expected
 from .fitting import fit
 from .rows import Data, as_tensors
 
@@ -162,10 +162,11 @@ def select(
                 fits = [fitted(number, _without(columns, held)) for held in parts]
             held_rows = [tuple(column[held] for column in columns) for held in parts]
             pairs = zip(fits, held_rows, strict=True)
-            each = [
-                importance_weighted_bound(*pair, num_samples=num_samples, seed=seed)
-                for pair in pairs
-            ]
+            with strange_rows_expected():
+                each = [
+                    importance_weighted_bound(*pair, num_samples=num_samples, seed=seed)
+                    for pair in pairs
+                ]
             return torch.cat(each).double().cpu()
 
         densities = {number: scores(number).numpy() for number in numbers}

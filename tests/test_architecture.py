@@ -23,7 +23,7 @@ BELOW = {
     "datasets": {"rows", "inference"},
     "fitted": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
-    "validation": {"evaluation", "fitted", "inference"},
+    "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
     "fitting": {"validation", "fitted", "rows", "progress", "inference"},
     "plots": {"evaluation", "fitted", "rows", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
@@ -38,10 +38,10 @@ BELOW = {
         "inference",
     },
     "images": {"evaluation", "fitting", "rows", "inference", "models"},
-    "runs": {"fitting", "fitted", "datasets", "rows", "inference", "models"},
+    "runs": {"evaluation", "fitting", "fitted", "datasets", "rows", "inference", "models"},
     "table1": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
 }
-HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "clustering")}
+HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "prior", "starts")}
 LARGEST_FOLDER = 12
 
 

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro_moe import evaluation
 from pyro_moe.evaluation.novelty import feature_log_density
 from pyro_moe.evaluation.traces import observed_sites, shared_latents
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize
@@ -20,6 +20,7 @@ from pyro_moe.selection import compare_log_densities
 from .inference_data import import_arviz, to_arviz
 
 
+@strange_rows_expected()
 def compare(
     fits: Mapping[str, Fit], data: Data, *, num_samples: int = 64, seed: int = 0
 ) -> pd.DataFrame:
@@ -36,7 +37,7 @@ def compare(
 
     Leave-one-out cross-validation (LOO) of the training rows, by ArviZ's Pareto-smoothed
     importance sampling, is added where it is valid: where every parameter of the model has a
-    posterior. LOO assumes that the guide is the posterior.
+    posterior, and the fit has its training rows. LOO assumes that the guide is the posterior.
 
     Args:
         fits: Fits by name.
@@ -108,8 +109,8 @@ def _log_density(fit: Fit, data: Data, site: str, num_samples: int, seed: int) -
 
 
 def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
-    """The LOO estimate per training row and its standard error, NaN where LOO is not valid."""
-    if not _is_bayesian(fit):
+    """The LOO estimate per training row and its standard error, NaN where it cannot be had."""
+    if fit.restored is not None or not _is_bayesian(fit):
         return (np.nan, np.nan)
     loo = import_arviz().loo(to_arviz(fit, num_draws=400, seed=seed))
     number = loo.n_data_points  # rows with a target
@@ -119,8 +120,7 @@ def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
 
 def _is_bayesian(fit: Fit) -> bool:
     """Whether all parameters of the model have a posterior; none is a point estimate."""
-    few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
-        trace = poutine.trace(fit.model, param_only=False).get_trace(*few)
+        trace = poutine.trace(fit.model, param_only=False).get_trace(*fit.example)
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         return not learned and bool(shared_latents(fit))

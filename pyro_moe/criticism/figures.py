@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
 from pyro_moe.plots.style import GRAY, PALETTE, color, panels_of
@@ -89,6 +89,7 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     return figure
 
 
+@strange_rows_expected()
 def replicates(
     fit: Fit, rows: Rows, *, num_replicates: int = 30, max_columns: int = 6, seed: int = 0
 ) -> Figure:
@@ -104,7 +105,8 @@ def replicates(
         max_columns: Maximum number of columns to show.
         seed: Seed of the replicates.
     """
-    if rows.y is not None and len(fit.data) > 1:
+    rows = fit.in_order(rows)
+    if rows.y is not None and fit.has_target:
         return _replicated_targets(fit, rows, num_replicates, max_columns, seed)
     if rows.image_shape is not None:
         return _replicated_images(fit, rows, seed)
@@ -189,6 +191,7 @@ def _replicated_images(fit: Fit, rows: Rows, seed: int) -> Figure:
     return figure
 
 
+@strange_rows_expected()
 def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Figure:
     """Plot each expert's mean of the first target as one column of x varies.
 
@@ -202,6 +205,7 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
         max_columns: Maximum number of columns to show.
         seed: Seed of the draws of `evaluation.predict`.
     """
+    rows = fit.in_order(rows)
     likeliest = evaluation.predict(fit, rows.x, seed=seed).gate.argmax(-1)
     names = rows.columns or numbered("x", fit.x_dim)
     number = min(max_columns, fit.x_dim)
@@ -232,6 +236,7 @@ def _along(own: torch.Tensor, d: int) -> torch.Tensor:
     return grid
 
 
+@strange_rows_expected()
 def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
     """Summarize each expert over the rows for which it is the most probable one.
 
@@ -245,7 +250,7 @@ def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
         these rows the mean log density of the targets, the mean of its prediction of the first
         target (for classes, of the probability of the last one), and the standard deviation.
     """
-    rows = rows.with_targets()
+    rows = fit.in_order(rows.with_targets())
     prediction = evaluation.predict(fit, rows.x, seed=seed)
     log_density = prediction.log_prob(torch.as_tensor(rows.y))
     likeliest = prediction.gate.argmax(-1)

@@ -8,7 +8,7 @@ from pyro.poutine import Trace
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.traces import batches
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.objectives import (
     LOSSES,
@@ -83,6 +83,7 @@ class Health:
         return found
 
 
+@strange_rows_expected()
 def health(fit: Fit, data: Data | None = None, *, num_samples: int = 8, seed: int = 0) -> Health:
     """Compute diagnostics of the gate: component shares, entropy, agreement with the model.
 
@@ -93,6 +94,8 @@ def health(fit: Fit, data: Data | None = None, *, num_samples: int = 8, seed: in
         seed: Seed of the draws.
 
     Raises:
+        DataError: If the data does not match what was fitted, or is None for a fit that was
+            restored without its training rows.
         SiteError: If neither guide nor model has a site ``c``.
 
     Example:
@@ -105,7 +108,7 @@ def health(fit: Fit, data: Data | None = None, *, num_samples: int = 8, seed: in
         >>> sorted(round(share, 2) for share in health(fit).shares.tolist())
         [0.33, 0.67]
     """
-    columns = fit.data if data is None else fit.as_tensors(data)
+    columns = fit.training_rows if data is None else fit.as_tensors(data)
     g = evaluation.gate(fit, columns[0], num_samples=num_samples, seed=seed)
     return Health(
         shares=g.mean(0),
@@ -154,7 +157,8 @@ def _objective_gap(
     elbo, treatment = objective(loss)
     programs = fit.programs
     both = programs.model, programs.guide
-    as_written = fit.settings["temperature"] is None and not has_temperatures(*both)
+    given = fit.settings.get("temperature", "a function")  # which a run folder does not hold
+    as_written = given is None and not has_temperatures(*both)
     treated = treatment(*both, fit.history[-1]["temperature"], as_written)
     marginal = MarginalELBO()
     total = 0.0

@@ -14,13 +14,13 @@ from pyro import poutine
 from pyro_moe import evaluation
 from pyro_moe.evaluation.conditioning import Marginal
 from pyro_moe.evaluation.novelty import feature_log_density
-from pyro_moe.evaluation.traces import observed_sites, shared_latents
-from pyro_moe.fitted import Fit
+from pyro_moe.evaluation.traces import as_tensors, observed_sites, shared_latents
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize, Given, WithDistribution
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
-from pyro_moe.rows import Data, Rows, column_names, has_target
+from pyro_moe.rows import Data, column_names, has_target, target_names
 
 from .replicates import feature_blocks
 
@@ -39,6 +39,7 @@ DIMENSIONS = {
 Names = dict[str, tuple[str, ...]]  # of the entries of a dimension
 
 
+@strange_rows_expected()
 def to_arviz(
     fit: Fit,
     data: Data | None = None,
@@ -81,14 +82,15 @@ def to_arviz(
         seed: Seed of the draws.
 
     Raises:
-        DataError: If the draws would take more than a gigabyte.
+        DataError: If the draws would take more than a gigabyte, or if data is None for a fit that
+            was restored without its training rows.
         SiteError: If the model has no site ``y`` and no site ``x``.
         ValueError: If ``num_draws`` is not a multiple of eight, or there is no such column.
     """
     arviz = import_arviz()
     if num_draws < 8 or num_draws % 8:
         raise ValueError(f"expected num_draws to be a multiple of 8; got {num_draws}")
-    columns = fit.data if data is None else fit.as_tensors(data)
+    columns = fit.training_rows if data is None else as_tensors(fit, data)
     numbers = 2 * num_draws * sum(column.numel() for column in columns)
     if numbers > MOST_NUMBERS:
         raise DataError(
@@ -96,7 +98,7 @@ def to_arviz(
             f"got {numbers:,}: use fewer rows or draws"
         )
     features = fit.columns or column_names(data)
-    names = {"feature": features, "target": data.targets if isinstance(data, Rows) else None}
+    names = {"feature": features, "target": fit.targets or target_names(data)}
     with torch.no_grad():
         groups = _groups(fit, columns, num_draws, seed, column=column, names=names)
     return _assemble(arviz, groups, {dim: name for dim, name in names.items() if name})

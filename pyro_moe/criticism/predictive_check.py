@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 
 from pyro_moe.evaluation.traces import observed_sites
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.rows import Data, Rows, column_names, numbered
+from pyro_moe.rows import Data, column_names, numbered, target_names
 
 from .calibration import calibration
 from .replicates import Features, Replicate, Targets
@@ -62,6 +62,7 @@ class Check:
         )
 
 
+@strange_rows_expected()
 def check(
     fit: Fit,
     data: Data | None = None,
@@ -98,7 +99,8 @@ def check(
 
     Raises:
         DataError: If the data does not match what was fitted, or has fewer than two rows (with a
-            target, if the story has targets).
+            target, if the story has targets); or if data is None for a fit that was restored
+            without its training rows.
         SiteError: If the model has no site ``y`` and no site ``x``.
         ValueError: If ``statistics`` are given for another site.
 
@@ -117,14 +119,14 @@ def check(
         >>> "standard deviation" in wider.surprises()["statistic"].tolist()
         True
     """
-    columns = fit.data if data is None else fit.as_tensors(data)
+    columns = fit.training_rows if data is None else fit.as_tensors(data)
     sites = observed_sites(fit)
     if not {"x", "y"} & set(sites):
         raise SiteError(f"expected an observed site 'x' or 'y' in the model; got {sites}")
     parts: list[Targets | Features] = []
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
-        targets = data.targets if isinstance(data, Rows) else None
+        targets = fit.targets or target_names(data)
         parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))
     if "x" in sites:
         parts.append(Features(fit, columns[0], names=names, seed=seed))
@@ -135,7 +137,7 @@ def check(
         )
     with torch.no_grad():
         compared = [_compare(part, given.get(part.site, {}), num_replicates) for part in parts]
-    ratio = len(columns[0]) / len(fit.data[0])
+    ratio = len(columns[0]) / fit.num_rows
     pit = next((part.pit for part in parts if isinstance(part, Targets)), None)
     return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates)
 

@@ -47,7 +47,7 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
         >>> bool(gap.abs().mean() < 0.05)
         True
     """
-    if fit.run is None:
+    if fit.restored is not None or not fit.has_target:
         return None
     x, y = (part.cpu() for part in fit.data[:2])
     known = has_target(y)

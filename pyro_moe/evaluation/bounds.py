@@ -11,7 +11,7 @@ from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.traces import enumerated_traces, row_bounds, row_log_weights
 from pyro_moe.rows import Data
 
-from .traces import batches
+from .traces import as_tensors, batches
 
 
 def elbo(fit: Fit, data: Data, *, num_samples: int = 8, seed: int = 0) -> torch.Tensor:
@@ -31,6 +31,10 @@ def elbo(fit: Fit, data: Data, *, num_samples: int = 8, seed: int = 0) -> torch.
 
     Returns:
         Bounds, shape (N,).
+
+    Raises:
+        DataError: If the data does not match what was fitted, or a target is impossible in the
+            model.
     """
     return _over_samples(fit, data, row_bounds, num_samples, seed).mean(0)
 
@@ -53,6 +57,10 @@ def importance_weighted_bound(
 
     Returns:
         Bounds, shape (N,).
+
+    Raises:
+        DataError: If the data does not match what was fitted, or a target is impossible in the
+            model.
     """
 
     def log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
@@ -72,7 +80,7 @@ def _over_samples(
     """Values read from traces, shape (num_samples, N); (1, N) if only c is latent."""
     results = []
     with torch.no_grad(), reproducible(seed):
-        for batch in batches(fit.as_tensors(data)):
+        for batch in batches(as_tensors(fit, data)):
             samples = []
             for _ in range(num_samples):
                 model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)

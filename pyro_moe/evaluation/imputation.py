@@ -13,7 +13,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.programs import Program
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
-from pyro_moe.rows import Data, Rows, as_tensor, column_names
+from pyro_moe.rows import Data, Rows, as_tensor
 
 from .conditioning import condition
 from .traces import is_shared, node
@@ -81,7 +81,7 @@ def impute(
         seed: Seed of the draws.
 
     Returns:
-        Mean, variance and draws for each row.
+        Mean, variance and draws for each row, with the columns in the order that was fitted.
 
     Raises:
         DataError: If x has another number of columns than the training x, other names of columns,
@@ -106,12 +106,11 @@ def impute(
     (x, *others), observed = _incomplete(fit, x)
     mean, variance = x.clone(), torch.zeros_like(x)
     draws, effective = x.repeat(num_samples, 1, 1), x.new_full((len(x),), num_samples)
-    typical = fit.data[0].mean(0)
     gaps = (~observed).any(-1).nonzero().flatten()
     with torch.no_grad(), reproducible(seed):
         for rows in gaps.split(max(1, 2**20 // (num_samples * fit.x_dim))) if len(gaps) else ():
             known = observed[rows]
-            start = torch.where(known, x[rows], typical).expand(num_samples, -1, -1)
+            start = x[rows].expand(num_samples, -1, -1)
             result = _Sampler(fit, known, others).run(start, num_rounds)
             mean[rows] = torch.where(known, x[rows], result.mean)  # exact, without rounding errors
             variance[rows] = torch.where(known, 0.0, result.variance)
@@ -121,12 +120,13 @@ def impute(
 
 
 def _incomplete(fit: Fit, data: Data) -> tuple[tuple[Any, ...], torch.Tensor]:
-    """Arguments of model and guide with zeros for missing entries, and which are observed."""
-    if isinstance(data, tuple) and data:
-        data = data[0]
+    """Arguments of model and guide with typical values where missing, and which are observed."""
+    data = fit.in_order(data[0] if isinstance(data, tuple) and data else data)
     x = as_tensor(data.x if isinstance(data, Rows) else data, "x")
     observed = ~x.isnan()
-    arguments = fit.features(Rows(torch.where(observed, x, 0), columns=column_names(data)))
+    fits = x.dim() == 2 and x.shape[1] == fit.x_dim
+    typical = fit.training.mean if fit.training.mean is not None else fit.data[0].mean(0)
+    arguments = fit.features(torch.where(observed, x, typical.cpu() if fits else 0))
     return arguments, observed.to(arguments[0].device)
 
 

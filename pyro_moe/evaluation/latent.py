@@ -90,7 +90,7 @@ def sample(
         SiteError: If the model has no site ``x``, or ``component`` is given and it has no ``c``.
         ValueError: If there is no such component.
     """
-    template = tuple(column[:1].expand(num_samples, *column.shape[1:]) for column in fit.data)
+    template = tuple(row.expand(num_samples, *row.shape[1:]) for row in fit.example)
     with torch.no_grad(), reproducible(seed), Discretize():
         model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
         trace = poutine.trace(model).get_trace(*template)

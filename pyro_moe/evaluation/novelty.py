@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.programs import Program
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data
@@ -15,6 +16,7 @@ from pyro_moe.rows import Data
 from .traces import batches, node
 
 REFERENCE_ROWS = 4096
+NUM_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,14 @@ class Novelty:
         return (1.0 + as_low) / (len(self.reference) + 1.0)
 
 
+@strange_rows_expected()
 def novelty(
-    fit: Fit, x: Data, *, reference: Data | None = None, num_samples: int = 64, seed: int = 0
+    fit: Fit,
+    x: Data,
+    *,
+    reference: Data | None = None,
+    num_samples: int = NUM_SAMPLES,
+    seed: int = 0,
 ) -> Novelty:
     r"""Test whether each row is like the training data, by a conformal p-value of log p(x).
 
@@ -68,16 +76,18 @@ def novelty(
         fit: A fitted story with a site ``x``, whose model and guide take None for y.
         x: Rows, shape (N, D).
         reference: Reference rows, shape (R, D), preferably held out; at most 4,096 training rows
-            if None.
+            if None. A run folder has the densities of these rows with 64 samples.
         num_samples: Samples of z for each row's log p(x). The number is the same for all rows, so
             that p-values are valid even if it is too small for a tight bound.
-        seed: Seed of the samples.
+        seed: Seed of the samples. Those of training rows as the reference have a seed of their own.
 
     Returns:
         Log-densities and p-values of each row.
 
     Raises:
-        DataError: If x or reference does not match the data that was fitted.
+        DataError: If x or reference does not match the data that was fitted; or if reference is
+            None, the fit was restored without its training rows, and the run folder has no
+            densities of them with this number of samples.
         SiteError: If the model has no site ``x``.
 
     Example:
@@ -92,10 +102,37 @@ def novelty(
     with torch.no_grad(), reproducible(seed):
         log_density = feature_log_density(fit, fit.features(x), num_samples)
         if reference is None:
-            rows = fit.data[0]
-            reference = rows[torch.randperm(len(rows))[:REFERENCE_ROWS].to(rows.device)]
+            return Novelty(log_density, training_log_densities(fit, num_samples))
         of_reference = feature_log_density(fit, fit.features(reference), num_samples)
         return Novelty(log_density, of_reference.sort().values)
+
+
+@strange_rows_expected()
+def training_log_densities(fit: Fit, num_samples: int = NUM_SAMPLES) -> torch.Tensor:
+    """The log p(x) of at most 4,096 training rows in ascending order, in nats.
+
+    Args:
+        fit: A fitted story with a site ``x``, whose model and guide take None for y.
+        num_samples: Samples of z for each row.
+
+    Raises:
+        DataError: If the fit was restored without its training rows, and the run folder has no
+            densities of them with this number of samples.
+        SiteError: If the model has no site ``x``.
+    """
+    if fit.restored is None:
+        with torch.no_grad(), reproducible(0):
+            rows = fit.data[0]
+            chosen = rows[torch.randperm(len(rows))[:REFERENCE_ROWS].to(rows.device)]
+            return feature_log_density(fit, fit.features(chosen), num_samples).sort().values
+    saved = fit.restored.log_densities
+    if saved is None or num_samples != NUM_SAMPLES:
+        there = "no log-densities of them" if saved is None else f"those with {NUM_SAMPLES} samples"
+        raise DataError(
+            "expected reference=…, because the fit was restored without its training rows; got "
+            f"none, and {there} in the run folder"
+        )
+    return saved.to(fit.data[0].device)
 
 
 def feature_log_density(

@@ -11,8 +11,11 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.errors import SiteError
+from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize
+from pyro_moe.rows import Data
+
+from .marginals import of_one_column
 
 ROWS = 4096
 
@@ -31,7 +34,7 @@ def batches(columns: tuple[Any, ...], rows: int = ROWS) -> Iterator[tuple[Any, .
 
 def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
     """A draw from the guide of the shared latent variables: those outside the plate."""
-    trace = poutine.trace(fit.guide).get_trace(*(column[:1] for column in fit.data))
+    trace = poutine.trace(fit.guide).get_trace(*fit.example)
     sites = prune_subsample_sites(trace).nodes
     return {
         name: sites[name]["value"]
@@ -42,10 +45,54 @@ def shared_latents(fit: Fit) -> dict[str, torch.Tensor]:
 
 def observed_sites(fit: Fit) -> list[str]:
     """Names of the observed sites of the model."""
-    few = tuple(column[:1] for column in fit.data)
     with torch.no_grad(), reproducible(0), Discretize():
-        trace = poutine.trace(fit.model).get_trace(*few)
+        trace = poutine.trace(fit.model).get_trace(*fit.example)
     return [name for name in trace.observation_nodes if not is_shared(trace.nodes[name])]
+
+
+def as_tensors(fit: Fit, data: Data) -> tuple[torch.Tensor, ...]:
+    """Data like the fitted data as tensors, see `Fit.as_tensors`, with targets that are possible.
+
+    Raises:
+        DataError: As in `Fit.as_tensors`; and if a target is outside of the support of the model's
+            site ``y``, such as a class that the model does not have.
+    """
+    columns = fit.as_tensors(data)
+    if len(columns) > 1:
+        with torch.no_grad(), reproducible(0), Discretize():
+            for i, batch in enumerate(batches(columns)):
+                trace = poutine.trace(fit.model).get_trace(*batch)
+                if "y" in trace.observation_nodes:
+                    check_support("y", trace.nodes["y"], i * ROWS)
+    return columns
+
+
+def check_support(name: str, site: Any, first_row: int = 0) -> None:
+    """Check that the observed values of a site are in the support of its distribution.
+
+    Args:
+        name: Name of the site.
+        site: The site of a trace.
+        first_row: The number of its first row in the data.
+
+    Raises:
+        DataError: If a value is not.
+    """
+    support, value = site["fn"].support, site["value"]
+    possible = support.check(value)
+    if possible.all():
+        return
+    value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
+    row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
+    base = of_one_column(support)
+    offending = value[row].flatten()[~base.check(value[row].flatten())]
+    hint = ""
+    if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
+        hint = "; for gray values between 0 and 1 use likelihood='continuous-bernoulli'"
+    raise DataError(
+        f"expected values of site {name!r} in the support of its distribution, {base}; "
+        f"got {offending[0].item():.6g} in row {first_row + row}{hint}"
+    )
 
 
 def is_shared(site: Any) -> bool:

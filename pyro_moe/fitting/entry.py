@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, described
 from pyro_moe.inference.em import EM, ITERATIONS, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, DataError
 from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.programs import Program, isolated, modules, owner
+from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.svi import Schedule, steps_in_epoch
 from pyro_moe.progress import Progress
@@ -232,7 +232,7 @@ def fit(
         if by_em and isinstance(start, str) and start == "random":
             run = beginning(begin, run, restarts, num_components)
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
-        fitted = begun(run, columns, settings, column_names(data))
+        fitted = begun(run, columns, settings, **described(data))
         shown = Progress(progress, number + 1, 1 if by_em else restarts)
         fits.append(train(fitted, runs, shown, callback))
         if fits[-1].stopped == "interrupted":
@@ -276,7 +276,8 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
         )
     run = fit.run.copy(epochs=fit.run.epochs if epochs is None else epochs)
     settings = {**fit.settings, "epochs": run.epochs}
-    resumed = replace(begun(run, fit.data, settings, fit.columns), history=list(fit.history))
+    programs, history = Programs(run.model, run.guide, run.store), list(fit.history)
+    resumed = replace(fit, programs=programs, history=history, settings=settings, run=run)
     phase = fit.history[-1]["phase"] if fit.history else "training"
     trained = train(resumed, [(phase, run)], Progress(progress), None)
     return trained if trained.stopped else finish(trained, Progress(progress), None)

@@ -5,13 +5,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.rows import Rows
 
 from .points import expect_image_or_plane, label_plane, number_groups
 from .style import color, panels_of
 
 
+@strange_rows_expected()
 def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> Figure:
     """Plot the most probable component at each point of the plane.
 
@@ -28,7 +29,7 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
         SiteError: If neither guide nor model has a site ``c``.
     """
     expect_image_or_plane(fit, None)
-    shown = rows.subsample(2000, seed)
+    shown = fit.in_order(rows).subsample(2000, seed)
     points = shown.x.cpu().numpy()
     margin = 0.08 * np.ptp(points, axis=0).max() or 1.0
     low, high = points.min(0) - margin, points.max(0) + margin
@@ -49,5 +50,5 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     axes.scatter(points[:, 0], points[:, 1], s=3, color="black", linewidths=0)
     number_groups(axes, points, evaluation.gate(fit, shown).cpu().numpy().argmax(1))
     axes.set_title("Most probable component (paler: less certain)")
-    label_plane(axes, rows.columns or fit.columns)
+    label_plane(axes, fit.columns or rows.columns)
     return figure

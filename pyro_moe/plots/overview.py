@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.rows import Rows
 
@@ -15,6 +15,7 @@ from .targets import predictions
 from .training import history
 
 
+@strange_rows_expected()
 def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
     """Make all plots that apply to a fit and its rows, by name.
 
@@ -28,6 +29,7 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
         ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks are omitted, and
         plots of x unless rows are images or points in the plane.
     """
+    rows = fit.in_order(rows)
     drawings: dict[str, Callable[[], Figure]] = {
         "history": partial(history, fit),
         "latent_map": partial(latent_map, fit, rows, seed=seed),
@@ -37,7 +39,7 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
         drawings["generated"] = partial(generated, fit, image_shape=rows.image_shape, seed=seed)
     if rows.image_shape is None and fit.x_dim == 2:
         drawings["gate_map"] = partial(gate_map, fit, rows, seed=seed)
-    if rows.y is not None and len(fit.data) > 1:
+    if rows.y is not None and fit.has_target:
         drawings["predictions"] = partial(predictions, fit, rows, seed=seed)
     figures = {}
     for name, draw in drawings.items():

@@ -5,13 +5,14 @@ from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
 from .style import GRAY, color, panels_of
 
 
+@strange_rows_expected()
 def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
     """Plot targets against predicted means, with one panel for each column, or a confusion matrix.
 
@@ -29,6 +30,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         DataError: If the rows have no targets.
         SiteError: If the model has no site ``y``.
     """
+    rows = fit.in_order(rows)
     if rows.y is None:
         raise DataError("expected rows with targets; got y=None")
     one = evaluation.predict(fit, rows.take(slice(1)), seed=seed)

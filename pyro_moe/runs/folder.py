@@ -1,12 +1,14 @@
 """Run folders: the parameters, settings, history and scores of a fit in standard file formats.
 
-A folder has the files ``parameters.safetensors``, ``settings.json``, ``history.csv`` and
-``scores.json``. It also has ``story.py`` if the story was read from a story file.
+A folder has the files ``parameters.safetensors``, ``settings.json``, ``history.csv``,
+``scores.json`` and ``training.safetensors``, a summary of the training rows. It has no rows. It
+also has ``story.py`` if the story was read from a story file.
 """
 
 import csv
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -17,17 +19,21 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from pyro_moe.datasets.source import Source
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, Training
+from pyro_moe.fitted.matching import as_fitted, expect_width, in_order
+from pyro_moe.fitted.training import fingerprint
 from pyro_moe.fitting import fit
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning
 from pyro_moe.inference.traces import enumerated_traces
-from pyro_moe.rows import Data, Rows
+from pyro_moe.rows import Data, Rows, as_tensors
 
+from .remembered import remember, remembered, remembers
 from .shipped import shipped
 from .story_file import StoryFile, read
 
@@ -94,7 +100,7 @@ def save(
         story_arguments: The arguments of the story's constructor, in types that JSON supports.
         data_name: A name of the data, for the record.
         source: The source of the rows, from which `restore` loads them again.
-        rows: The fitted rows, whose column names are recorded.
+        rows: The fitted rows, whose names are recorded if the fit has none.
         scores: Scores by name, for the record.
 
     Returns:
@@ -126,19 +132,38 @@ def save(
         "story_arguments": dict(story_arguments),
         "data": data_name,
         "source": source and asdict(source),
-        "columns": fit.columns if rows is None else rows.columns,
-        "targets": None if rows is None else rows.targets,
+        "columns": fit.columns or (rows and rows.columns),
+        "targets": fit.targets or (rows and rows.targets),
+        "image_shape": fit.image_shape or (rows and rows.image_shape),
         "fit": {key: value for key, value in fit.settings.items() if not callable(value)},
         "versions": {name: version(name) for name in ("pyro-moe", "pyro-ppl", "torch")},
     }
     results = {"stopped": fit.stopped, "held_out_elbo": fit.held_out_elbo, **(scores or {})}
     if story_file is not None:
         (folder / _STORY_COPY).write_bytes(story_file.content)
-    save_file(tensors, folder / "parameters.safetensors")
+    same = _written(folder / "parameters.safetensors", serialized(tensors))
+    remember(fit, folder, same_parameters=same)
     pd.DataFrame(fit.history).to_csv(folder / "history.csv", index=False)
     for name, content in (("settings.json", settings), ("scores.json", results)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(content, indent=2, default=_as_number) + "\n", encoding="utf-8"
+        )
     return folder
+
+
+def _written(path: Path, content: bytes) -> bool:
+    """Write a file, and tell whether it had this content before."""
+    same = path.exists() and path.read_bytes() == content
+    if not same:
+        path.write_bytes(content)
+    return same
+
+
+def _as_number(value: Any) -> Any:
+    """A number of numpy or torch as one of Python."""
+    if not hasattr(value, "item"):
+        raise TypeError(f"expected values that JSON supports; got {type(value).__name__}")
+    return value.item()
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -216,31 +241,76 @@ def fit_of(folder: str | Path, data: Data) -> Fit:
 
     Args:
         folder: A folder written by `save`.
-        data: Rows with all columns that were fitted, or x alone.
+        data: Rows with all columns that were fitted, or x alone. They need not be the training
+            rows, of which the folder has a summary. Columns with names are matched by name.
 
     Returns:
-        The fit, on the CPU, without its history. It can be evaluated but not resumed.
+        The fit, on the CPU, with the saved history and settings. It can be evaluated but not
+        resumed.
 
     Raises:
         DataError: If the run is damaged, or the rows do not match the fitted data.
+
+    Warns:
+        DataWarning: If there are other columns than were fitted. They are left out.
     """
+    return _fit_of(Path(folder), data)
+
+
+def _fit_of(folder: Path, data: Data, *, trained: bool = False) -> Fit:
+    """The fit, with given rows, which are those of training if they are known to be."""
     story: Any
     story, settings, params = _loaded(folder)
-    asked = settings["fit"]
-    kept = fit(
-        story.model,
-        story.guide,
-        data,
-        initialize="keep",
-        epochs=0,
-        loss="em" if asked["loss"] == "em" else "marginal",
-        missing_targets=asked.get("missing_targets", False),
-        seed=asked["seed"],
-        progress=False,
-    )
+    names: dict[str, Any] = {
+        key: _tuple(settings.get(key)) for key in ("columns", "targets", "image_shape")
+    }
+    asked, training = settings["fit"], _remembered(folder)
+    missing = asked.get("missing_targets", False)
+    data = in_order(data, names["columns"], names["targets"])
+    columns = as_tensors(data, dtype=torch.float64, missing_targets=missing)  # loses no digits
+    if training.low:
+        columns = _like_those_of(training, *columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of training rows, which these need not be
+        kept = fit(
+            story.model,
+            story.guide,
+            columns,
+            initialize="keep",
+            epochs=0,
+            loss="em" if asked["loss"] == "em" else "marginal",
+            missing_targets=missing,
+            seed=asked["seed"],
+            progress=False,
+        )
     if params:
         _give_back(kept, params)
-    return kept
+    history, results = _results(folder)
+    ends: dict[str, Any] = {key: results.get(key) for key in ("held_out_elbo", "stopped")}
+    restored = replace(kept, run=None, settings=asked, history=history, **names, **ends)
+    if trained or fingerprint(kept.data) == training.fingerprint:
+        return restored
+    return replace(restored, restored=training)
+
+
+def _like_those_of(
+    training: Training, x: torch.Tensor, *others: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Columns of the width and type of the training rows; y may be missing."""
+    like = [value.unsqueeze(0) for value in training.low]
+    expect_width(x, like[0], "x")
+    return (x, *(as_fitted(*pair) for pair in zip(others, like[1:], strict=False)))
+
+
+def _remembered(folder: Path) -> Training:
+    try:
+        return remembered(folder)
+    except (LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _params(fit: Fit) -> dict[str, torch.Tensor]:
@@ -253,7 +323,7 @@ def _params(fit: Fit) -> dict[str, torch.Tensor]:
 
 def _give_back(fit: Fit, params: dict[str, torch.Tensor]) -> None:
     """Restore the unconstrained values of `pyro.param` statements."""
-    batch = tuple(column[:1] for column in fit.data)  # one execution registers the constraints
+    batch = fit.example  # one execution registers the constraints
     with (
         torch.no_grad(),
         running(fit.programs.store),
@@ -298,23 +368,12 @@ def restore(
         >>> len(restored.history), len(test)
         (4, 9)
     """
-    settings = settings_of(folder)
-    columns = settings["columns"]
+    folder = Path(folder)
     if isinstance(data, Rows):
-        train, test = data, data
-    else:
-        train, test = _rows_again(folder, settings, data, reading)
-    history, results = _results(folder)
-    restored = replace(
-        fit_of(folder, train),
-        run=None,
-        history=history,
-        settings=settings["fit"],
-        held_out_elbo=results["held_out_elbo"],
-        stopped=results["stopped"],
-        columns=None if columns is None else tuple(columns),
-    )
-    return restored, train, test
+        return _fit_of(folder, data), data, data
+    train, test = _rows_again(folder, settings_of(folder), data, reading)
+    old = not remembers(folder)  # a record of the data then has to do
+    return _fit_of(folder, train, trained=old and train is not test), train, test
 
 
 def _rows_again(

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyro_moe.evaluation.marginals import has_classes, mean_of, of_one_column
+from pyro_moe.evaluation.marginals import has_classes, mean_of
+from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError
 from pyro_moe.inference.handlers import Discretize
@@ -68,7 +69,7 @@ def check(
                         f"got {len(x)}"
                     )
             for name in trace.observation_nodes:
-                _check_support(name, trace.nodes[name], first)
+                check_support(name, trace.nodes[name], first)
     if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
         _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
     elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
@@ -110,7 +111,7 @@ def _check_targets(
     except Exception:  # the caller reports the error of the story itself
         return
     for name in trace.observation_nodes:
-        _check_support(name, trace.nodes[name], first)
+        check_support(name, trace.nodes[name], first)
     for y in others:
         if y.is_floating_point():
             limit = torch.finfo(y.dtype).max ** 0.5
@@ -136,21 +137,3 @@ def _check_classes(number: int, y: torch.Tensor) -> None:
 
 def _has_density(distribution: Any) -> bool:
     return not distribution.support.is_discrete
-
-
-def _check_support(name: str, site: dict, first_row: int) -> None:
-    support, value = site["fn"].support, site["value"]
-    possible = support.check(value)
-    if possible.all():
-        return
-    value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
-    row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
-    base = of_one_column(support)
-    offending = value[row].flatten()[~base.check(value[row].flatten())]
-    hint = ""
-    if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
-        hint = "; for gray values between 0 and 1 use likelihood='continuous-bernoulli'"
-    raise DataError(
-        f"expected values of site {name!r} in the support of its distribution, {base}; "
-        f"got {offending[0].item():.6g} in row {first_row + row}{hint}"
-    )

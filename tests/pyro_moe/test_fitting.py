@@ -840,18 +840,6 @@ def test_parameters_are_copies(x):
     assert fitted.story.prior.loc.isfinite().all()
 
 
-def test_columns_by_other_names_than_were_fitted_are_an_error():
-    x = pd.DataFrame(torch.randn(N, D).numpy(), columns=["a", "b"])
-    fitted = fit(GMM(D, K), x)
-    assert fitted.columns == ("a", "b")
-    message = "expected column 0 of x to be 'a', as fitted; got 'b'"
-    with pytest.raises(DataError, match=message):
-        evaluation.gate(fitted, x[["b", "a"]])
-    by_name, by_place = (evaluation.gate(fitted, rows) for rows in (x, x.to_numpy()))
-    assert_close(by_name, by_place, **EXACT)
-    assert fit(GMM(D, K), x.to_numpy()).columns is None
-
-
 def test_what_is_computed_from_a_fit_has_dropout_at_rest(x):
     gate = nn.Sequential(nn.Linear(D, 8), nn.Dropout(0.5), nn.Linear(8, K))
     story = DeepMoE(D, 1, K, gate=gate)

@@ -62,7 +62,7 @@ def training(fit: Fit, rows: Rows, *, seen: bool) -> str:
     settings = {key: value for key, value in fit.settings.items() if not callable(value)}
     size = sum(parameter.numel() for parameter in fit.parameters().values())
     values = {
-        "training rows": f"{len(fit.data[0]):,}",
+        "training rows": f"{fit.num_rows:,}",
         "rows in this report": f"{len(rows):,}" + (" (the training rows)" if seen else ""),
         "columns of x": str(fit.x_dim),
         "parameters": f"{size:,}",

@@ -6,14 +6,15 @@ from typing import Any
 
 from pyro_moe.criticism.health import health
 from pyro_moe.criticism.predictive_check import check
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.rows import Data, Rows
+from pyro_moe.rows import Data, Rows, column_names, target_names
 
 from . import components, overall
 from .page import page
 
 
+@strange_rows_expected()
 def report(
     fit: Fit,
     path: str | Path,
@@ -42,7 +43,8 @@ def report(
         The path.
 
     Raises:
-        DataError: If the data does not match what was fitted, or the file cannot be written.
+        DataError: If the data does not match what was fitted, or the file cannot be written; or
+            if data is None for a fit that was restored without its training rows.
 
     Example:
         >>> import tempfile, torch, pyro_moe
@@ -81,15 +83,15 @@ def report(
 
 def _rows(fit: Fit, data: Data | None) -> Rows:
     """The rows with their names, on the CPU."""
-    x, *others = fit.data if data is None else fit.as_tensors(data)
-    like = data if isinstance(data, Rows) else Rows(x, columns=fit.columns)
+    x, *others = fit.training_rows if data is None else fit.as_tensors(data)
+    given = data if isinstance(data, Rows) else Rows(x)
     return Rows(
         x.cpu(),
         others[0].cpu() if others else None,
-        like.labels,
-        like.image_shape,
-        like.columns or fit.columns,
-        like.targets,
+        given.labels,
+        given.image_shape or fit.image_shape,
+        fit.columns or column_names(data),
+        fit.targets or target_names(data),
     )
 
 

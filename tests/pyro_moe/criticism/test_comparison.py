@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -226,6 +227,16 @@ def test_loo_is_not_given_where_parameters_are_points(fits, name):
     assert math.isnan(scores["loo"])
     assert math.isnan(scores["loo_standard_error"])
     assert math.isfinite(scores["log_density"])
+
+
+def test_loo_needs_the_training_rows(as_it_is, regression_data):
+    """A fit of a run folder may have been restored with other rows."""
+    x, y = regression_data
+    story = LinearRegression(x[:40], y[:40])
+    fit = as_it_is(story.model, story.guide, x[:40], y[:40])
+    restored = replace(fit, data=(x[40:], y[40:]), restored=fit.training)
+    table = compare({"fit": fit, "restored": restored}, (x[40:], y[40:]), num_samples=8)
+    assert table["loo"].isna().to_dict() == {"fit": False, "restored": True}
 
 
 # What cannot be compared

@@ -103,6 +103,7 @@ def test_the_files_of_a_run(tmp_path):
         "parameters.safetensors",
         "scores.json",
         "settings.json",
+        "training.safetensors",
     ]
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["story"] == "dmvae"
@@ -283,6 +284,7 @@ def test_a_story_of_a_file_is_loaded_from_the_copy_in_the_run(tmp_path):
         "scores.json",
         "settings.json",
         "story.py",
+        "training.safetensors",
     ]
 
 

@@ -1,0 +1,197 @@
+"""The result of `fit`: a model and a guide with their parameters, and the training history."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from pyro_moe.inference.context import running
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.programs import Program, Programs, owner
+from pyro_moe.rows import Data, Rows, as_tensors
+
+from .matching import as_fitted, expect_width, in_order
+from .training import Training
+
+AnyData = TypeVar("AnyData", Rows, Data)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model and guide, with the settings and the history of training.
+
+    Attributes:
+        programs: The trained copies of model and guide, with their parameters.
+        data: The fitted columns, tensors of N rows each; for a restored fit the rows that it was
+            restored with.
+        history: One record for each epoch: phase, epoch, elbo (nats per row), temperature,
+            learning_rate, seconds.
+        settings: The arguments of `fit`, including defaults.
+        held_out_elbo: The marginal ELBO, in nats per row, of the rows held out to choose among
+            restarts; None with one start.
+        stopped: Why training ended early, or None.
+        columns: Names of the columns of x, or None.
+        targets: Names of the columns of y, or None.
+        image_shape: ``(channels, height, width)`` if a row of x is a flattened image, or None.
+        restored: What the run folder says of the training rows, if ``data`` are other rows; None
+            if ``data`` are the training rows.
+        run: The run of SVI or EM that `resume` continues; None for a restored fit.
+        report: The function `criticism.report` as a method.
+        resume: The function `pyro_moe.resume` as a method.
+    """
+
+    programs: Programs
+    data: tuple[torch.Tensor, ...]
+    history: list[dict[str, Any]]
+    settings: dict[str, Any]
+    held_out_elbo: float | None = None
+    stopped: str | None = None
+    columns: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    image_shape: tuple[int, int, int] | None = None
+    restored: Training | None = field(default=None, repr=False)
+    run: Any = field(default=None, repr=False)
+
+    # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
+    report: ClassVar[Callable[..., Path]]
+    resume: ClassVar[Callable[..., "Fit"]]
+
+    @property
+    def model(self) -> Program:
+        """The fitted model, callable with the columns of data like those of `fit`."""
+        return _in_store(self.programs.model, self.programs.store)
+
+    @property
+    def guide(self) -> Program:
+        """The fitted guide, callable with the columns of data like those of `fit`."""
+        return _in_store(self.programs.guide, self.programs.store)
+
+    @property
+    def story(self) -> Any:
+        """This fit's copy of the object that has model and guide as methods, or None."""
+        return owner(self.programs.model)
+
+    @property
+    def x_dim(self) -> int:
+        """D, the number of columns of x."""
+        return self.data[0].shape[1]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a target y was fitted."""
+        return len(self.example) > 1
+
+    @functools.cached_property
+    def training(self) -> Training:
+        """A summary of the training rows: their number, and the range of each column."""
+        return Training.of(self.data) if self.restored is None else self.restored
+
+    @property
+    def num_rows(self) -> int:
+        """N, the number of training rows.
+
+        Raises:
+            DataError: If the fit was restored from an old run folder, which does not say it.
+        """
+        if self.training.num_rows is None:
+            raise DataError(
+                "expected the number of training rows; got a fit of an old run folder, which does "
+                "not say it: restore it with its training rows"
+            )
+        return self.training.num_rows
+
+    @property
+    def training_rows(self) -> tuple[torch.Tensor, ...]:
+        """The fitted columns, tensors of N rows each.
+
+        Raises:
+            DataError: If the fit was restored with other rows.
+        """
+        if self.restored is not None:
+            raise DataError(
+                "expected data=…, because the fit was restored without its training rows; got none"
+            )
+        return self.data
+
+    @property
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """One row of each fitted column, with which model and guide can be run."""
+        x, *others = (column[:1] for column in self.data)
+        if self.restored and self.restored.low:  # it may have been restored with x alone
+            others = [value.unsqueeze(0).to(x.device) for value in self.restored.low[1:]]
+        return (x, *others)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of the learned parameters by name, in unconstrained form."""
+        return {name: p.detach().clone() for name, p in self.programs.parameters().items()}
+
+    def in_order(self, data: AnyData) -> AnyData:
+        """Data with columns in the order of the fitted ones, where both have names.
+
+        Raises:
+            DataError: If a fitted column is missing, or two columns have the same name.
+
+        Warns:
+            DataWarning: If there are other columns than were fitted. They are left out.
+        """
+        return in_order(data, self.columns, self.targets)
+
+    def as_tensors(self, data: Data) -> tuple[torch.Tensor, ...]:
+        """Convert data like the fitted data to validated tensors on the fit's device.
+
+        Columns with names are matched by name, others by position. Targets are dropped if only x
+        was fitted. They may be NaN if the fit had ``missing_targets=True``.
+
+        Raises:
+            DataError: If the data is invalid, if targets are required and absent, if x or y lacks
+                a fitted column or has another number of columns, or if y has fractions where
+                integers were fitted.
+
+        Warns:
+            DataWarning: If there are other columns than were fitted, which are left out; or if a
+                value of x is far outside of its range in training, see `Training.warn_of_far`.
+        """
+        x, *others = self._converted(in_order(data, self.columns, self.targets))
+        _, *fitted = self.example
+        if len(others) < len(fitted):
+            raise DataError("expected data (x, y), as fitted; got x alone")
+        pairs = zip(others, fitted, strict=False)
+        return (x, *(as_fitted(column, like) for column, like in pairs))
+
+    def features(self, data: Data) -> tuple[Any, ...]:
+        """The arguments of `model` and `guide` for rows with unknown targets.
+
+        Returns:
+            x, validated as in `as_tensors`, and None for each other fitted column.
+
+        Raises:
+            DataError: If x is invalid, lacks a fitted column, or has another number of columns.
+
+        Warns:
+            DataWarning: As in `as_tensors`, for x alone.
+        """
+        x, *_ = self._converted(in_order(data, self.columns))
+        return (x, *(None for _ in self.example[1:]))
+
+    def _converted(self, data: Data) -> tuple[torch.Tensor, ...]:
+        like = self.data[0]
+        missing = self.settings.get("missing_targets", False)
+        columns = as_tensors(data, dtype=like.dtype, missing_targets=missing)
+        expect_width(columns[0], like, "x")
+        columns = tuple(column.to(like.device) for column in columns)
+        if self.history:  # without training, no rows are like those of training
+            of_images = self.image_shape is not None
+            self.training.warn_of_far(columns[0], self.columns, of_images=of_images)
+        return columns
+
+
+def _in_store(program: Program, store: dict[str, Any]) -> Program:
+    @functools.wraps(program)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with running(store):
+            return program(*args, **kwargs)
+
+    return run
