@@ -11,8 +11,8 @@ import torch
 from .context import all_or_nothing, reproducible, running
 from .errors import SiteError
 from .prior import (
+    FLAT,
     PERMUTATIONS,
-    WEAK,
     Prior,
     log_ridge,
     prior_rows,
@@ -61,7 +61,7 @@ class EM:
     data: Data
     epochs: int
     seed: int
-    prior: Prior = WEAK
+    prior: Prior = FLAT
     tolerance: float = TOLERANCE
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})

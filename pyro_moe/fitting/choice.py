@@ -119,4 +119,4 @@ def _begin(model: Program, guide: Program, data: Columns, seed: int, number: int
     model, guide = isolated(model, guide)
     seed = stream(seed, number)
     reset(model, guide, data, seed)
-    return EM(model, guide, data, ITERATIONS, seed, tolerance=1e-6)
+    return EM(model, guide, data, ITERATIONS, seed, WEAK, tolerance=1e-6)

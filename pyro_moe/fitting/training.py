@@ -82,11 +82,11 @@ def beginning(begin: Callable[[int], EM], run: EM, number: int, num_components: 
     return best_start(lambda index: begin(index) if index else run, number, num_components)
 
 
-def begun(run: SVI | EM, columns: Columns, settings: dict[str, Any], **described: Any) -> Fit:
+def begun(run: SVI | EM, data: Columns, settings: dict[str, Any], **described: Any) -> Fit:
     """A fit before its training, with the history of the run."""
     programs = Programs(run.model, run.guide, run.store)
     history = [{"phase": "training", **record} for record in run.history]
-    return Fit(programs, columns, history, settings, run=run, **described)
+    return Fit(programs, data, history, settings, run=run, **described)
 
 
 def train(
