@@ -12,11 +12,18 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions.mixture import Stacked
+from pyro_moe.distributions import (
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    Stacked,
+    StudentT,
+    rounded,
+)
 
 from ..m_steps.lbfgs import minimize_in_place
 from .networks import AffineMaps, Standardize
-from .targets import known_rows, log_likelihoods
+from .targets import known_rows, precise_log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
@@ -53,12 +60,12 @@ class Experts(nn.Module):
             prior_scale: s, in standard units.
         """
         y, context, weights = known_rows(y, context, weights)
-        weights = weights.to(context)
+        weights = weights.double()
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
         maps = [p for name, p in named.items() if name.endswith("weight")]
 
         def loss() -> torch.Tensor:
-            likelihood = (weights * log_likelihoods(self(context), y)).sum()
+            likelihood = (weights * precise_log_likelihoods(self(context), y)).sum()
             penalty = sum(p.square().sum() for p in maps) / (2 * prior_scale**2)
             return (penalty - likelihood) / len(y)
 
@@ -128,13 +135,13 @@ class NormalExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (self.min_scale + self.log_scale.exp())
+        loc = self.units.inverse(self.network(context).double())
+        scale = self.units.scale * (self.min_scale + self.log_scale.double().exp())
         if self.covariance != "full":
-            return dist.Normal(loc, scale).to_event(1)
+            return rounded(Normal(loc, scale), self.log_scale.dtype).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
@@ -217,10 +224,10 @@ class StudentTExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (MIN_SCALE + self.log_scale.exp())
-        df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # large values differ little
-        return dist.StudentT(df, loc, scale).to_event(1)
+        loc = self.units.inverse(self.network(context).double())
+        scale = self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+        df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
+        return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
 
 
 class CategoricalExperts(Experts):
@@ -272,8 +279,9 @@ class PoissonExperts(Experts):
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Poisson}(y_m \mid \exp(a_m + f_k(x)_m))
 
-    with a the logarithm of the mean count. The exponent is limited to the range from -20 to 20,
-    so that the rate does not overflow far from the training data.
+    with a the logarithm of the mean count. The exponent is limited to the range from -20 to
+    a + 20, so that the rate does not overflow far from the training data. The density is that of
+    a rate in double precision: for large counts it depends on more digits than float32 has.
 
     Args:
         network: Maps a context to ``(..., K, M)``.
@@ -297,8 +305,10 @@ class PoissonExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        log_rate = (self.offset + self.network(context)).clamp(-20.0, 20.0)
-        return dist.Poisson(log_rate.exp()).to_event(1)
+        offset = self.offset.double()
+        log_rate = (offset + self.network(context)).clamp_min(-20.0)
+        rate = torch.minimum(log_rate, offset + 20.0).exp()
+        return rounded(Poisson(rate), self.offset.dtype).to_event(1)
 
 
 class StackedExperts(Experts):

@@ -1,21 +1,45 @@
 """Distributions that both models and inference use."""
 
 from .concatenation import concatenate
+from .double import (
+    ContinuousBernoulli,
+    MultivariateNormal,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    StudentT,
+    in_double,
+    is_precise,
+    rounded,
+)
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
     MAX_LOG_ODDS,
     PRIOR_TEMPERATURE,
     TEMPERATURE,
     RelaxedOneHotCategorical,
+    log_of,
+    log_probabilities_of,
 )
 
 __all__ = [
     "MAX_LOG_ODDS",
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
+    "ContinuousBernoulli",
     "Mixture",
+    "MultivariateNormal",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
     "RelaxedOneHotCategorical",
     "Stacked",
+    "StudentT",
     "choose",
     "concatenate",
+    "in_double",
+    "is_precise",
+    "log_of",
+    "log_probabilities_of",
+    "rounded",
 ]
