@@ -77,7 +77,7 @@ def _chosen(p: Mixture, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         return (chosen * values).sum(-1 - event_dim)
 
     def complete(draws: torch.Tensor) -> torch.Tensor:
-        return take(each.complete(draws.unsqueeze(-2)), 1)
+        return take(each.complete(draws.unsqueeze(-2)), 1).to(draws)
 
     return Conditional(take(each.log_prob, 0), take(each.mean, 1), take(each.variance, 1), complete)
 
