@@ -92,7 +92,7 @@ def scores(method: Method, train: Rows, test: Rows) -> dict:
     predictions = [member(method, train, test, seed) for seed in range(method.members)]
     singles = [evaluation.regression_scores(p, test.y) for p in predictions]
     averaged = Prediction(
-        torch.cat([p.weights for p in predictions]),
+        torch.cat([p.log_weights for p in predictions]),
         tuple(chain.from_iterable(p.distributions for p in predictions)),
         predictions[0].leading,
     )

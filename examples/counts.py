@@ -37,7 +37,7 @@ def poisson(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
     pyro.module("story", counting)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", counting.gate(x))
-        rate = counting.experts(x).base_dist.rate
+        rate = counting.experts(x).base_dist.rate.double()  # large counts need the digits
         experts = dist.Poisson(rate).to_event(1)  # was dist.Normal, of `story`
         models.observe_target(models.choose(c, experts), y)
 
@@ -48,7 +48,7 @@ def negative_binomial(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
     size = pyro.param("size", torch.tensor(10.0), constraint=positive)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", counting.gate(x))
-        rate = counting.experts(x).base_dist.rate
+        rate = counting.experts(x).base_dist.rate.double()  # large counts need the digits
         overdispersed = dist.NegativeBinomial(size, logits=(rate / size).log())
         experts = overdispersed.to_event(1)  # was dist.Poisson(rate)
         models.observe_target(models.choose(c, experts), y)

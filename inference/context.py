@@ -1,4 +1,8 @@
-"""Contexts that isolate a fit: its random numbers, its parameter store, its module modes."""
+"""Contexts that isolate a fit: its random numbers, its parameter store, its module modes.
+
+Pyro's handlers and parameter store, torch's generators and the modes of modules belong to the
+process. `reproducible` and `running` therefore let one thread at a time run programs.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +12,15 @@ import numpy as np
 import pyro
 import torch
 
-from .programs import Program, modules, restore, state
+from .programs import ONE_THREAD, Program, modules, restore, state
 
 
 @contextmanager
 def reproducible(*seeds: int) -> Iterator[None]:
     """Seed torch's generators, and restore their former states afterwards.
+
+    Other threads wait at this context and at `running` until the block ends. Enter it before any
+    handler of Pyro.
 
     Args:
         seeds: Integers that together identify one stream of random numbers.
@@ -26,7 +33,7 @@ def reproducible(*seeds: int) -> Iterator[None]:
         True
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
+    with ONE_THREAD, torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream(*seeds))
         yield
 
@@ -41,18 +48,21 @@ def stream(*seeds: int) -> int:
 def running(store: dict[str, Any]) -> Iterator[None]:
     """Run Pyro programs in their own parameter store, without argument validation.
 
+    Other threads wait at this context and at `reproducible` until the block ends.
+
     Pyro validates the arguments of each distribution at every step. This costs as much as a
     small network. `pyro_moe.fit` validates the data once instead.
 
     Args:
         store: A state of Pyro's parameter store. It is updated in place.
     """
-    torch_validates = torch.distributions.Distribution._validate_args
-    try:
-        with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
-            yield
-    finally:  # Pyro restores its own setting, but not one that was made through torch
-        torch.distributions.Distribution.set_default_validate_args(torch_validates)
+    with ONE_THREAD:
+        torch_validates = torch.distributions.Distribution._validate_args
+        try:
+            with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
+                yield
+        finally:  # Pyro restores its own setting, but not one that was made through torch
+            torch.distributions.Distribution.set_default_validate_args(torch_validates)
 
 
 @contextmanager

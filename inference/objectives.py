@@ -220,6 +220,7 @@ class AssignedELBO(_DifferentiableELBO):
             log_weights = row_log_weights(model_trace, guide_trace)
             log_q = log_assignment(guide_trace)
             taught = log_weights if log_q is None else log_weights + log_q
+            taught = taught.masked_fill(responsibilities.T == 0, 0.0)  # where q(c) may be 0
             rows = (responsibilities.T * taught).sum(0)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
         return -torch.stack(particles).mean()

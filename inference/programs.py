@@ -5,6 +5,7 @@ These functions do not change Pyro's parameter store or the caller's modules.
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 Program = Callable[..., Any]
+ONE_THREAD = threading.RLock()  # Pyro's handlers and parameter store belong to the process
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def isolated(*programs: Any) -> tuple[Any, ...]:
         False
     """
     memo: dict[int, Any] = {}
-    return tuple(_copy(program, memo) for program in programs)
+    with ONE_THREAD:  # an automatic guide is without its model while it is copied
+        return tuple(_copy(program, memo) for program in programs)
 
 
 def modules(*programs: Program) -> list[nn.Module]:

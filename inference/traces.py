@@ -7,6 +7,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_moe.distributions import in_double, is_precise
+
 from .handlers import Enumerate
 from .programs import Program
 
@@ -34,9 +36,21 @@ def enumerated_traces(
                 "expected reparameterized latent sites besides 'c'; "
                 f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"
             )
-    guide_trace.compute_log_prob()
-    model_trace.compute_log_prob()
+    for trace in (guide_trace, model_trace):
+        compute_log_prob(trace)
     return model_trace, guide_trace
+
+
+def compute_log_prob(trace: Trace) -> None:
+    """Add the log-probabilities of all sites to a trace, in double precision where possible."""
+    given = {}
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not is_precise(site["fn"]):
+            given[name] = site["fn"], site["value"]
+            site["fn"], site["value"] = in_double(site["fn"]), site["value"].double()
+    trace.compute_log_prob()
+    for name, (p, value) in given.items():
+        trace.nodes[name]["fn"], trace.nodes[name]["value"] = p, value
 
 
 def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
@@ -49,7 +63,8 @@ def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     log_weights = row_log_weights(model_trace, guide_trace)
     if "c" in guide_trace.nodes:
         log_q, scaled = (guide_trace.nodes["c"][key] for key in ("unscaled_log_prob", "log_prob"))
-        return (log_q.exp() * (log_weights - scaled)).sum(0)
+        terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
+        return (log_q.exp() * terms).sum(0)
     scale = model_trace.nodes["c"]["scale"] if "c" in model_trace.nodes else 1.0
     return scale * (log_weights / scale).logsumexp(0)
 
@@ -61,7 +76,7 @@ def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     total = sum(model_terms.values()) - sum(
         term for name, term in guide_terms.items() if name != "c"
     )
-    return torch.atleast_2d(torch.as_tensor(total))
+    return torch.atleast_2d(torch.as_tensor(total).double())
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:

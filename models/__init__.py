@@ -33,7 +33,7 @@ from .parts.experts import (
 from .parts.gates import SoftmaxGate
 from .parts.mixture import GaussianMixture
 from .parts.networks import MLP, AffineMaps, Standardize
-from .parts.targets import log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target, posterior_logits
 from .vade import VaDE
 from .vade_moe import VaDEMoE
 from .vae import VAE
@@ -79,4 +79,5 @@ __all__ = [
     "default_prior",
     "log_likelihoods",
     "observe_target",
+    "posterior_logits",
 ]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import nn
 
 from pyro_moe.distributions import (
     MAX_LOG_ODDS,
     PRIOR_TEMPERATURE,
     TEMPERATURE,
+    MultivariateNormal,
     RelaxedOneHotCategorical,
 )
 

@@ -6,13 +6,17 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import nn
 
-from pyro_moe.distributions import MAX_LOG_ODDS, Mixture, RelaxedOneHotCategorical
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    Mixture,
+    MultivariateNormal,
+    RelaxedOneHotCategorical,
+)
 
 from .dmvae import DMVAE
-from .parts.targets import observe_target
+from .parts.targets import observe_target, posterior_logits
 from .story import WithExperts
 
 
@@ -105,7 +109,7 @@ class DVMoE(WithExperts, DMVAE):
             # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x)
             logits = self.gate(x).logits
             if y is not None:
-                logits = logits + self.target_log_likelihoods(x, y)
+                logits = posterior_logits(logits, self.expert_distributions(x), y)
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

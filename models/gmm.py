@@ -80,7 +80,7 @@ class GMM(nn.Module):
         pyro.module("gmm", self)
         with pyro.plate("data", len(x)):
             # c | x ~ Categorical(p(c | x)), by Bayes' rule
-            logits = self.mixture.log_joint(x)
+            logits = self.mixture.responsibilities(x).logits
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

@@ -18,7 +18,7 @@ from pyro_moe.distributions import (
 from .parts.experts import adapt_experts, experts_of
 from .parts.mixture import GaussianMixture
 from .parts.networks import Standardize
-from .parts.targets import log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target, posterior_logits
 
 
 class GMMMoE(nn.Module):
@@ -133,9 +133,9 @@ class GMMMoE(nn.Module):
         pyro.module("gmm_moe", self)
         with pyro.plate("data", len(x)):
             # p(c = k | x, y) ∝ p(c = k | x) p_k(y | x), by Bayes' rule
-            logits = self.mixture.log_joint(x)
+            logits = self.mixture.responsibilities(x).logits
             if y is not None:
-                logits = logits + self.target_log_likelihoods(x, y)
+                logits = posterior_logits(logits, self.experts(x), y)
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

@@ -22,7 +22,7 @@ from .parts.conditionals import CategoricalConditional
 from .parts.experts import adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
 from .parts.networks import MLP, Standardize
-from .parts.targets import log_likelihoods, observe_target
+from .parts.targets import log_likelihoods, observe_target, posterior_logits
 
 
 class MixtureOfExperts(nn.Module):
@@ -122,7 +122,7 @@ class MixtureOfExperts(nn.Module):
             # p(c = k | x, y) ∝ g_k(x) p_k(y | x), by Bayes' rule
             logits = self.gate(x).logits
             if y is not None:
-                logits = logits + self.target_log_likelihoods(x, y)
+                logits = posterior_logits(logits, self.experts(x), y)
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

@@ -4,13 +4,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import nn
 
 from pyro_moe.distributions import (
     MAX_LOG_ODDS,
     PRIOR_TEMPERATURE,
     TEMPERATURE,
+    MultivariateNormal,
     RelaxedOneHotCategorical,
 )
 
@@ -88,7 +88,7 @@ class VaDE(VAE):
             # z | x ~ Normal(μ(x), σ²(x))
             z = pyro.sample("z", self.encoder(x))
             # c | z ~ Categorical(p(c | z)), by Bayes' rule
-            logits = self.prior.log_joint(z)
+            logits = self.prior.responsibilities(z).logits
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

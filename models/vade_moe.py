@@ -5,12 +5,16 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import nn
 
-from pyro_moe.distributions import MAX_LOG_ODDS, RelaxedOneHotCategorical, choose
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    MultivariateNormal,
+    RelaxedOneHotCategorical,
+    choose,
+)
 
-from .parts.targets import observe_target
+from .parts.targets import observe_target, posterior_logits
 from .story import WithExperts
 from .vade import VaDE
 
@@ -87,9 +91,9 @@ class VaDEMoE(WithExperts, VaDE):
             # z | x ~ Normal(μ(x), σ²(x))
             z = pyro.sample("z", self.encoder(x))
             # p(c = k | z, x, y) ∝ p(c = k | z) p_k(y | x), by Bayes' rule
-            logits = self.prior.log_joint(z)
+            logits = self.prior.responsibilities(z).logits
             if y is not None:
-                logits = logits + self.target_log_likelihoods(x, y)
+                logits = posterior_logits(logits, self.expert_distributions(x), y)
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pyro
 import torch
-from pyro.distributions import Normal
 from torch import nn
+
+from pyro_moe.distributions import Normal
 
 from .parts.conditionals import NormalConditional, likelihood_of, outputs_of
 from .parts.networks import MLP, Standardize

@@ -52,7 +52,8 @@ def regimes(number: int = 2000, seed: int = 0) -> Rows:
 def _responsible(at_rows: Prediction, rows: Rows) -> torch.Tensor:
     """How probable it is that each expert made each row, shape (N, K)."""
     (experts,) = at_rows.distributions
-    return (at_rows.gate.log() + experts.log_prob(rows.y.unsqueeze(1))).softmax(-1)
+    each = experts.log_prob(rows.y.double().unsqueeze(1))
+    return (at_rows.log_weights[0] + each).softmax(-1)
 
 
 def _draw_expert(axes: Axes, x: np.ndarray, along: Prediction, k: int, color: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence, register_kl
 
-from pyro_moe.distributions import RelaxedOneHotCategorical
+from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of
 
 
 class CategoricalKL(RelaxedOneHotCategorical):
@@ -125,7 +125,11 @@ def log_probabilities(distribution: Any) -> torch.Tensor:
     Raises:
         TypeError: If it is another distribution.
     """
-    return one_hot(distribution).logits.log_softmax(-1)
+    inner = one_hot(distribution)
+    if isinstance(inner, RelaxedOneHotCategorical):
+        return inner.logits
+    relaxed = isinstance(inner, dist.RelaxedOneHotCategorical)
+    return log_probabilities_of((inner.base_dist if relaxed else inner)._categorical)
 
 
 def one_hot_values(distribution: Any) -> torch.Tensor:

@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from pyro_moe.distributions import ContinuousBernoulli, Normal, rounded
+
 from .networks import Standardize
 
 
@@ -39,7 +41,7 @@ class NormalConditional(nn.Module):
         loc, log_scale = self.network(context).chunk(2, dim=-1)
         # Network outputs are unbounded far from the training data: exp must not overflow.
         scale = self.initial_scale * log_scale.clamp(-10.0, 10.0).exp()
-        return dist.Normal(loc, scale).to_event(1)
+        return Normal(loc, scale).to_event(1)
 
 
 class NormalLikelihood(nn.Module):
@@ -74,8 +76,9 @@ class NormalLikelihood(nn.Module):
 
     def forward(self, z: torch.Tensor) -> dist.Distribution:
         """The distribution of x given z, event shape ``(D,)``."""
-        loc = self.units.inverse(self.network(z))
-        return dist.Normal(loc, self.units.scale * self.log_scale.exp()).to_event(1)
+        loc = self.units.inverse(self.network(z).double())
+        scale = self.units.scale * self.log_scale.double().exp()
+        return rounded(Normal(loc, scale), z.dtype).to_event(1)
 
 
 class HeteroscedasticNormalLikelihood(nn.Module):
@@ -125,10 +128,11 @@ class HeteroscedasticNormalLikelihood(nn.Module):
                 f"expected a decoder to {2 * x_dim} numbers, a mean and a log-variance for each "
                 f"column of x; got {output.shape[-1]}"
             )
-        loc, log_variance = output.chunk(2, dim=-1)
+        loc, log_variance = output.double().chunk(2, dim=-1)
         # Network outputs are unbounded far from the training data: exp must not overflow.
         scale = self.min_scale + self.initial_scale * (log_variance.clamp(-20.0, 20.0) / 2).exp()
-        return dist.Normal(self.units.inverse(loc), self.units.scale * scale).to_event(1)
+        p = Normal(self.units.inverse(loc), self.units.scale * scale)
+        return rounded(p, z.dtype).to_event(1)
 
 
 class BernoulliLikelihood(nn.Module):
@@ -182,7 +186,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
     def forward(self, z: torch.Tensor) -> dist.Distribution:
         """The distribution of x given z, event shape ``(D,)``."""
         logits = self.bound * torch.tanh(self.network(z) / self.bound)
-        return dist.ContinuousBernoulli(logits=logits).to_event(1)
+        return ContinuousBernoulli(logits=logits).to_event(1)
 
 
 class CategoricalConditional(nn.Module):

@@ -13,12 +13,20 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions import Stacked, rounding_error
+from pyro_moe.distributions import (
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    Stacked,
+    StudentT,
+    rounded,
+    rounding_error,
+)
 
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
 from .networks import AffineMaps, Standardize
-from .targets import known_rows, log_likelihoods
+from .targets import known_rows, precise_log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
@@ -54,11 +62,11 @@ class Experts(nn.Module):
             iterations: Maximum number of L-BFGS iterations.
         """
         y, context, weights = known_rows(y, context, weights)
-        weights = weights.to(context)
+        weights = weights.double()
         learned = [p for p in self.parameters() if p.requires_grad]
 
         def loss() -> torch.Tensor:
-            likelihood = (weights * log_likelihoods(self(context), y)).sum()
+            likelihood = (weights * precise_log_likelihoods(self(context), y)).sum()
             return (0.5 * self.ridge * self.squared_weights() - likelihood) / len(y)
 
         minimize_in_place(loss, learned, iterations=iterations)
@@ -192,14 +200,14 @@ class NormalExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context))
+        loc = self.units.inverse(self.network(context).double())
         floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
-        scale = self.units.scale * (floor + self.log_scale.exp())
+        scale = self.units.scale * (floor + self.log_scale.double().exp())
         if self.covariance != "full":
-            return dist.Normal(loc, scale).to_event(1)
+            return rounded(Normal(loc, scale), self.log_scale.dtype).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
@@ -290,10 +298,10 @@ class StudentTExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context))
-        scale = self.units.scale * (MIN_SCALE + self.log_scale.exp())
-        df = 2.0 + self.log_df.clamp(-10.0, 10.0).exp()  # large values differ little
-        return dist.StudentT(df, loc, scale).to_event(1)
+        loc = self.units.inverse(self.network(context).double())
+        scale = self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+        df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
+        return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
 
 
 class CategoricalExperts(GeneralizedLinear):
@@ -369,8 +377,9 @@ class PoissonExperts(GeneralizedLinear):
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{Poisson}(y_m \mid \exp(a_m + f_k(x)_m))
 
-    with a the logarithm of the mean count. The exponent is limited to the range from -20 to 20,
-    so that the rate does not overflow far from the training data.
+    with a the logarithm of the mean count. The exponent is limited to the range from -20 to
+    a + 20, so that the rate does not overflow far from the training data. The density is that of
+    a rate in double precision: for large counts it depends on more digits than float32 has.
 
     Args:
         network: Maps a context to ``(..., K, M)``.
@@ -394,8 +403,10 @@ class PoissonExperts(GeneralizedLinear):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        log_rate = (self.offset + self.network(context)).clamp(-20.0, 20.0)
-        return dist.Poisson(log_rate.exp()).to_event(1)
+        offset = self.offset.double()
+        log_rate = (offset + self.network(context)).clamp_min(-20.0)
+        rate = torch.minimum(log_rate, offset + 20.0).exp()
+        return rounded(Poisson(rate), self.offset.dtype).to_event(1)
 
     def newton_step(
         self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor

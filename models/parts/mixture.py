@@ -4,6 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from pyro_moe.distributions import MultivariateNormal, Normal, in_double
+
 from ..m_steps.moments import distant_rows, shrunk, weighted_moments
 from .networks import Standardize
 
@@ -98,9 +100,9 @@ class GaussianMixture(nn.Module):
         loc = self.loc if self.units is None else self.units.inverse(self.loc)
         unit = 1.0 if self.units is None else self.units.scale
         if self.covariance == "diagonal":
-            return dist.Normal(loc, unit * self.log_scale.exp()).to_event(1)
+            return Normal(loc, unit * self.log_scale.exp()).to_event(1)
         scale_tril = self.scale_tril if self.units is None else unit[:, None] * self.scale_tril
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return MultivariateNormal(loc, scale_tril=scale_tril)
 
     def cholesky(self, c: torch.Tensor) -> torch.Tensor:
         r"""The Cholesky factor of Σ_c for one-hot c, interpolated for relaxed ones.
@@ -129,11 +131,16 @@ class GaussianMixture(nn.Module):
         Args:
             z: Points, shape (..., L).
         """
-        return dist.OneHotCategorical(logits=self.log_joint(z))
+        logits = self._log_joint(z).log_softmax(-1)  # before they are rounded
+        return dist.OneHotCategorical(logits=logits.to(z.dtype))
 
     def log_joint(self, z: torch.Tensor) -> torch.Tensor:
         """Log p(z, c=k) for each k, shape (..., K)."""
-        return self.logits.log_softmax(-1) + self.normals.log_prob(z.unsqueeze(-2))
+        return self._log_joint(z).to(z.dtype)
+
+    def _log_joint(self, z: torch.Tensor) -> torch.Tensor:
+        normals = in_double(self.normals)
+        return self.logits.double().log_softmax(-1) + normals.log_prob(z.double().unsqueeze(-2))
 
     @torch.no_grad()
     def spread_over(self, x: torch.Tensor) -> None:

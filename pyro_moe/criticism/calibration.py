@@ -41,7 +41,7 @@ def probability_integral_transform(
 def normal_scores(pit: torch.Tensor) -> torch.Tensor:
     r"""Normal quantiles of the PIT, :math:`\Phi^{-1}(u)`, clipped to between -4.75 and 4.75.
 
-    Beyond these limits, single precision hardly distinguishes probabilities from one.
+    The limits keep one row far out from determining a statistic of all rows.
     """
     return torch.special.ndtri(pit.clamp(1e-6, 1 - 1e-6))
 

@@ -133,7 +133,8 @@ def _disagreement(
                 log_q, log_p = log_assignment(guide_trace), _assignment_given_code(model_trace)
                 if log_q is None or log_p is None:
                     return None
-                total += float((log_q.exp() * (log_q - log_p)).sum())
+                terms = (log_q - log_p).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
+                total += float((log_q.exp() * terms).sum())
                 rows += len(batch[0])
     return total / rows
 

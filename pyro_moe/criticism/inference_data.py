@@ -194,14 +194,14 @@ def _of_targets(
 ) -> dict[str, np.ndarray]:
     prediction = evaluation.predict(fit, x, num_samples=num_draws, seed=seed)
     replicated = prediction.sample(num_draws, seed=stream(seed, 1))
-    parts = zip(prediction.weights, prediction.distributions, strict=True)
+    parts = zip(prediction.log_weights, prediction.distributions, strict=True)
     log_likelihood = [
         replace(
             prediction,
-            weights=weights.unsqueeze(0),
+            log_weights=log_weights.unsqueeze(0),
             distributions=(p if chosen is None else Marginal(p, chosen),),
         ).log_prob(y)
-        for weights, p in parts
+        for log_weights, p in parts
     ]
     return {
         "posterior_predictive": _without_single_column(replicated).cpu().numpy(),

@@ -48,11 +48,11 @@ DISTANCE = "distance of distributions"
 
 
 def _of_features(name: str) -> Statistic:
-    return lambda sample: _OF_COLUMNS[name](sample.x)
+    return lambda sample: _OF_COLUMNS[name](sample.x.double())
 
 
 def _of_targets(name: str) -> Statistic:
-    return lambda sample: _OF_COLUMNS[name](sample.y.reshape(len(sample), -1).to(sample.x))
+    return lambda sample: _OF_COLUMNS[name](sample.y.reshape(len(sample), -1).double())
 
 
 def _mean_log_density(sample: Sample) -> torch.Tensor:
@@ -74,7 +74,7 @@ def log_kurtosis(columns: torch.Tensor) -> torch.Tensor:
 
 
 def _standardized(columns: torch.Tensor) -> torch.Tensor:
-    centered = columns - columns.mean(0)
+    centered = columns.double() - columns.double().mean(0)
     return centered / centered.square().mean(0).sqrt()
 
 
@@ -88,7 +88,7 @@ TARGET_STATISTICS: dict[str, Statistic] = {
     DISTANCE: lambda sample: cramer_von_mises(torch.special.ndtr(sample.scores)),
     "correlation of scores with": lambda sample: _correlations(sample.scores, sample.x),
     "correlation of scores with the square of": lambda sample: _correlations(
-        sample.scores, (sample.x - sample.x.mean(0)).square()
+        sample.scores, (sample.x.double() - sample.x.double().mean(0)).square()
     ),
     "correlation of squared scores with": lambda sample: _correlations(
         sample.scores.square(), sample.x
@@ -157,6 +157,6 @@ def correlation(sample: Sample) -> torch.Tensor:
 
 def _correlations(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The correlation of each column of a (N, M) with each of b (N, D), shape (M D,)."""
-    a, b = (part - part.mean(0) for part in (a, b))
+    a, b = (part.double() - part.double().mean(0) for part in (a, b))
     scale = a.square().sum(0).unsqueeze(-1) * b.square().sum(0)
     return ((a.mT @ b) / scale.sqrt()).flatten()

@@ -1,12 +1,25 @@
 """Distributions that both models and inference use."""
 
 from .concatenation import concatenate
+from .double import (
+    ContinuousBernoulli,
+    MultivariateNormal,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    StudentT,
+    in_double,
+    is_precise,
+    rounded,
+)
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
     MAX_LOG_ODDS,
     PRIOR_TEMPERATURE,
     TEMPERATURE,
     RelaxedOneHotCategorical,
+    log_of,
+    log_probabilities_of,
 )
 from .rounding import rounding_error
 
@@ -14,10 +27,21 @@ __all__ = [
     "MAX_LOG_ODDS",
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
+    "ContinuousBernoulli",
     "Mixture",
+    "MultivariateNormal",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
     "RelaxedOneHotCategorical",
     "Stacked",
+    "StudentT",
     "choose",
     "concatenate",
+    "in_double",
+    "is_precise",
+    "log_of",
+    "log_probabilities_of",
+    "rounded",
     "rounding_error",
 ]

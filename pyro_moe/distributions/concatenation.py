@@ -6,21 +6,8 @@ from typing import Any
 import torch
 from torch.distributions import Independent
 
+from .double import parameters_of
 from .mixture import Mixture, Stacked
-
-# Constructor arguments of each family, in the parameterization without loss of precision.
-PARAMETERS = {
-    "Bernoulli": ("logits",),
-    "Categorical": ("logits",),
-    "Gamma": ("concentration", "rate"),
-    "Laplace": ("loc", "scale"),
-    "LogNormal": ("loc", "scale"),
-    "MultivariateNormal": ("loc", "scale_tril"),
-    "NegativeBinomial": ("total_count", "logits"),
-    "Normal": ("loc", "scale"),
-    "Poisson": ("rate",),
-    "StudentT": ("df", "loc", "scale"),
-}
 
 
 def concatenate(parts: Sequence[Any], dim: int) -> Any | None:
@@ -53,9 +40,9 @@ def concatenate(parts: Sequence[Any], dim: int) -> Any | None:
         columns = zip(*(part.distributions for part in parts), strict=True)
         joined = [concatenate(column, dim) for column in columns]
         return None if None in joined else Stacked(joined, validate_args=False)
-    names = PARAMETERS.get(type(first).__name__)
-    if names is None:
+    exact = [getattr(part, "exact", None) or part for part in parts]
+    whole: Any = [parameters_of(part.expand(part.batch_shape)) for part in exact]
+    if whole[0] is None:
         return None
-    whole: Any = [part.expand(part.batch_shape) for part in parts]
-    values = {name: torch.cat([getattr(p, name) for p in whole], dim) for name in names}
+    values = {name: torch.cat([each[name] for each in whole], dim) for name in whole[0]}
     return type(first)(**values, validate_args=False)

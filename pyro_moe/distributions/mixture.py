@@ -7,6 +7,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
+from .relaxed import log_of
+
 
 class Mixture(TorchDistribution):
     r"""A mixture of K distributions.
@@ -45,12 +47,12 @@ class Mixture(TorchDistribution):
     @property
     def mixture_distribution(self) -> torch.distributions.Categorical:
         """The categorical distribution of the component."""
-        return torch.distributions.Categorical(self.log_weights.exp())
+        return torch.distributions.Categorical(logits=self.log_weights, validate_args=False)
 
     @property
     def is_choice(self) -> bool:
-        """Whether all weights are one-hot."""
-        return bool((self.log_weights.exp().amax(-1) == 1).all())
+        """Whether all weights are one-hot: all but one are zero, and not just too small."""
+        return bool((self.log_weights.isneginf().sum(-1) == self.log_weights.shape[-1] - 1).all())
 
     @constraints.dependent_property
     def support(self) -> Any:
@@ -117,8 +119,8 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
         >>> choose(torch.tensor([[0.0, 1.0]]), experts).mean
         tensor([2.])
     """
-    tiny = torch.finfo(c.dtype).tiny
-    return Mixture(torch.where(c > 0, c.clamp_min(tiny).log(), -torch.inf), experts)
+    log_c = getattr(c, "log_value", None)  # where c itself underflows
+    return Mixture(log_of(c) if log_c is None else log_c, experts)
 
 
 class Stacked(TorchDistribution):

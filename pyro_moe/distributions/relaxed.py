@@ -1,5 +1,6 @@
 """The relaxed one-hot distribution, as which stories write the assignment ``c``."""
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -58,8 +59,8 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     ) -> None:
         discrete = torch.distributions.Categorical(probs, logits, validate_args=validate_args)
         self.max_log_odds = max_log_odds
-        self._logits = discrete.logits
-        relaxed = self._logits if max_log_odds is None else _bounded(self._logits, max_log_odds)
+        self._logits = log_probabilities_of(discrete)
+        relaxed = _bounded(self._logits, max_log_odds)
         super().__init__(temperature, logits=relaxed, validate_args=validate_args)
 
     @property
@@ -94,6 +95,29 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         )
 
 
-def _bounded(logits: torch.Tensor, bound: float) -> torch.Tensor:
+def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
+    if bound is None:  # the logarithm of a sample must be finite
+        least = math.log(torch.finfo(logits.dtype).tiny)
+        return torch.where(logits.isneginf(), least, logits)
     behind = logits - logits.amax(-1, keepdim=True)
     return bound * torch.expm1(behind / bound)
+
+
+def log_of(probs: torch.Tensor) -> torch.Tensor:
+    """The logarithm, with a gradient of zero at a probability of zero."""
+    tiny = torch.finfo(probs.dtype).tiny
+    return torch.where(probs > 0, probs.clamp_min(tiny).log(), -torch.inf)
+
+
+def log_probabilities_of(p: torch.distributions.Categorical) -> torch.Tensor:
+    """The normalized log-probabilities, without the limit of PyTorch.
+
+    The ``logits`` of a distribution that was given ``probs`` are those of probabilities that are
+    clamped to the precision of their type, 1e-7 or 2e-16.
+    """
+    return log_of(p.probs) if is_of_probs(p) else p.logits.log_softmax(-1)
+
+
+def is_of_probs(p: Any) -> bool:
+    """Whether a discrete distribution was given probabilities, and not their logits."""
+    return "logits" not in vars(p) or p._param is vars(p).get("probs")

@@ -1,7 +1,8 @@
 """Evaluation of a fitted story: gate, predictions, codes, reconstructions, samples, bounds.
 
 All functions read the traces of the fitted model and guide by the names of their sites. They do not
-depend on the class of the story.
+depend on the class of the story. Pyro's handlers belong to the process, so that calls from several
+threads, and the epochs of fits, wait for one another.
 """
 
 from .baseline import linear_baseline

@@ -9,18 +9,19 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
-from pyro_moe.distributions import Mixture
+from pyro_moe.distributions import Mixture, in_double
 
 
 @dataclass(frozen=True)
 class Conditional:
-    r"""The distribution of the missing columns of x given the observed ones.
+    r"""The distribution of the missing columns of x given the observed ones, in double precision.
 
     Attributes:
         log_prob: log p(x_observed), of the batch shape of the distribution, (..., N).
         mean: E[x | x_observed], shape (..., N, D). Observed columns have their observed values.
         variance: The variance of each column, shape (..., N, D), zero for observed columns.
-        complete: A function from draws of x, shape (..., N, D), to draws of x | x_observed.
+        complete: A function from draws of x, shape (..., N, D), to draws of x | x_observed of the
+            same type.
     """
 
     log_prob: torch.Tensor
@@ -46,8 +47,9 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         >>> p = dist.MultivariateNormal(torch.zeros(1, 2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
         >>> known = condition(p, torch.tensor([[2.0, 0.0]]), torch.tensor([[True, False]]))
         >>> known.mean, known.variance
-        (tensor([[2., 1.]]), tensor([[0.0000, 0.7500]]))
+        (tensor([[2., 1.]], dtype=torch.float64), tensor([[0.0000, 0.7500]], dtype=torch.float64))
     """
+    p, x = in_double(p), x.double()
     if isinstance(p, MultivariateNormal | LowRankMultivariateNormal):
         return _normal(p, x, observed)
     if isinstance(p, Mixture) and p.is_choice:
@@ -59,7 +61,7 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         )
 
     def complete(draws: torch.Tensor) -> torch.Tensor:
-        return torch.where(observed, x, draws)
+        return torch.where(observed, x.to(draws), draws)
 
     log_prob = torch.where(observed, p.base_dist.log_prob(x), 0.0).sum(-1)
     return Conditional(log_prob, complete(p.mean), torch.where(observed, 0.0, p.variance), complete)
@@ -75,7 +77,7 @@ def _chosen(p: Mixture, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         return (chosen * values).sum(-1 - event_dim)
 
     def complete(draws: torch.Tensor) -> torch.Tensor:
-        return take(each.complete(draws.unsqueeze(-2)), 1)
+        return take(each.complete(draws.unsqueeze(-2)), 1).to(draws)
 
     return Conditional(take(each.log_prob, 0), take(each.mean, 1), take(each.variance, 1), complete)
 
@@ -87,7 +89,7 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
     map of residuals turns a draw of x into one of x | x_o (Matheron's rule; Wilson et al. 2020).
     """
     known = observed.double()
-    covariance = p.covariance_matrix.double()
+    covariance = p.covariance_matrix
     seen = known.unsqueeze(-1) * covariance
     scale_tril = torch.linalg.cholesky(seen * known.unsqueeze(-2) + torch.diag_embed(1.0 - known))
     gain = torch.linalg.solve_triangular(scale_tril, seen, upper=False)
@@ -98,7 +100,7 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
 
     def complete(draws: torch.Tensor) -> torch.Tensor:
         correction = (gain.mT @ whitened(draws)).squeeze(-1)
-        return torch.where(observed, x, draws + correction.to(x))
+        return torch.where(observed, x.to(draws), draws + correction.to(draws))
 
     variance = covariance.diagonal(dim1=-2, dim2=-1) - gain.square().sum(-2)
     log_prob = (
@@ -107,7 +109,7 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         - 0.5 * math.log(2.0 * math.pi) * known.sum(-1)
     )
     variance = torch.where(observed, 0.0, variance.clamp_min(0.0))
-    return Conditional(log_prob.to(x), complete(p.mean), variance.to(x), complete)
+    return Conditional(log_prob, complete(p.mean), variance, complete)
 
 
 class Marginal(TorchDistribution):
@@ -121,7 +123,7 @@ class Marginal(TorchDistribution):
         >>> import pyro.distributions as dist
         >>> p = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
         >>> Marginal(p, 1).log_prob(torch.tensor([9.0, 0.0])).exp()
-        tensor([0.3989, 0.3989, 0.3989])
+        tensor([0.3989, 0.3989, 0.3989], dtype=torch.float64)
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012

@@ -61,47 +61,53 @@ def gate(
         raise ValueError(
             f"expected num_samples to be a multiple of {REPLICATES}; got {num_samples}"
         )
-    means = gate_estimates(fit, fit.features(x), num_samples, seed)
-    g = means.mean(0)
-    return (g, means.std(0) / math.sqrt(len(means))) if return_error else g
+    features = fit.features(x)
+    means = gate_estimates(fit, features, num_samples, seed).exp()
+    g, error = (part.to(features[0]) for part in (means.mean(0), means.std(0)))
+    return (g, error / math.sqrt(len(means))) if return_error else g
 
 
 def gate_estimates(
     fit: Fit, features: tuple[torch.Tensor | None, ...], num_samples: int, seed: int
 ) -> torch.Tensor:
-    """Independent estimates of the gate of all rows, shape (replicates, N, K)."""
+    """Logarithms of independent estimates of the gate of all rows, shape (replicates, N, K)."""
     with torch.no_grad(), reproducible(seed):
         blocks = [_gate(fit, batch, num_samples) for batch in batches(features, 1024)]
     return torch.cat(blocks, dim=1)
 
 
 def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
-    """Independent estimates of the gate, shape (replicates, N, K); equal if it is exact."""
+    """Log-estimates of the gate, shape (replicates, N, K), in double; equal if it is exact."""
     with SobolSamples(num_samples), Discretize():
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     if "c" not in guide_trace.nodes:
         return _model_gate(fit, batch, num_samples)
-    probs = _assignment_probs(guide_trace)
-    if probs.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
-        return probs.expand(2, *probs.shape)
-    if probs.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
+    log_q = _log_assignment(guide_trace)
+    if log_q.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
+        return log_q.expand(2, *log_q.shape)
+    if log_q.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
         with Discretize():
             traces = (poutine.trace(fit.guide).get_trace(*batch) for _ in range(num_samples))
-            probs = torch.stack([*map(_assignment_probs, traces)])
-    return probs.reshape(REPLICATES, -1, *probs.shape[1:]).mean(1)
+            log_q = torch.stack([*map(_log_assignment, traces)])
+    return log_mean_exp(log_q.reshape(REPLICATES, -1, *log_q.shape[1:]), 1)
 
 
-def _assignment_probs(guide_trace: Trace) -> torch.Tensor:
-    return log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
+def log_mean_exp(logs: torch.Tensor, dim: int) -> torch.Tensor:
+    """The logarithm of the mean of numbers that are given by their logarithms."""
+    return logs.logsumexp(dim) - math.log(logs.shape[dim])
+
+
+def _log_assignment(guide_trace: Trace) -> torch.Tensor:
+    return log_probabilities(guide_trace.nodes["c"]["fn"]).double()
 
 
 def _model_gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
-    """Estimates of the gate for a guide without ``c``: p(c|x, z) at random samples z."""
-    sums = [torch.tensor(0.0)] * REPLICATES
+    """Log-estimates of the gate for a guide without ``c``: p(c|x, z) at random samples z."""
+    each: list[list[torch.Tensor]] = [[] for _ in range(REPLICATES)]
     model = poutine.block(fit.model, hide=["y"]) if None in batch else fit.model
     for sample in range(num_samples):
         traces = enumerated_traces(model, fit.guide, *batch)
         if "c" not in traces[0].nodes:
             raise missing_site("c", "guide or the model", *traces)
-        sums[sample % REPLICATES] = sums[sample % REPLICATES] + row_log_weights(*traces).softmax(0)
-    return torch.stack(sums).mT * (REPLICATES / num_samples)
+        each[sample % REPLICATES].append(row_log_weights(*traces).log_softmax(0).mT)
+    return torch.stack([log_mean_exp(torch.stack(logs), 0) for logs in each])

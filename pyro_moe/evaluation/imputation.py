@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_moe.distributions import in_double
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.programs import Program
@@ -26,8 +27,8 @@ class Imputation:
     """Imputations of the missing entries of N rows. Observed entries are as given.
 
     Attributes:
-        mean: E[x_missing | x_observed], shape (N, D).
-        variance: The variance of each entry, shape (N, D), zero for observed entries.
+        mean: E[x_missing | x_observed], shape (N, D), in double precision.
+        variance: The variance of each entry, shape (N, D), zero for observed entries; likewise.
         draws: Completed rows, draws of x_missing | x_observed, shape (S, N, D). They are multiple
             imputations: analyze each and combine the results to account for the uncertainty of
             missing values (Rubin 1987).
@@ -98,14 +99,15 @@ def impute(
         >>> x[:, 1] = 3.0 * x[:, 0]
         >>> fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=2, progress=False)
         >>> impute(fit, [[1.0, float("nan")]]).mean.round(decimals=2)
-        tensor([[1., 3.]])
+        tensor([[1., 3.]], dtype=torch.float64)
     """
     for name, least, given in (("num_samples", 1, num_samples), ("num_rounds", 0, num_rounds)):
         if given < least:
             raise ValueError(f"expected {name} of at least {least}; got {given}")
     (x, *others), observed = _incomplete(fit, x)
-    mean, variance = x.clone(), torch.zeros_like(x)
-    draws, effective = x.repeat(num_samples, 1, 1), x.new_full((len(x),), num_samples)
+    mean = x.double()  # the square of a small unit may underflow in single precision
+    variance = torch.zeros_like(mean)
+    draws, effective = x.repeat(num_samples, 1, 1), mean.new_full((len(x),), num_samples)
     gaps = (~observed).any(-1).nonzero().flatten()
     with torch.no_grad(), reproducible(seed):
         for rows in gaps.split(max(1, 2**20 // (num_samples * fit.x_dim))) if len(gaps) else ():
@@ -217,12 +219,13 @@ def _mix(guide_trace: Trace, num_proposals: int) -> None:
     latents = [site for site in guide_trace.nodes.values() if _is_latent(site)]
     if len(latents) != 1:
         return
-    p, z = latents[0]["fn"], latents[0]["value"]
+    p, z = in_double(latents[0]["fn"]), latents[0]["value"].double()
     rows = -1 - len(p.event_shape)
     num_rows = z.shape[rows] // num_proposals
     total = latents[0]["log_prob"]
     for shift in range(num_rows, num_proposals * num_rows, num_rows):
-        total = torch.logaddexp(total, p.log_prob(z.roll(shift, rows)).roll(-shift, -1))
+        log_q = p.log_prob(z.roll(shift, rows)).roll(-shift, -1)
+        total = torch.logaddexp(total.double(), log_q.double())
     latents[0]["log_prob"] = total - math.log(num_proposals)
 
 

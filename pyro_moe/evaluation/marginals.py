@@ -86,10 +86,11 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         below = scipy.special.stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
         return torch.as_tensor(below).to(value)
     if isinstance(p, Poisson):
-        below = torch.special.gammaincc(value.floor().clamp_min(0.0) + 1.0, p.rate)
+        below = torch.special.gammaincc(value.double().floor().clamp_min(0.0) + 1.0, p.rate)
         return torch.where(value < 0, torch.zeros_like(below), below)
     if isinstance(p, NegativeBinomial):
-        known = (p.total_count, value.floor().clamp_min(0.0) + 1.0, 1.0 - p.probs)
+        failure = torch.sigmoid(-p.logits)
+        known = (p.total_count, value.double().floor().clamp_min(0.0) + 1.0, failure)
         below = torch.as_tensor(scipy.special.betainc(*(part.cpu().numpy() for part in known)))
         return torch.where(value < 0, torch.zeros_like(value), below.to(value))
     if isinstance(p, Bernoulli):

@@ -140,12 +140,14 @@ def feature_log_density(
 ) -> torch.Tensor:
     """The importance-weighted bound on log p(x) of each row, without its target, shape (N,).
 
+    It is in double precision.
+
     Samples of z are drawn from the fitted guide, or from the given one.
     """
     guide = fit.guide if guide is None else guide
     blocks = []
     for batch in batches(features):
-        total = torch.tensor(-math.inf)
+        total = torch.tensor(-math.inf, dtype=torch.float64)
         for _ in range(num_samples):
             traces = enumerated_traces(fit.model, guide, *batch)
             node(traces[0], "x", "model")

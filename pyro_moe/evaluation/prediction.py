@@ -1,6 +1,5 @@
 """Predictive distributions of targets."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +10,21 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_moe.distributions import Mixture, Stacked, concatenate
+from pyro_moe.distributions import (
+    Mixture,
+    Stacked,
+    concatenate,
+    in_double,
+    log_probabilities_of,
+)
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Enumerate, Given, log_probabilities
-from pyro_moe.inference.traces import row_log_weights
+from pyro_moe.inference.traces import compute_log_prob, row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
-from .gating import gate_estimates
+from .gating import gate_estimates, log_mean_exp
 from .marginals import MIXTURES, cdf_of, has_classes, mean_of, of_one_column, variance_of
 from .traces import batches, node, shared_latents
 
@@ -31,21 +36,31 @@ class Prediction:
     .. math:: p(y \mid x) = \frac{1}{S} \sum_s \sum_k g_{sk}(x)\, p_{sk}(y \mid x)
 
     If the experts depend on latent variables other than ``c``, S is the number of draws of these.
-    Otherwise S is one.
+    Otherwise S is one. All is computed in double precision, and the weights as logarithms: far
+    from the training data the expert that fits a target may have a weight of 1e-60.
 
     Attributes:
-        weights: g of each draw, shape (S, N, K).
+        log_weights: log g of each draw, shape (S, N, K).
         distributions: For each draw the K experts' distributions, of batch shape (N, K), or
             (K, N) if ``leading``.
         leading: Whether K is the first batch dimension of the distributions.
     """
 
-    weights: torch.Tensor
+    log_weights: torch.Tensor
     distributions: tuple[Any, ...]
     leading: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_weights", self.log_weights.double())
+        object.__setattr__(self, "distributions", tuple(map(in_double, self.distributions)))
+
     def __len__(self) -> int:
-        return self.weights.shape[1]
+        return self.log_weights.shape[1]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """G of each draw, shape (S, N, K)."""
+        return self.log_weights.exp()
 
     @property
     def gate(self) -> torch.Tensor:
@@ -90,7 +105,7 @@ class Prediction:
         value = self._along_batch(self.targets(y))
         self._check_support(value)
         each = self._stack(lambda p: p.log_prob(value), events=False)
-        return (each + self.weights.log()).logsumexp(-1).logsumexp(0) - math.log(len(each))
+        return log_mean_exp((each + self.log_weights).logsumexp(-1), 0)
 
     def cdf(self, y: ArrayLike) -> torch.Tensor:
         """P(y_m ≤ value) for each column separately, shape (N, M).
@@ -132,8 +147,9 @@ class Prediction:
         """Values below and above the quantile, shape (N, M)."""
         means, deviations = self._means(), self._stack(variance_of).sqrt()
         reach = min(q, 1 - q) ** -0.5  # Chebyshev's inequality, for each expert
-        low = (means - reach * deviations).amin((0, 2)) - 1e-6
-        high = (means + reach * deviations).amax((0, 2)) + 1e-6
+        rounding = 1e-12 * (means.abs() + deviations)
+        low = (means - reach * deviations - rounding).amin((0, 2))
+        high = (means + reach * deviations + rounding).amax((0, 2))
         if low.isfinite().all() and high.isfinite().all():
             return low, high
         # Heavy tails may have no variance or no mean: increase the distance from the middle.
@@ -161,18 +177,18 @@ class Prediction:
             seed: Seed of the draws.
         """
         with reproducible(seed):
-            draws = [self._sample(i % len(self.weights)) for i in range(num_samples)]
+            draws = [self._sample(i % len(self.log_weights)) for i in range(num_samples)]
         return torch.stack(draws)
 
     def _sample(self, draw: int) -> torch.Tensor:
         each = self.distributions[draw].sample()
         each = each.transpose(0, 1) if self.leading else each
-        chosen = torch.multinomial(self.weights[draw], 1).squeeze(-1)
+        chosen = torch.multinomial(self.log_weights[draw].exp(), 1).squeeze(-1)
         return each[torch.arange(len(self), device=each.device), chosen]
 
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weights (N, S K, 1), means and variances (N, S K, M) of all mixture components."""
-        shares = self.weights.unsqueeze(-1) / len(self.weights)
+        shares = self.weights.unsqueeze(-1) / len(self.log_weights)
         parts = (shares, self._means(), self._stack(variance_of))
         weights, means, variances = (part.transpose(0, 1).flatten(1, 2) for part in parts)
         return weights, means, variances
@@ -182,7 +198,7 @@ class Prediction:
 
     def _stack(self, read: Callable[[Any], torch.Tensor], *, events: bool = True) -> torch.Tensor:
         """Values of each draw's distributions, shape (S, N, K), or (S, N, K, M) if ``events``."""
-        each = torch.stack([read(p) for p in self.distributions])
+        each = torch.stack([read(p) for p in self.distributions]).double()
         if self.leading:
             each = each.transpose(1, 2)
         return each.reshape(*each.shape[:3], -1) if events else each
@@ -197,8 +213,8 @@ class Prediction:
             DataError: If y does not have the shape of the prediction, or a value is not finite.
         """
         event_shape = self.distributions[0].event_shape
-        _, value = as_tensors((self.gate, y), dtype=self.weights.dtype)
-        value = value.to(self.weights)
+        _, value = as_tensors((self.gate, y), dtype=torch.float64)
+        value = value.to(self.log_weights)
         if value.shape[1:].numel() != event_shape.numel():
             expected = (len(self), *event_shape)
             raise DataError(f"expected y of shape {expected}; got {tuple(value.shape)}")
@@ -249,14 +265,14 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
             for read in (mean_of, variance_of)
         )
         if same and one.of_assignment:
-            weights = gate_estimates(fit, features, num_samples, seed).mean(0)
-            draws = [replace(_draw(fit, features), weights=weights)]
-        elif same and torch.equal(one.weights, other.weights):
+            log_weights = log_mean_exp(gate_estimates(fit, features, num_samples, seed), 0)
+            draws = [replace(_draw(fit, features), log_weights=log_weights)]
+        elif same and torch.equal(one.log_weights, other.log_weights):
             draws = [_draw(fit, features)]
         else:
             draws = [_draw(fit, features) for _ in range(num_samples)]
     return Prediction(
-        torch.stack([draw.weights for draw in draws]),
+        torch.stack([draw.log_weights for draw in draws]),
         tuple(draw.distribution for draw in draws),
         draws[0].leading,
     )
@@ -264,10 +280,10 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
 
 @dataclass(frozen=True)
 class _Draw:
-    """The experts' distributions and weights (N, K) at one draw of the latent variables."""
+    """The experts' distributions and log-weights (N, K) at one draw of the latent variables."""
 
     distribution: Any
-    weights: torch.Tensor
+    log_weights: torch.Tensor
     leading: bool = False
     of_assignment: bool = False  # whether the weights are those of the site c
 
@@ -280,8 +296,8 @@ def _draw(fit: Fit, features: tuple[torch.Tensor | None, ...]) -> _Draw:
         whole = concatenate([block.distribution for block in blocks], int(first.leading))
         if whole is None:
             return _draw_of_batch(fit, features)
-    weights = torch.cat([block.weights for block in blocks])
-    return replace(first, distribution=whole, weights=weights)
+    log_weights = torch.cat([block.log_weights for block in blocks])
+    return replace(first, distribution=whole, log_weights=log_weights)
 
 
 def _draw_of_batch(fit: Fit, batch: tuple[torch.Tensor | None, ...]) -> _Draw:
@@ -292,21 +308,21 @@ def _draw_of_batch(fit: Fit, batch: tuple[torch.Tensor | None, ...]) -> _Draw:
     p = node(model_trace, "y", "model")["fn"]
     if len(p.batch_shape) == 1:
         if isinstance(p, MIXTURES):
-            return _Draw(p.component_distribution, p.mixture_distribution.probs)
-        return _Draw(Stacked([p]), mean_of(p).new_ones(*p.batch_shape, 1))
-    weights = _assignment(model_trace, guide_trace)
+            return _Draw(p.component_distribution, log_probabilities_of(p.mixture_distribution))
+        return _Draw(Stacked([p]), mean_of(p).new_zeros(*p.batch_shape, 1))
+    log_weights = _log_assignment(model_trace, guide_trace)
     if isinstance(p, Mixture) and p.is_choice:
-        return _Draw(p.component_distribution, weights, of_assignment=True)
-    return _Draw(p, weights, leading=True, of_assignment=True)
+        return _Draw(p.component_distribution, log_weights, of_assignment=True)
+    return _Draw(p, log_weights, leading=True, of_assignment=True)
 
 
-def _assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
-    """The probabilities (N, K) of c in the guide, or by Bayes' rule from all but y."""
+def _log_assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    """The log-probabilities (N, K) of c in the guide, or by Bayes' rule from all but y."""
     if "c" in guide_trace.nodes:
-        return log_probabilities(guide_trace.nodes["c"]["fn"]).exp()
+        return log_probabilities(guide_trace.nodes["c"]["fn"])
     model_trace = model_trace.copy()
     model_trace.remove_node("y")
     pruned = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
     for trace in pruned:
-        trace.compute_log_prob()
-    return row_log_weights(*pruned).softmax(0).T
+        compute_log_prob(trace)
+    return row_log_weights(*pruned).log_softmax(0).T

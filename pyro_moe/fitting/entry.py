@@ -203,7 +203,9 @@ def fit(
             f"expected at least as many rows as components, {num_components}; "
             f"got {len(kept)}, with {len(held)} held out"
         )
-    lengths = _lengths(epochs, initial_epochs, batch_size, len(kept), by_em=by_em, start=start)
+    lengths = _lengths(
+        epochs, initial_epochs, batch_size, len(columns[0]), share, by_em=by_em, start=start
+    )
     if given_prior is None:
         given_prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
     settings: dict[str, Any] = {
@@ -288,25 +290,31 @@ def _lengths(
     initial_epochs: int | None,
     batch_size: int | None,
     num_rows: int,
+    share: float,
     *,
     by_em: bool,
     start: str | torch.Tensor,
 ) -> dict[str, Any]:
-    """Rows of a minibatch, and epochs of the initial phases and of the training."""
-    batch_size = min(256 if batch_size is None else batch_size, num_rows)
+    """Rows of a minibatch, and epochs of the initial phases and of the training.
+
+    An epoch without held-out rows has as many steps as one with all rows.
+    """
+    steps = steps_in_epoch(num_rows, batch_size or 256)
+    size = -(-round((1.0 - share) * num_rows) // steps) if batch_size is None else batch_size
+    found: dict[str, Any] = {"batch_size": max(1, min(size, num_rows))}
     if by_em:
         number = ITERATIONS if epochs is None else epochs
-        return {"epochs": number, "batch_size": batch_size, "initial_epochs": initial_epochs or 0}
+        return found | {"epochs": number, "initial_epochs": initial_epochs or 0}
     if epochs is not None:
         initial = epochs if initial_epochs is None else initial_epochs
-        return {"epochs": epochs, "batch_size": batch_size, "initial_epochs": initial}
-    total = max(5, STEPS // steps_in_epoch(num_rows, batch_size))
+        return found | {"epochs": epochs, "initial_epochs": initial}
+    total = max(5, STEPS // steps)
     if isinstance(start, str) and start in ("random", "keep"):
-        return {"epochs": total, "batch_size": batch_size, "initial_epochs": 0}
+        return found | {"epochs": total, "initial_epochs": 0}
     # a third of the training for the autoencoder, and a fifth of that with fixed assignments
     initial = max(1, round(total / 4.2)) if initial_epochs is None else initial_epochs
     training = max(1, total - initial - math.ceil(initial / 5))
-    return {"epochs": training, "batch_size": batch_size, "initial_epochs": initial}
+    return found | {"epochs": training, "initial_epochs": initial}
 
 
 def _score(fitted: Fit) -> float:

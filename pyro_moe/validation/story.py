@@ -1,6 +1,7 @@
 """Validation of a model and a guide with their data before training."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.inference.programs import Program, modules
-from pyro_moe.inference.protocols import HasWidth
+from pyro_moe.inference.protocols import Adaptive, HasWidth
 
 from .columns import check_rounding
 
@@ -70,6 +71,8 @@ def check(
                     )
             for name in trace.observation_nodes:
                 check_support(name, trace.nodes[name], first)
+            if any(isinstance(part, Adaptive) for part in modules(model, guide)):
+                _check_squares(batch[1:], first)  # units are set from them
     if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
         _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
     elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
@@ -112,7 +115,11 @@ def _check_targets(
         return
     for name in trace.observation_nodes:
         check_support(name, trace.nodes[name], first)
-    for y in others:
+    _check_squares(others, first)
+
+
+def _check_squares(targets: Sequence[torch.Tensor], first: int) -> None:
+    for y in targets:
         if y.is_floating_point():
             limit = torch.finfo(y.dtype).max ** 0.5
             large = (y.abs() >= limit).reshape(len(y), -1).any(-1).nonzero().flatten().tolist()

@@ -64,11 +64,11 @@ def test_the_density_is_a_mixture_of_scipys(fits, held_out):
     each = torch.as_tensor(stats.nbinom(size, size / (size + rate)).pmf(held_out.y))
     prediction = evaluation.predict(fit, held_out.x)
     density = prediction.log_prob(held_out.y)
-    assert_close(density, (gate * each).sum(-1).log().float(), rtol=1e-4, atol=1e-4)
+    assert_close(density, (gate * each).sum(-1).log(), rtol=1e-6, atol=1e-6)
     mean = (gate * rate).sum(-1)
     within = (gate * (rate + rate.square() / size)).sum(-1)
-    assert_close(prediction.mean.squeeze(-1), mean, rtol=1e-4, atol=1e-4)
-    assert_close(prediction.within.squeeze(-1), within, rtol=1e-4, atol=1e-4)
+    assert_close(prediction.mean.squeeze(-1), mean.double(), rtol=1e-4, atol=1e-4)
+    assert_close(prediction.within.squeeze(-1), within.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_calls_vary_more_than_poisson_ones(example):

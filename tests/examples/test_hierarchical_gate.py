@@ -69,7 +69,7 @@ def test_the_tree_is_the_librarys_hierarchical_mixture(fits, held_out):
         own = ("network.weight", "network.bias", "log_scale")
         leaves = {name: state[name][2 * i : 2 * i + 2] for name in own}
         branch.experts.load_state_dict(state | leaves)
-    expected = hierarchical(held_out.x).log_prob(held_out.y).detach()
+    expected = hierarchical(held_out.x).log_prob(held_out.y).detach().double()
     density = evaluation.predict(fit, held_out.x).log_prob(held_out.y)
     assert_close(density, expected, rtol=1e-4, atol=1e-4)
     assert_close(evaluation.elbo(fit, held_out), expected, rtol=1e-4, atol=1e-4)

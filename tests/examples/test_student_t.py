@@ -51,7 +51,7 @@ def test_the_density_is_a_mixture_of_scipys(fits, held_out):
     with torch.no_grad():
         gate, lines = story.gate(held_out.x).probs, story.experts(held_out.x).base_dist
     each = stats.t(df, lines.loc[..., 0], lines.scale[..., 0]).pdf(held_out.y)
-    expected = torch.as_tensor((gate.numpy() * each).sum(-1)).log().float()
+    expected = torch.as_tensor((gate.numpy() * each).sum(-1)).log()
     density = evaluation.predict(fit, held_out.x).log_prob(held_out.y)
     assert_close(density, expected, rtol=1e-4, atol=1e-4)
 

@@ -42,5 +42,6 @@ def _entry(site: str, index: tuple[int, ...], values: Values, columns: Columns) 
 def _log_likelihood(given: Fit, values: Values, columns: Columns) -> torch.Tensor:
     """Log p(x, y | θ) of all rows together, with ``c`` summed out."""
     conditioned = poutine.condition(given.model, values)
-    traces = enumerated_traces(conditioned, lambda *columns: None, *columns)
+    with reproducible(0):
+        traces = enumerated_traces(conditioned, lambda *columns: None, *columns)
     return row_log_weights(*traces).logsumexp(0).sum()

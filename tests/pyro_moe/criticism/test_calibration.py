@@ -50,7 +50,7 @@ def predicted():
     def make(name):
         p = FAMILIES[name]()
         weights = uneven_weights()[..., : p.batch_shape[-1]]
-        return Prediction(weights / weights.sum(-1, keepdim=True), (p,))
+        return Prediction((weights / weights.sum(-1, keepdim=True)).log(), (p,))
 
     return make
 
@@ -79,7 +79,7 @@ def test_of_what_was_not_predicted_it_is_not(predicted, name):
 def test_of_normals_it_is_their_distribution_function():
     loc, scale, y = torch.randn(N, 1), torch.rand(N, 1) + 0.1, torch.randn(N, 1)
     p = columns(dist.Normal(loc.unsqueeze(1), scale.unsqueeze(1)))
-    u = probability_integral_transform(Prediction(torch.ones(1, N, 1), (p,)), y)
+    u = probability_integral_transform(Prediction(torch.zeros(1, N, 1), (p,)), y)
     assert_close(u, 0.5 * torch.erfc((loc - y) / (scale * math.sqrt(2))), **CLOSE)
 
 
@@ -104,7 +104,7 @@ def test_where_in_the_step_is_uniform(predicted):
 
 
 def test_of_classes_there_is_none():
-    prediction = Prediction(torch.ones(1, 4, 1), (dist.Categorical(torch.ones(4, 1, 3)),))
+    prediction = Prediction(torch.zeros(1, 4, 1), (dist.Categorical(torch.ones(4, 1, 3)),))
     with pytest.raises(DataError, match="expected"):
         probability_integral_transform(prediction, torch.zeros(4))
 
@@ -134,7 +134,7 @@ def test_coverage_is_the_level_of_a_right_prediction_and_more_of_one_too_wide():
         scale: calibration(
             probability_integral_transform(
                 Prediction(
-                    torch.ones(1, N, 1), (columns(dist.Normal(torch.zeros(N, 1, 1), scale)),)
+                    torch.zeros(1, N, 1), (columns(dist.Normal(torch.zeros(N, 1, 1), scale)),)
                 ),
                 y,
             )

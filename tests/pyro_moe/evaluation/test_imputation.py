@@ -386,3 +386,16 @@ def test_columns_that_depend_on_each_other_otherwise_are_refused(x):
     fit = as_it_is(model, lambda x: None, x)
     with pytest.raises(ValueError, match="independent given the latent variables, or normal"):
         evaluation.impute(fit, [[NAN] * D])
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_of_single_precision_draws_are_single_and_moments_double(covariance):
+    story = models.GMM(2, 2, covariance=covariance).float()
+    x = torch.randn(40, 2, dtype=torch.float32)
+    fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=2, progress=False)
+    holes = x.where(x > 0, torch.nan)
+    filled = evaluation.impute(fit, holes, num_samples=4)
+    assert filled.draws.dtype == torch.float32
+    assert filled.mean.dtype == filled.variance.dtype == torch.float64
+    known = ~holes.isnan()
+    assert torch.equal(filled.mean[known].float(), x[known])

@@ -27,7 +27,7 @@ def normals(num_draws=S):
     loc, scale = 3 * torch.randn(num_draws, N, K, M), torch.rand(num_draws, N, K, M) + 0.2
     pairs = zip(loc, scale, strict=True)
     distributions = tuple(dist.Normal(*pair).to_event(1) for pair in pairs)
-    return Prediction(gates(num_draws), distributions), stats.norm(loc, scale)
+    return Prediction(gates(num_draws).log(), distributions), stats.norm(loc, scale)
 
 
 def full_normals():
@@ -36,7 +36,7 @@ def full_normals():
     deviation = (tril @ tril.mT).diagonal(dim1=-2, dim2=-1).sqrt()
     pairs = zip(loc, tril, strict=True)
     distributions = tuple(dist.MultivariateNormal(a, scale_tril=b) for a, b in pairs)
-    return Prediction(gates(), distributions), stats.norm(loc, deviation)
+    return Prediction(gates().log(), distributions), stats.norm(loc, deviation)
 
 
 def normals_by_component():
@@ -46,23 +46,23 @@ def normals_by_component():
         dist.Normal(p.base_dist.loc.transpose(0, 1), p.base_dist.scale.transpose(0, 1)).to_event(1)
         for p in prediction.distributions
     )
-    return Prediction(prediction.weights, turned, leading=True), expected
+    return Prediction(prediction.log_weights, turned, leading=True), expected
 
 
 def students():
     df, loc, scale = 5.0 + torch.rand(K, M), torch.randn(N, K, M), torch.rand(N, K, M) + 0.2
     p = dist.StudentT(df, loc, scale).to_event(1)
-    return Prediction(gates(1), (p,)), stats.t(df, loc, scale)
+    return Prediction(gates(1).log(), (p,)), stats.t(df, loc, scale)
 
 
 def counts():
     rate = 6 * torch.rand(N, K, M) + 0.5
-    return Prediction(gates(1), (dist.Poisson(rate).to_event(1),)), stats.poisson(rate)
+    return Prediction(gates(1).log(), (dist.Poisson(rate).to_event(1),)), stats.poisson(rate)
 
 
 def answers():
     probs = torch.rand(N, K, M)
-    return Prediction(gates(1), (dist.Bernoulli(probs).to_event(1),)), stats.bernoulli(probs)
+    return Prediction(gates(1).log(), (dist.Bernoulli(probs).to_event(1),)), stats.bernoulli(probs)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_targets_may_be_of_any_kind(y, kind):
 
 
 def test_a_single_target_may_be_a_series():
-    prediction = Prediction(gates(1), (dist.Normal(torch.randn(N, K), 1.0),))
+    prediction = Prediction(gates(1).log(), (dist.Normal(torch.randn(N, K), 1.0),))
     y = torch.randn(N)
     series = pd.Series(y.numpy(), index=[5, 3, 9, 1, 0, 2])  # rows in their order, not the index's
     expected = evaluation.regression_scores(prediction, y)
@@ -156,7 +156,7 @@ def test_the_ranked_probability_score_of_normals_is_the_integral(y, make):
 def test_the_ranked_probability_score_of_certainty_is_the_distance(y):
     loc = torch.randn(N, K, M)
     one = torch.eye(K)[torch.arange(N) % K].unsqueeze(0)
-    prediction = Prediction(one, (dist.Normal(loc, 1e-12).to_event(1),))
+    prediction = Prediction(one.log(), (dist.Normal(loc, 1e-12).to_event(1),))
     score = continuous_ranked_probability_score(prediction, y)
     chosen = loc[torch.arange(N), torch.arange(N) % K]
     assert_close(score, (y - chosen).abs(), rtol=0, atol=1e-11)
@@ -165,7 +165,7 @@ def test_the_ranked_probability_score_of_certainty_is_the_distance(y):
 def test_the_ranked_probability_score_of_one_normal_is_gneitings(y):
     """σ [z (2Φ(z) - 1) + 2φ(z) - 1/√π]."""
     loc, scale = torch.randn(N, 1, M), torch.rand(N, 1, M) + 0.5
-    prediction = Prediction(torch.ones(1, N, 1), (dist.Normal(loc, scale).to_event(1),))
+    prediction = Prediction(torch.zeros(1, N, 1), (dist.Normal(loc, scale).to_event(1),))
     z = ((y - loc[:, 0]) / scale[:, 0]).numpy()
     expected = z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)
     score = continuous_ranked_probability_score(prediction, y)
@@ -178,7 +178,7 @@ def test_by_quantiles_the_ranked_probability_score_of_normals_is_close():
     p, y = prediction.distributions[0].base_dist, torch.randn(N, M)
     stacked = Stacked([dist.Normal(p.loc[:, k], p.scale[:, k]).to_event(1) for k in range(K)])
     by_quantiles = continuous_ranked_probability_score(
-        Prediction(prediction.weights, (stacked,)), y
+        Prediction(prediction.log_weights, (stacked,)), y
     )
     exact = continuous_ranked_probability_score(prediction, y)
     assert not torch.equal(by_quantiles, exact)
@@ -215,10 +215,10 @@ def test_the_right_distribution_has_the_best_scores_on_average():
     p = dist.Normal(torch.randn(num_rows, K), 0.5)
     weights = gates(1, num_rows)
     y = p.sample()[torch.arange(num_rows), weights[0].multinomial(1)[:, 0]]
-    right = Prediction(weights, (p,))
+    right = Prediction(weights.log(), (p,))
     others = [dist.Normal(p.loc + 0.25, 0.5), dist.Normal(p.loc, 0.75), dist.Normal(p.loc, 0.33)]
     crps, density = continuous_ranked_probability_score(right, y)[:, 0], right.log_prob(y)
-    for other in (Prediction(weights, (q,)) for q in others):
+    for other in (Prediction(weights.log(), (q,)) for q in others):
         for loss in (
             continuous_ranked_probability_score(other, y)[:, 0] - crps,
             density - other.log_prob(y),
@@ -239,7 +239,7 @@ def test_intervals_cover_what_they_say_of_simulated_targets(family):
     num_rows, levels = 3000, (0.5, 0.9)
     weights, p = gates(1, num_rows), SIMULATED[family](2 * torch.randn(num_rows, K))
     y = p.sample()[torch.arange(num_rows), weights[0].multinomial(1)[:, 0]]
-    prediction = Prediction(weights, (p,))
+    prediction = Prediction(weights.log(), (p,))
     for level in levels:
         low, high = (prediction.quantile(0.5 + side * level / 2) for side in (-1, 1))
         expected = torch.full((num_rows, 1), level)
@@ -255,7 +255,7 @@ def test_the_coverage_is_that_of_simulated_targets():
     num_rows = 1000
     weights, p = gates(1, num_rows), SIMULATED["normal"](2 * torch.randn(num_rows, K))
     y = p.sample()[torch.arange(num_rows), weights[0].multinomial(1)[:, 0]]
-    scores = evaluation.regression_scores(Prediction(weights, (p,)), y)
+    scores = evaluation.regression_scores(Prediction(weights.log(), (p,)), y)
     for level, share in scores["coverage"].items():
         assert abs(share - level) < 3 * (level * (1 - level) / num_rows) ** 0.5
 
@@ -283,7 +283,7 @@ G = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.25, 0.75]], dtype=torch
 
 @pytest.fixture
 def classes():
-    return Prediction(G.unsqueeze(0), (dist.Categorical(PROBS.expand(4, 2, 3)),))
+    return Prediction(G.log().unsqueeze(0), (dist.Categorical(PROBS.expand(4, 2, 3)),))
 
 
 def test_classification_scores_of_a_worked_example(classes):
