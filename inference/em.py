@@ -26,7 +26,7 @@ from .svi import Data
 from .traces import enumerated_traces, row_log_weights
 
 ITERATIONS = 1000
-TOLERANCE = 1e-8
+TOLERANCE = 1e-3
 
 
 @dataclass
@@ -50,7 +50,8 @@ class EM:
         epochs: Maximum number of iterations.
         seed: Seed of the initial parameters. EM itself is deterministic.
         prior: The prior, see `inference.prior`.
-        tolerance: Convergence threshold for the increase of the objective, nats per row.
+        tolerance: EM has converged when all further iterations together are expected to increase
+            the objective of all rows by less, in nats.
         history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
             nats per row), objective (the same with the prior), seconds.
         store: The state of Pyro's parameter store that belongs to this run.
@@ -163,10 +164,21 @@ class EM:
 
     @property
     def converged(self) -> bool:
-        """Whether the last iteration increased the objective by less than the tolerance."""
-        if len(self.history) < 2:
+        r"""Whether the objective is expected to increase by less than the tolerance.
+
+        .. math:: l_\infty - l_t \approx \frac{a}{1 - a} (l_t - l_{t-1}), \quad
+                  a = \frac{l_t - l_{t-1}}{l_{t-1} - l_{t-2}}
+
+        This is Aitken's extrapolation of the linear convergence of EM.
+        """
+        if len(self.history) < 3:
             return False
-        return self.history[-1]["objective"] - self.history[-2]["objective"] < self.tolerance
+        first, second, third = (record["objective"] for record in self.history[-3:])
+        before, last = second - first, third - second
+        if last < 1e-13 * (1.0 + abs(third)):  # rounding errors
+            return self.tolerance >= 0
+        rate = last / before if before > 0 else 1.0
+        return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
 
 
 def maximize(

@@ -75,9 +75,7 @@ def check_start(initialize: Any, num_rows: int, num_components: int | None) -> s
     return responsibilities
 
 
-def check_validation(
-    validation: float | None, *, early: bool, restarts: int, num_rows: int
-) -> float:
+def held_share(validation: float | None, num_rows: int, *, early: bool, restarts: int) -> float:
     """The share of rows to hold out.
 
     If it is not given, it is zero unless training may stop early or there are several starts. It

@@ -1,5 +1,6 @@
 """The strength of the prior for few rows, by cross-validation of a shallow story."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -18,12 +19,14 @@ from pyro_moe.inference.starts.several import best_start
 from .arguments import has_em
 from .training import reset
 
+ONE_MODEL = Prior(100.0)
 PATH = (
     WEAK,
     Prior(0.1),
     Prior(1.0),
     Prior(10.0),
-    Prior(100.0),
+    Prior(30.0),
+    ONE_MODEL,
     Prior(100.0, 1.0),
     Prior(100.0, 4.0),
     Prior(100.0, 16.0),
@@ -53,7 +56,8 @@ def chosen_prior(
 
     Without targets it is the density of x. There are five folds. The weak prior is kept if the
     story then predicts better than with the strongest ones, which make all components one model.
-    Deep stories are represented by their shallow counterpart, see `protocols.HasShallow`. Nothing
+    Otherwise it is the strongest whose sum is at most one standard error below the best. Deep
+    stories are represented by their shallow counterpart, see `protocols.HasShallow`. Nothing
     is compared if there are more than 2,000 rows, or more than fifty rows for each coefficient of
     the experts.
 
@@ -80,30 +84,46 @@ def chosen_prior(
     first = _begin(model, guide, columns, seed, 0)
     if not has_em(first.model, first.guide, columns):
         return WEAK
-    scores = _scores(model, guide, columns, num_components, seed)
-    linear = scores[[prior.rows == PATH[-1].rows for prior in PATH]].max()
-    return WEAK if scores[0] >= linear else PATH[int(scores.argmax())]
+    ends = _scores(model, guide, columns, num_components, seed, (WEAK, ONE_MODEL)).mean(-1)
+    if ends[0] >= ends[1]:
+        return WEAK
+    return PATH[_strongest(_scores(model, guide, columns, num_components, seed, PATH))]
 
 
 def _scores(
-    model: Program, guide: Program, columns: Columns, num_components: int, seed: int
+    model: Program,
+    guide: Program,
+    columns: Columns,
+    num_components: int,
+    seed: int,
+    priors: Sequence[Prior],
 ) -> torch.Tensor:
-    """The log-density of all rows, each by a fit to the other folds, by the prior."""
+    """The log-density of each row by a fit to the other folds, shape (number of priors, N)."""
     with reproducible(seed, 0, 10):
         order = torch.randperm(len(columns[0])).to(columns[0].device)
-    total = torch.zeros(len(PATH), dtype=torch.float64)
+    scores = torch.zeros(len(priors), len(order), dtype=torch.float64)
     for held in order.tensor_split(FOLDS):
         test = tuple(column[held] for column in columns)
         others = torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False)
         data = tuple(column[others] for column in columns)
         begin = partial(_begin, model, guide, data, seed)
         run = best_start(begin, STARTS, num_components)
-        for place, prior in enumerate(PATH):
+        for place, prior in enumerate(priors):
             run = replace(run, prior=prior, history=[])
             for _ in islice(iter(run), ITERATIONS):
                 pass
-            total[place] += _log_density(run, test).sum().nan_to_num(-torch.inf).item()
-    return total
+            scores[place, held.cpu()] = _log_density(run, test).double().cpu()
+    return scores.nan_to_num(-torch.inf)
+
+
+def _strongest(scores: torch.Tensor) -> int:
+    """The last place whose mean is at most one standard error below the best.
+
+    The standard error is that of the difference, paired by row.
+    """
+    lags = scores - scores[scores.mean(-1).argmax()]
+    errors = lags.std(-1) / lags.shape[1] ** 0.5
+    return int((lags.mean(-1) >= -errors).nonzero()[-1])  # NaN for infinite lags: not in
 
 
 def _log_density(run: EM, data: Columns) -> torch.Tensor:
@@ -119,4 +139,4 @@ def _begin(model: Program, guide: Program, data: Columns, seed: int, number: int
     model, guide = isolated(model, guide)
     seed = stream(seed, number)
     reset(model, guide, data, seed)
-    return EM(model, guide, data, ITERATIONS, seed, WEAK, tolerance=1e-6)
+    return EM(model, guide, data, ITERATIONS, seed, WEAK, tolerance=0.01)

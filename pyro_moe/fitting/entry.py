@@ -26,8 +26,8 @@ from .arguments import (
     check_prior,
     check_schedules,
     check_start,
-    check_validation,
     has_em,
+    held_share,
     split,
 )
 from .choice import chosen_prior
@@ -116,12 +116,14 @@ def fit(
             `inference.starts.several`, and gradients have one. EM takes the start with the best
             objective, gradients that with the best marginal ELBO on held-out rows.
         validation: Share of rows to hold out during training by gradients. If None, it is a tenth
-            of the rows, or up to a quarter if a tenth is less than 50, and zero if ``epochs`` is
-            given with one start. At the end there is a phase with all rows, a tenth as long.
+            of the rows, or up to a quarter if a tenth is less than 50. It is zero if ``epochs``
+            is given with one start, or if the rows are so few that the prior is strong. At the
+            end there is a phase with all rows, a tenth as long.
         patience: Training stops if the marginal ELBO of the held-out rows, which is computed
             a hundred times in a run, has not increased so many times, and goes back to the best
             state. If None, 20; training does not stop early if ``epochs`` is given.
-        tolerance: EM stops when its objective increases by less, in nats per row.
+        tolerance: EM stops when its objective, the sum over rows, is expected to increase by less
+            than so many nats in all further iterations.
         prior: ``"weak"``, the default `Prior`; ``"none"`` for maximum likelihood; a `Prior`; or
             ``"auto"``, a stronger one if there are few rows and cross-validation is in its favor,
             see `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
@@ -190,13 +192,12 @@ def fit(
     by_em = isinstance(loss, str) and loss == "em"
     several = STARTS_OF_EM if by_em and start == "random" and epochs is None else 1
     restarts = several if restarts is None else restarts
-    share = (
-        0.0
-        if by_em
-        else check_validation(
-            validation, early=epochs is None, restarts=restarts, num_rows=len(columns[0])
-        )
-    )
+    if given_prior is None:
+        given_prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
+    share = 0.0
+    if not by_em:
+        early = epochs is None and given_prior.rows < 1.0
+        share = held_share(validation, len(columns[0]), early=early, restarts=restarts)
     held, kept = split(len(columns[0]), share if learns else 0.0, seed)
     if learns and num_components is not None and len(kept) < num_components:
         raise DataError(
@@ -206,8 +207,6 @@ def fit(
     lengths = _lengths(
         epochs, initial_epochs, batch_size, len(columns[0]), share, by_em=by_em, start=start
     )
-    if given_prior is None:
-        given_prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
     settings: dict[str, Any] = {
         **lengths,
         "learning_rate": 5e-3 if learning_rate is None else learning_rate,
@@ -246,8 +245,8 @@ def fit(
         check_components(best)
     if isinstance(best.run, EM) and epochs is None and not (best.run.converged or best.stopped):
         warnings.warn(
-            f"expected EM to converge in {ITERATIONS} iterations; got an increase of more than "
-            f"{tolerance:g} nats per row in the last: give more epochs, or a larger tolerance",
+            f"expected EM to converge in {ITERATIONS} iterations; got an objective that would "
+            f"increase by more than {tolerance:g} nats: give more epochs, or a larger tolerance",
             ConvergenceWarning,
             stacklevel=2,
         )
