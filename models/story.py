@@ -54,7 +54,7 @@ class WithExperts(nn.Module):
         """A mixture of experts of the same family that are functions of x, with a softmax gate."""
         story: Any = self
         family = copy.deepcopy(self.family) if self.context == "x" else "normal"
-        options = {"experts": family, "common_scale": len(story.units.scale) < story.x_dim}
+        options: Any = {"experts": family, "common_scale": len(story.units.scale) < story.x_dim}
         return ME(story.x_dim, story.y_dim, story.num_components, **options)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:

@@ -98,11 +98,10 @@ class GaussianMixture(nn.Module):
     def normals(self) -> dist.Distribution:
         """The K normals N(μ_k, Σ_k) in the units of z, batch shape (K,)."""
         loc = self.loc if self.units is None else self.units.inverse(self.loc)
-        unit = 1.0 if self.units is None else self.units.scale
+        unit = torch.ones_like(self.loc[0]) if self.units is None else self.units.scale
         if self.covariance == "diagonal":
             return Normal(loc, unit * self.log_scale.exp()).to_event(1)
-        scale_tril = self.scale_tril if self.units is None else unit[:, None] * self.scale_tril
-        return MultivariateNormal(loc, scale_tril=scale_tril)
+        return MultivariateNormal(loc, scale_tril=unit.unsqueeze(-1) * self.scale_tril)
 
     def cholesky(self, c: torch.Tensor) -> torch.Tensor:
         r"""The Cholesky factor of Σ_c for one-hot c, interpolated for relaxed ones.

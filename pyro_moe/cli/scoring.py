@@ -58,7 +58,8 @@ def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
     found = evaluation.regression_scores(prediction, test.y)
     coverage = found.pop("coverage")
     shares = {f"coverage of {level:.0%} intervals": share for level, share in coverage.items()}
-    return found | baseline | shares
+    crps = found.pop("crps")
+    return found | baseline | {"crps": crps} | shares
 
 
 def known(rows: Rows) -> Rows:

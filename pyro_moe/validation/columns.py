@@ -90,8 +90,8 @@ def _check_far(x: torch.Tensor, names: tuple[str, ...]) -> None:
         if row is not None:
             warnings.warn(
                 f"expected columns without values far from all others; got {column[row]:.6g} in "
-                f"row {row} of column {name!r}: one such value sets the unit of the column. Leave "
-                "the row out if it is an error, or a code for a missing value",
+                f"row {row} of the fitted rows, column {name!r}: one such value sets the unit of "
+                "the column. Leave the row out if it is an error, or a code for a missing value",
                 DataWarning,
                 stacklevel=4,
             )
