@@ -16,6 +16,7 @@ from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.rows import Data, has_target
 from pyro_moe.selection import compare_log_densities
+from pyro_moe.validation import check_rounding
 
 from .inference_data import import_arviz, to_arviz
 
@@ -50,6 +51,9 @@ def compare(
         ``difference`` from the best fit and its ``difference_standard_error``, paired by row;
         ``loo`` and ``loo_standard_error`` (nats per training row), NaN where LOO is not valid.
 
+    Warns:
+        DataWarning: If the targets are rounded so much that densities mislead.
+
     Raises:
         DataError: If the data do not match what was fitted, or there are fewer than two rows.
         SiteError: If neither a site ``y`` nor a site ``x`` is common to all fits.
@@ -76,6 +80,8 @@ def compare(
     if not fits:
         raise ValueError("expected fits to compare; got none")
     site = _common_site(fits)
+    if site == "y":
+        _check_rounded(fits, data)
     densities = {
         name: _log_density(fit, data, site, num_samples, seed) for name, fit in fits.items()
     }
@@ -86,6 +92,15 @@ def compare(
     loo = {name: _leave_one_out(fits[name], seed) for name in scores.index}
     columns = ["loo", "loo_standard_error"]
     return scores.join(pd.DataFrame.from_dict(loo, orient="index", columns=columns))
+
+
+def _check_rounded(fits: Mapping[str, Fit], data: Data) -> None:
+    """Warn if densities of rounded targets are compared."""
+    first = next(iter(fits.values()))
+    x, y = first.as_tensors(data)[:2]
+    prediction = evaluation.predict(first, x[:1], num_samples=8)
+    if not prediction.distributions[0].support.is_discrete:
+        check_rounding(y)
 
 
 def _common_site(fits: Mapping[str, Fit]) -> str:

@@ -1,7 +1,15 @@
 """Validation of a model and its data before training, and of components after training."""
 
-from .columns import check_columns, unresolved
+from .columns import check_columns, check_rounding, unresolved
 from .components import check_components, empty, starving
 from .story import check
 
-__all__ = ["check", "check_columns", "check_components", "empty", "starving", "unresolved"]
+__all__ = [
+    "check",
+    "check_columns",
+    "check_components",
+    "check_rounding",
+    "empty",
+    "starving",
+    "unresolved",
+]

@@ -18,7 +18,9 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
         rows: Maximum number of rows to use.
 
     Warns:
-        EmptyComponentWarning: If a component has no rows, see `empty`, or few, see `starving`.
+        EmptyComponentWarning: If a component has no rows, see `empty`, or few, see `starving`, or
+            fewer than its expert has coefficients, under a weak prior; or if it has few and the
+            scale of its normal expert is at its lower limit.
     """
     apart = -(-len(fit.data[0]) // rows)  # rows are often sorted by regime
     columns = [column[::apart] for column in fit.data]
@@ -42,6 +44,36 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
                 EmptyComponentWarning,
                 stacklevel=3,
             )
+    # a strong prior gives each component further rows
+    weak = fit.settings.get("prior", {}).get("rows", 0.0) < 1.0
+    number, k = float(counts.min()), int(counts.argmin())
+    if fit.has_target and weak and not any(found.values()) and number * apart < fit.x_dim + 1.0:
+        warnings.warn(
+            f"expected at least {fit.x_dim + 1} rows for each component, as many as its expert has "
+            f"coefficients; got {number * apart:.1f} in component {k}: try fewer components, or "
+            "prior='auto'",
+            EmptyComponentWarning,
+            stacklevel=3,
+        )
+    at_limit = on_floor(fit)
+    if at_limit and number * apart < 10 * (fit.x_dim + 1):
+        warnings.warn(
+            "expected experts whose scales the rows determine; got scales at their lower limit in "
+            f"components {', '.join(map(str, at_limit))}: the log-likelihood says little",
+            EmptyComponentWarning,
+            stacklevel=3,
+        )
+
+
+def on_floor(fit: Fit) -> list[int]:
+    """Components whose normal experts have a scale at its lower limit."""
+    found: set[int] = set()
+    for part in (part for whole in fit.programs.modules for part in whole.modules()):
+        own = dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+        if {"floor", "log_scale"} <= own.keys():
+            low = own["log_scale"].detach().exp() < 0.01 * own["floor"]
+            found |= set(low.any(-1).nonzero().flatten().tolist())
+    return sorted(found)
 
 
 def empty(counts: torch.Tensor) -> list[int]:
