@@ -116,10 +116,10 @@ def train(
                 NonFiniteWarning,
                 stacklevel=3,
             )
-    held_out_elbo = fitted.held_out_elbo
-    if isinstance(fitted.run, SVI) and held_out_elbo is None:
-        held_out_elbo = fitted.run.held_out_elbo
-    return replace(fitted, stopped=stopped, held_out_elbo=held_out_elbo)
+    elbo = fitted.held_out_elbo
+    if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
+        elbo = fitted.run.held_out_elbo
+    return replace(fitted, stopped=stopped, held_out_elbo=elbo)
 
 
 def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | None) -> Fit:
@@ -135,12 +135,9 @@ def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | No
     tenth = 0.1 * max(record["learning_rate"] for record in run.history)
     peak = max(best["learning_rate"], tenth)
     temperature = at(run.temperature, best["epoch"] / run.epochs)
-    elbo, treatment = run.elbo, run.treatment
     last = replace(
         run,
         data=fitted.data,
-        elbo=elbo,
-        treatment=treatment,
         epochs=max(1, round(0.1 * len(run.history))),
         learning_rate=lambda done: peak * one_cycle(done),
         temperature=temperature,

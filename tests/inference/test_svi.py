@@ -226,7 +226,7 @@ def stop_after(epochs):
 def test_a_resumed_fit_has_the_numbers_of_one_without_a_stop(x, program, loss):
     story = make()
     pair = (story.model, story.guide) if program == "story" else (with_parameters, nothing)
-    choices = {"epochs": 5, "batch_size": 10, "loss": loss, "progress": False}
+    choices = {"epochs": 5, "batch_size": 10, "loss": loss, "prior": "none", "progress": False}
     choices["initialize"] = "random"
     straight = pyro_moe.fit(*pair, x, **choices)
     stopped = pyro_moe.fit(*pair, x, callback=stop_after(2), **choices)
@@ -242,14 +242,20 @@ def test_a_resumed_fit_has_the_numbers_of_one_without_a_stop(x, program, loss):
 
 def test_a_fit_stopped_in_its_first_phase_does_not_resume(x):
     story = make()
-    choices = {"epochs": 2, "initial_epochs": 2, "initialize": "autoencoder", "progress": False}
+    choices = {
+        "epochs": 2,
+        "initial_epochs": 2,
+        "initialize": "autoencoder",
+        "prior": "none",
+        "progress": False,
+    }
     stopped = pyro_moe.fit(story.model, story.guide, x, callback=stop_after(1), **choices)
     with pytest.raises(ValueError, match="in phase 'training'; got one stopped in phase 'autoenc"):
         stopped.resume(progress=False)
 
 
 def test_parameters_of_plain_functions_are_learned(x):
-    fitted = pyro_moe.fit(with_parameters, nothing, x, epochs=3, progress=False)
+    fitted = pyro_moe.fit(with_parameters, nothing, x, epochs=3, prior="none", progress=False)
     parameters = fitted.parameters()
     assert set(parameters) == {"loc", "scale"}
     assert parameters["scale"] != 0.0
@@ -304,6 +310,7 @@ def test_a_fit_warns_of_a_value_that_is_not_finite_and_keeps_the_last_good_epoch
             epochs=3,
             batch_size=10,
             learning_rate=rate_that_explodes,
+            prior="none",
             progress=False,
             callback=lambda each: seen.append(each.parameters()),
         )

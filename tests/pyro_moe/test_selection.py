@@ -13,7 +13,7 @@ import pyro_moe
 from pyro_moe import DataError, Rows, evaluation, models, selection
 from pyro_moe.selection import compare_log_densities
 
-EM = {"loss": "em", "epochs": 30, "progress": False}
+EM = {"loss": "em", "epochs": 30, "prior": "none", "progress": False}
 
 
 def gmm(num_components):
@@ -90,7 +90,7 @@ def test_a_latent_code_is_averaged_over_samples():
     def vae(num_components):
         return models.VAE(2, 1, hidden=(4,))
 
-    options = {"epochs": 2, "progress": False}
+    options = {"epochs": 2, "prior": "none", "progress": False}
     chosen = pyro_moe.select(vae, x, num_components=[1], num_samples=3, **options)
     held = chosen.log_densities.index.to_numpy(copy=True)
     fit = pyro_moe.fit(*programs(vae(1)), x[np.setdiff1d(np.arange(20), held)], **options)

@@ -158,7 +158,9 @@ def test_a_component_that_ends_without_rows_is_named():
         story.mixture.loc[1] += 1e3
     expected = "rows for each of 3 components; got none for 1: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, initialize="keep", epochs=1, progress=False)
+        pyro_moe.fit(
+            story.model, story.guide, x, initialize="keep", epochs=1, prior="none", progress=False
+        )
 
 
 def test_components_with_hardly_any_rows_are_told_from_those_with_none():
@@ -178,7 +180,16 @@ def test_a_component_with_hardly_any_rows_is_warned_of():
     story = GMM(4, 2)
     expected = "rows for each of 2 components; got few for 0: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, loss="em", initialize=r, epochs=3, progress=False)
+        pyro_moe.fit(
+            story.model,
+            story.guide,
+            x,
+            loss="em",
+            initialize=r,
+            epochs=3,
+            prior="none",
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("story", [ME, DeepMoE, DVMoE])
@@ -225,7 +236,7 @@ def test_a_column_that_single_precision_hardly_resolves_is_named():
     story, x = GMM(D, 2), torch.randn(60, D)
     x[:, 1] = 1.7e9 + 86400 * x[:, 1]
     expected = r"columns that torch.float32 resolves; got a mean of 1.7e\+09 .* in column 1 of x"
-    settings = {"epochs": 1, "loss": "em", "progress": False}
+    settings = {"epochs": 1, "loss": "em", "prior": "none", "progress": False}
     with pytest.warns(DataWarning, match=expected):
         pyro_moe.fit(story.model, story.guide, x, **settings)
     pyro_moe.fit(story.double().model, story.guide, x.double(), **settings)  # without a warning
@@ -235,6 +246,6 @@ def test_components_may_have_their_rows_at_the_end():
     story = GMM(D, 2)
     x = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
     x[40:] += 50.0
-    settings = {"loss": "em", "epochs": 9, "progress": False}
+    settings = {"loss": "em", "epochs": 9, "prior": "none", "progress": False}
     run = pyro_moe.fit(story.model, story.guide, x, **settings)
     check_components(run, rows=10)  # without a warning

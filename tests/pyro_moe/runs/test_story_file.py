@@ -80,7 +80,13 @@ def test_a_written_story_is_fitted_like_the_shipped_one(name, missing, data, tmp
         pytest.skip("no targets")
     if missing:
         data[1][::3] = torch.nan
-    choices = {"epochs": 3, "batch_size": 16, "progress": False, "missing_targets": missing}
+    choices = {
+        "epochs": 3,
+        "batch_size": 16,
+        "prior": "none",
+        "progress": False,
+        "missing_targets": missing,
+    }
     if name in ("gmm", "me", "gmmmoe"):
         choices["loss"] = "em"
     fits = [
@@ -162,7 +168,9 @@ def test_what_a_comment_says_may_be_written_instead_can_be_fitted(
     story = story_file.read(written(tmp_path / "edited.py", edited)).story
     known = choices.parameters(story)
     story = story(**{key: value for key, value in NUMBERS.items() if key in known})
-    fit = pyro_moe.fit(story.model, story.guide, data, epochs=2, initial_epochs=1, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, data, epochs=2, initial_epochs=1, prior="none", progress=False
+    )
     assert fit.stopped is None
     assert {"training"} <= {record["phase"] for record in fit.history}
 
@@ -282,7 +290,7 @@ def broken(tmp_path, old, new, story="dvmoe"):
 def explained(path, x, y):
     try:
         story = story_file.read(path).story(D, 2, K, L)
-        pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, progress=False)
+        pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, prior="none", progress=False)
     except Exception as error:
         return story_file.explain(error)
 
