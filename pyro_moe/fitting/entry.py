@@ -240,7 +240,7 @@ def fit(
             break
     best = max(fits, key=_score)
     if fits[-1].stopped != "interrupted" and best.stopped is None:
-        best = finish(best, Progress(progress), callback)
+        best = finish(best, progress, callback)
     if best.history:
         check_components(best)
     if isinstance(best.run, EM) and epochs is None and not (best.run.converged or best.stopped):
@@ -283,7 +283,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     programs, history = Programs(run.model, run.guide, run.store), list(fit.history)
     resumed = replace(fit, programs=programs, history=history, settings=settings, run=run)
     trained = train(resumed, [(phase, run)], Progress(progress), None)
-    return trained if trained.stopped else finish(trained, Progress(progress), None)
+    return trained if trained.stopped else finish(trained, progress, None)
 
 
 def _lengths(

@@ -122,7 +122,7 @@ def train(
     return replace(fitted, stopped=stopped, held_out_elbo=elbo)
 
 
-def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | None) -> Fit:
+def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) -> Fit:
     """A last phase with all rows, if some were held out.
 
     It is a tenth as long as the training was, and its learning rate rises to that of the best
@@ -147,7 +147,7 @@ def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | No
         optimizer=None,
         best=None,
     )
-    return train(replace(fitted, run=last), [(LAST_PHASE, last)], progress, callback)
+    return train(replace(fitted, run=last), [(LAST_PHASE, last)], Progress(progress), callback)
 
 
 def reset(model: Program, guide: Program, data: Columns, seed: int, *, keep: bool = False) -> None:

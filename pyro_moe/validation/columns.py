@@ -137,6 +137,8 @@ def check_rounding(y: torch.Tensor) -> None:
     """
     flat = y.reshape(len(y), -1).double()
     flat = flat[~flat.isnan().any(-1)]
+    if len(flat) == 0:
+        return
     errors = rounding_error(flat)
     for index in (errors > 0.05 * flat.std(0, correction=0)).nonzero().flatten().tolist():
         step = errors[index].item() * 12**0.5

@@ -58,7 +58,7 @@ def test_fit_warns_of_far_values_in_x_and_y():
     assert seen[0].filename == __file__
     y[7] = 1e6
     story = ME(2, 1, 1)
-    with pytest.warns(DataWarning, match="got 1e.06 in row 7 of column 'y0'"):
+    with pytest.warns(DataWarning, match="got 1e.06 in row 7 of column 'y'"):
         pyro_moe.fit(story.model, story.guide, (x.clamp(-5, 5), y), **choices)
 
 

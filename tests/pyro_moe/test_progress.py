@@ -66,7 +66,7 @@ def test_starts_share_the_lines(capsys):
     fit(restarts=5)
     lines = lines_of(capsys.readouterr().err)
     expected = [f"start {start} of 5: training 20/20" for start in range(1, 6)]
-    assert [line.split(",")[0] for line in lines] == expected
+    assert [line.split(",")[0] for line in lines] == [*expected, "all rows 2/2"]
 
 
 def test_a_resumed_fit_says_what_is_left(capsys):
