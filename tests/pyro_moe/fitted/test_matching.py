@@ -242,7 +242,7 @@ def test_classes_may_come_as_floating_point_numbers():
 
 def test_whole_numbers_are_taken_for_targets_that_were_not():
     story = models.ME(3, 1, 2)
-    y = Y[:, :1].round()
+    y = (100 * Y[:, :1]).round()
     fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=2, prior="none", progress=False)
     assert_close(evaluation.elbo(fit, (X, y.long())), evaluation.elbo(fit, (X, y)), **EXACT)
 

@@ -1,5 +1,7 @@
 """The choice of the prior for few rows."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -64,3 +66,19 @@ def test_a_given_prior_is_not_compared(monkeypatch):
     given = pyro_moe.Prior(rows=2.0, null_rows=1.0)
     fitted = pyro_moe.fit(story.model, story.guide, noise(40, 6), prior=given, **choices)
     assert fitted.run.prior == given
+
+
+def test_a_story_in_single_precision_is_compared_in_it():
+    """The constants of plain functions have no other type."""
+    constant, seen = torch.ones(2), []
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        seen.append(x.dtype)
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "x", dist.Normal(x @ torch.diag(constant) * 0 + loc, 1.0).to_event(1), obs=x
+            )
+
+    assert chosen_prior(model, lambda x: None, (torch.randn(40, 2),), 2, "em", True, 0) == WEAK
+    assert set(seen) == {torch.float32}

@@ -128,8 +128,8 @@ INSTEAD = [
         (
             name,
             "choose(c, self.mixture.normals)",
-            "StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1)",
-            "m",
+            "StudentT(3.0, c @ p.mean, c @ p.stddev).to_event(1)",
+            "n",
         )
         for name in ("gmm", "gmmmoe")
     ),
@@ -140,7 +140,7 @@ INSTEAD = [
         "",
     ),
 ]
-SHORT = {"p": "self.decoder(z)", "m": "self.mixture"}
+SHORT = {"p": "self.decoder(z)", "n": "self.mixture.normals"}
 
 
 @pytest.mark.parametrize(("name", "old", "new", "short"), INSTEAD)
@@ -152,8 +152,8 @@ def test_what_a_comment_says_may_be_written_instead_can_be_fitted(
     comments = [line.strip(" #") for line in text.splitlines() if line.lstrip().startswith("#")]
     assert new in " ".join(comments)
     if short:
-        assert f"{short} = {SHORT[short]}" in " ".join(comments)
-        new = re.sub(rf"\b{short}\.", f"{SHORT[short]}.", new)
+        assert f"p = {SHORT[short]}" in " ".join(comments)
+        new = re.sub(r"\bp\.", f"{SHORT[short]}.", new)
     code = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     edited = "\n".join(code)
     (statement,) = (line for line in code if old in line and "return" not in line)

@@ -19,7 +19,7 @@ X = torch.randn(N, 2, generator=GENERATOR) + 4.0 * (torch.arange(N) % 2).unsquee
 Y = torch.where(torch.arange(N) % 2 == 0, X[:, 0], 3.0 - X[:, 1])
 Y = (Y + 0.1 * torch.randn(N, generator=GENERATOR)).unsqueeze(-1)
 NEW = (torch.randn(60, 2, generator=GENERATOR) + 2.0, torch.randn(60, 1, generator=GENERATOR))
-EM = {"loss": "em", "epochs": 20, "prior": "none"}
+EM = {"loss": "em", "epochs": 20}
 SVI = {"epochs": 2, "initialize": "random"}
 SIZES = {"x_dim": 2, "num_components": 2}
 KINDS = {
