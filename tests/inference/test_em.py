@@ -264,8 +264,10 @@ def targets(x):
 
 
 def penalized(story, elbo):
-    """The likelihood in nats per row less the penalty on the weights of a softmax gate."""
-    return elbo - 0.5e-4 * (story.gate.maps.weight.square().sum() / D).item() / N
+    """The likelihood in nats per row less the penalties on the weights of gate and experts."""
+    of_gate = 1e-4 * story.gate.maps.weight.square().sum() / D
+    of_experts = story.experts.ridge * story.experts.squared_weights()
+    return elbo - 0.5 * (of_gate + of_experts).item() / N
 
 
 @pytest.mark.parametrize("experts", ["normal", "student-t"])

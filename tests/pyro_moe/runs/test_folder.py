@@ -36,7 +36,8 @@ each_story = pytest.mark.parametrize("name", ARGUMENTS)
 
 def fitted(name, x=X, **choices):
     story = runs.STORIES[name](**ARGUMENTS[name]).to(x.dtype)
-    settings = {"epochs": 2, "initialize": "random", "prior": "weak", "progress": False} | choices
+    settings = {"epochs": 2, "loss": "marginal", "initialize": "random", "prior": "weak"}
+    settings |= {"progress": False} | choices
     data = (x, Y.to(x.dtype)) if name in WITH_TARGETS else x
     return pyro_moe.fit(story.model, story.guide, data, **settings)
 
