@@ -98,7 +98,7 @@ def impute(
         >>> x[:, 1] = 3.0 * x[:, 0]
         >>> fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=2, progress=False)
         >>> impute(fit, [[1.0, float("nan")]]).mean.round(decimals=2)
-        tensor([[1., 3.]])
+        tensor([[1., 3.]], dtype=torch.float64)
     """
     for name, least, given in (("num_samples", 1, num_samples), ("num_rounds", 0, num_rounds)):
         if given < least:

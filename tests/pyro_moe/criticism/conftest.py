@@ -12,7 +12,7 @@ from pyro_moe import EmptyComponentWarning, Rows, models
 N, K = 80, 2
 SIZES = {"x_dim": 2, "num_components": K}
 SMALL = {"hidden": (4,)}
-EM = {"loss": "em", "epochs": 5, "prior": "none"}
+EM = {"loss": "em", "epochs": 5}
 SHORT = {"epochs": 2, "initialize": "random"}
 
 
