@@ -221,7 +221,10 @@ class DeepMoE(MixtureOfExperts):
 
     def shallow(self) -> ME:
         """A mixture of the same experts with a softmax gate."""
-        options = {"experts": copy.deepcopy(self.family), "common_scale": self.common_scale}
+        options: dict[str, Any] = {
+            "experts": copy.deepcopy(self.family),
+            "common_scale": self.common_scale,
+        }
         return ME(self.x_dim, self.y_dim, self.num_components, **options)
 
 

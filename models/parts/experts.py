@@ -171,7 +171,7 @@ class NormalExperts(Experts):
         self.network, self.covariance = network, covariance
         self.initial_scale, self.min_scale = initial_scale, min_scale
         self.units = Standardize(y_dim)
-        self.register_buffer("floor", torch.full((y_dim,), min_scale))
+        self.floor = nn.Buffer(torch.full((y_dim,), min_scale))
         width = 1 if covariance == "scalar" else y_dim
         self.log_scale = nn.Parameter(torch.empty(num_components, width))
         if covariance == "full":

@@ -173,19 +173,19 @@ def fit(
     keep = isinstance(initialize, str) and initialize == "keep"
     to_tensors: dict[str, Any] = {"device": device, "missing_targets": missing_targets}
     columns = columns_of(model, guide, data, double=loss == "em", **to_tensors)
-    copies = isolated(model, guide)
-    for part in modules(*copies):
+    copied, guide_copied = isolated(model, guide)
+    for part in modules(copied, guide_copied):
         part.to(columns[0]).eval()
     learns = not (epochs == 0 and keep)
     assigns = isinstance(loss, str) and loss == "categorical-kl"
-    num_components = check(*copies, columns, learns=learns, assigns=assigns)
+    num_components = check(copied, guide_copied, columns, learns=learns, assigns=assigns)
     if learns:
         check_columns(columns, column_names(data))
     if isinstance(loss, str) and loss == "auto":
         of_gradients = (batch_size, learning_rate, temperature, validation, patience)
-        em = all(each is None for each in of_gradients) and has_em(*copies, columns)
+        em = all(each is None for each in of_gradients) and has_em(copied, guide_copied, columns)
         loss = "em" if em else "marginal"
-        if em:
+        if em and learns:
             columns = columns_of(model, guide, data, double=True, **to_tensors)
     start = check_start(initialize, len(columns[0]), num_components)
     by_em = isinstance(loss, str) and loss == "em"
