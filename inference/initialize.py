@@ -158,8 +158,10 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
 
 
 def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:
+    """A phase before the training, whose bound on held-out rows does not tell when to stop."""
     elbo, treatment = objective(loss)
-    return replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
+    phase = replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
+    return replace(phase, held_out=None, patience=None)
 
 
 def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:

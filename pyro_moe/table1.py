@@ -92,18 +92,13 @@ def method(
 
 
 def _fit_arguments(name: str, images: bool, start: Any, quick: bool) -> dict[str, Any]:
-    arguments: dict[str, Any]
-    restarts = 1 if images else 2
+    arguments: dict[str, Any] = {"restarts": 1 if images else 2, "prior": "weak"}
     if name in ("ME", "GMM-MoE"):
-        arguments = {"loss": "em", "epochs": 20 if images else 100, "restarts": restarts}
+        arguments |= {"loss": "em", "epochs": 20 if images else 100}
         if images and name == "GMM-MoE":
             arguments |= {"initialize": start, "epochs": 10}
         return arguments
-    arguments = {
-        "restarts": restarts,
-        "initialize": "random",
-        "epochs": 5 if quick else 6 if images else 10,
-    }
+    arguments |= {"initialize": "random", "epochs": 5 if quick else 6 if images else 10}
     if images:
         arguments["learning_rate"] = 1e-3
     if name == "DeepMoE":
@@ -127,7 +122,8 @@ def cell(
         **options: See `method`.
 
     Returns:
-        Scores of the prediction of y, the accuracy of the gate, the held-out ELBO, and seconds.
+        Scores of the prediction of y, the accuracy of the gate, the held-out ELBO (None for EM),
+        and seconds.
     """
     (x, y), target, classes = _with_targets(train), _with_targets(test)[1], test.labels
     story: Any

@@ -139,7 +139,7 @@ def test_discrete_assignments_are_one_hot_in_all_that_is_simulated(fit, rows):
 def test_criticism(fit, rows, tmp_path):
     assert len(criticism.check(fit, rows, num_replicates=19).table) > 0
     assert len(criticism.health(fit, rows).shares) == K
-    other = pyro_moe.fit(model, guide, rows, epochs=1, progress=False)
+    other = pyro_moe.fit(model, guide, rows, epochs=1, prior="none", progress=False)
     assert len(criticism.compare({"one": fit, "other": other}, rows)) == 2
     idata = criticism.to_arviz(fit, rows, num_draws=8)
     assert "posterior_predictive" in list(getattr(idata, "children", idata.groups()))

@@ -17,6 +17,7 @@ from pyro_moe.inference.protocols import HasShallow
 from pyro_moe.inference.starts.several import best_start
 
 from .arguments import has_em
+from .columns import standardizes
 from .training import reset
 
 ONE_MODEL = Prior(100.0)
@@ -80,7 +81,8 @@ def chosen_prior(
     if isinstance(story, HasShallow):
         shallow: Any = story.shallow()
         model, guide = shallow.model, shallow.guide
-    columns = tuple(column.double() if column.is_floating_point() else column for column in columns)
+    if standardizes(model, guide):
+        columns = tuple(c.double() if c.is_floating_point() else c for c in columns)
     first = _begin(model, guide, columns, seed, 0)
     if not has_em(first.model, first.guide, columns):
         return WEAK

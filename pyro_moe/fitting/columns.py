@@ -33,10 +33,15 @@ def columns_of(
     like = parameters[0] if parameters else torch.empty(0)
     exact = as_tensors(data, dtype=torch.float64, missing_targets=missing_targets)
     problems = [] if like.dtype == torch.float64 else unresolved(exact, like.dtype)
-    standardizes = bool(parts) and all(isinstance(part, Adaptive) for part in parts)
-    if standardizes and (double or problems):
+    if standardizes(model, guide) and (double or problems):
         return tuple(column.to(device or like.device) for column in exact)
     for problem in problems:
         warnings.warn(problem, DataWarning, stacklevel=3)
     columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
     return tuple(column.to(device or like.device) for column in columns)
+
+
+def standardizes(model: Program, guide: Program) -> bool:
+    """Whether a story takes its units from the data, and so can be fitted in double precision."""
+    parts = modules(model, guide)
+    return bool(parts) and all(isinstance(part, Adaptive) for part in parts)

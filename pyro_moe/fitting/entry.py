@@ -32,7 +32,7 @@ from .arguments import (
 )
 from .choice import chosen_prior
 from .columns import columns_of
-from .training import beginning, begun, finish, run_of, train
+from .training import LAST_PHASE, beginning, begun, finish, run_of, train
 
 STEPS = 4000
 STARTS_OF_EM = 12
@@ -187,7 +187,8 @@ def fit(
         of_gradients = (batch_size, learning_rate, temperature, validation, patience)
         em = all(each is None for each in of_gradients) and has_em(one, other, columns)
         loss = "em" if em else "marginal"
-        columns = columns_of(model, guide, data, double=em, **to_tensors)
+        if em and learns:
+            columns = columns_of(model, guide, data, double=True, **to_tensors)
     start = check_start(initialize, len(columns[0]), num_components)
     by_em = isinstance(loss, str) and loss == "em"
     several = STARTS_OF_EM if by_em and start == "random" and epochs is None else 1
@@ -239,8 +240,8 @@ def fit(
         if fits[-1].stopped == "interrupted":
             break
     best = max(fits, key=_score)
-    if best.stopped is None:
-        best = finish(best, Progress(progress), callback)
+    if fits[-1].stopped != "interrupted" and best.stopped is None:
+        best = finish(best, progress, callback)
     if best.history:
         check_components(best)
     if isinstance(best.run, EM) and epochs is None and not (best.run.converged or best.stopped):
@@ -270,18 +271,20 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     """
     if fit.run is None:
         raise ValueError("expected a fit with its optimizer; got one of a run folder")
-    if fit.history and not fit.run.history:
+    phase = fit.history[-1]["phase"] if fit.history else "training"
+    if not fit.run.history and phase == "training" and fit.history:
+        phase = LAST_PHASE  # which was stopped in its first epoch
+    elif not fit.run.history and fit.history:
         raise ValueError(
             "expected a fit that was stopped in phase 'training'; got one stopped in phase "
-            f"{fit.history[-1]['phase']!r}"
+            f"{phase!r}"
         )
     run = fit.run.copy(epochs=fit.run.epochs if epochs is None else epochs)
     settings = {**fit.settings, "epochs": run.epochs}
     programs, history = Programs(run.model, run.guide, run.store), list(fit.history)
     resumed = replace(fit, programs=programs, history=history, settings=settings, run=run)
-    phase = fit.history[-1]["phase"] if fit.history else "training"
     trained = train(resumed, [(phase, run)], Progress(progress), None)
-    return trained if trained.stopped else finish(trained, Progress(progress), None)
+    return trained if trained.stopped else finish(trained, progress, None)
 
 
 def _lengths(

@@ -116,13 +116,13 @@ def train(
                 NonFiniteWarning,
                 stacklevel=3,
             )
-    held_out_elbo = fitted.held_out_elbo
-    if isinstance(fitted.run, SVI) and held_out_elbo is None:
-        held_out_elbo = fitted.run.held_out_elbo
-    return replace(fitted, stopped=stopped, held_out_elbo=held_out_elbo)
+    elbo = fitted.held_out_elbo
+    if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
+        elbo = fitted.run.held_out_elbo
+    return replace(fitted, stopped=stopped, held_out_elbo=elbo)
 
 
-def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | None) -> Fit:
+def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) -> Fit:
     """A last phase with all rows, if some were held out.
 
     It is a tenth as long as the training was, and its learning rate rises to that of the best
@@ -135,12 +135,9 @@ def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | No
     tenth = 0.1 * max(record["learning_rate"] for record in run.history)
     peak = max(best["learning_rate"], tenth)
     temperature = at(run.temperature, best["epoch"] / run.epochs)
-    elbo, treatment = run.elbo, run.treatment
     last = replace(
         run,
         data=fitted.data,
-        elbo=elbo,
-        treatment=treatment,
         epochs=max(1, round(0.1 * len(run.history))),
         learning_rate=lambda done: peak * one_cycle(done),
         temperature=temperature,
@@ -150,7 +147,7 @@ def finish(fitted: Fit, progress: Progress, callback: Callable[[Fit], None] | No
         optimizer=None,
         best=None,
     )
-    return train(replace(fitted, run=last), [(LAST_PHASE, last)], progress, callback)
+    return train(replace(fitted, run=last), [(LAST_PHASE, last)], Progress(progress), callback)
 
 
 def reset(model: Program, guide: Program, data: Columns, seed: int, *, keep: bool = False) -> None:

@@ -42,7 +42,9 @@ def before():
 
 @pytest.fixture(scope="module")
 def fit(rows, before):
-    return pyro_moe.fit(model, story.guide, rows[0].x, epochs=2, seed=0, progress=False)
+    return pyro_moe.fit(
+        model, story.guide, rows[0].x, epochs=2, seed=0, prior="none", progress=False
+    )
 
 
 def test_x_is_student_t_given_z(fit, rows):

@@ -192,6 +192,7 @@ def test_a_fit_from_responsibilities_starts_with_their_components(x, responsibil
         initial_epochs=1,
         epochs=1,
         learning_rate=0.0,
+        prior="none",
         progress=False,
     )
     assert [record["phase"] for record in fitted.history] == ["assigned", "training"]

@@ -239,7 +239,9 @@ def story_guide(x):
 
 
 def quick(model, guide, **choices):
-    return pyro_moe.fit(model, guide, X, epochs=2, batch_size=10, progress=False, **choices)
+    return pyro_moe.fit(
+        model, guide, X, epochs=2, batch_size=10, prior="none", progress=False, **choices
+    )
 
 
 @pytest.mark.filterwarnings("ignore::pyro_moe.EmptyComponentWarning")

@@ -56,7 +56,7 @@ def test_the_bound_of_the_exact_posterior_is_the_log_evidence(rows):
 def test_a_fit_finds_the_posterior(rows):
     x, y = rows
     story = BayesianExperts(ME(1, 1, 1), prior=known_noise)
-    settings = {"epochs": 300, "learning_rate": 0.1, "progress": False}
+    settings = {"epochs": 300, "learning_rate": 0.1, "prior": "none", "progress": False}
     fitted = pyro_moe.fit(story.model, story.guide, (x, y), **settings).story
     u, t = (x - x.mean()) / x.std(correction=0), (y - y.mean()) / y.std(correction=0)
     noise = NOISE + 1e-3
@@ -110,6 +110,7 @@ def test_any_story_takes_priors_and_a_clustered_start(story, rows):
         initialize=torch.nn.functional.one_hot(labels, 2),
         epochs=2,
         initial_epochs=2,
+        prior="none",
         progress=False,
     )
     assert evaluation.predict(fit, x, num_samples=8).log_prob(y).isfinite().all()

@@ -168,7 +168,7 @@ def test_em_in_many_columns_of_which_many_are_constant_stays_finite(data, choice
     assert (x == x[0]).all(0).any()
     story = GMMMoE(x.shape[1], 1, 3, covariance=covariance, **choices).float()
     fitted = pyro_moe.fit(
-        story.model, story.guide, (x, y), loss="em", epochs=3, seed=0, progress=False
+        story.model, story.guide, (x, y), loss="em", epochs=3, seed=0, prior="none", progress=False
     )
     elbos = [record["elbo"] for record in fitted.history]
     assert fitted.stopped is None

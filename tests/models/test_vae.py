@@ -134,7 +134,7 @@ def test_a_heteroscedastic_story_learns_where_the_noise_is():
     sd = {}
     for likelihood in ("normal", "normal-heteroscedastic"):
         story = VAE(2, 1, likelihood=likelihood, hidden=(16,))
-        settings = {"epochs": 60, "progress": False}
+        settings = {"epochs": 60, "prior": "none", "progress": False}
         fit = pyro_moe.fit(story.model, story.guide, x, learning_rate=1e-2, **settings)
         with torch.no_grad():
             of_x = fit.story.decoder(fit.story.encoder(x).mean)

@@ -21,9 +21,10 @@ from torch.utils.data import TensorDataset
 
 import pyro_moe
 from pyro_moe import DataError, NonFiniteWarning, Rows, SiteError, evaluation
-from pyro_moe.fitting import geometric
+from pyro_moe.fitting import entry, geometric
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.objectives import PRIOR_SHARE
+from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import (
     DMVAE,
@@ -42,7 +43,7 @@ EXACT = {"rtol": 0, "atol": 0}
 
 def fit(story, data, **choices):
     start = {"initialize": "random"}
-    choices = {"epochs": 2, "batch_size": 10, "progress": False} | start | choices
+    choices = {"epochs": 2, "batch_size": 10, "prior": "none", "progress": False} | start | choices
     return pyro_moe.fit(story.model, story.guide, data, **choices)
 
 
@@ -150,7 +151,7 @@ def test_what_the_parameter_store_holds_is_no_start():
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
     pyro.param("loc", torch.full((D,), 77.0))
-    fitted = pyro_moe.fit(model, nothing, torch.zeros(N, D), epochs=1, progress=False)
+    fitted = pyro_moe.fit(model, nothing, torch.zeros(N, D), epochs=1, prior="none", progress=False)
     assert_close(fitted.parameters()["loc"], torch.zeros(D), **EXACT)
 
 
@@ -198,7 +199,14 @@ def test_targets_go_to_model_and_guide(x):
         seen.append((x, y))
 
     fitted = pyro_moe.fit(
-        model, guide, (x, y), epochs=1, batch_size=7, learning_rate=stay, progress=False
+        model,
+        guide,
+        (x, y),
+        epochs=1,
+        batch_size=7,
+        learning_rate=stay,
+        prior="none",
+        progress=False,
     )
     density = dist.Normal(0.0, 2.0).log_prob(x).sum(-1)
     density = density + dist.Normal(0.5 * x[:, 0], 1.5).log_prob(y)
@@ -216,7 +224,7 @@ def test_classes_stay_whole_numbers(x, y):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
-    pyro_moe.fit(model, nothing, (x, y), epochs=1, progress=False)
+    pyro_moe.fit(model, nothing, (x, y), epochs=1, prior="none", progress=False)
     assert {each.dtype for each in seen} == {torch.int64}
 
 
@@ -303,8 +311,11 @@ def test_restarts_leave_enough_rows_for_the_components():
         ({"learning_rate": -0.1}, "expected learning_rate of at least 0, or a function; got -0.1"),
         ({"learning_rate": "fast"}, "expected learning_rate of at least 0, .*; got 'fast'"),
         ({"temperature": 0.0}, "expected temperature above 0, or a function; got 0.0"),
-        ({"held_out": 0.0, "restarts": 2}, "expected held_out between 0 and 1; got 0.0"),
-        ({"held_out": 1.0, "restarts": 2}, "expected held_out between 0 and 1; got 1.0"),
+        ({"validation": 0.0, "restarts": 2}, "expected validation above 0, .*; got 0"),
+        ({"validation": 1.0}, "expected validation of at least 0 and below 1; got 1.0"),
+        ({"validation": "some"}, "expected validation of at least 0 and below 1; got 'some'"),
+        ({"patience": 0}, "expected patience of at least 1; got 0"),
+        ({"prior": "strong"}, r"expected prior in \('auto', .*\) or a Prior; got 'strong'"),
     ],
 )
 def test_an_argument_that_is_none_of_its_choices_is_an_error(x, choices, message):
@@ -325,23 +336,32 @@ def test_a_model_without_parameters_is_an_error(x):
             pyro.sample("x", dist.Normal(torch.zeros(D), 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="model or guide with parameters to learn; got none"):
-        pyro_moe.fit(model, nothing, x, progress=False)
+        pyro_moe.fit(model, nothing, x, prior="none", progress=False)
 
 
 def test_settings_are_what_was_asked_with_defaults_filled_in():
     story = STORIES["dmvae"]()
     fitted = pyro_moe.fit(
-        story.model, story.guide, torch.randn(1000, D), learning_rate=interrupt, progress=False
+        story.model,
+        story.guide,
+        torch.randn(1000, D),
+        learning_rate=interrupt,
+        prior="weak",
+        progress=False,
     )
     assert fitted.settings == {
-        "epochs": 1024,  # 4,000 steps, at 256 of 1,000 rows
+        "epochs": 714,  # 4,000 steps, at 225 of 900 rows, with 238 and 48 epochs before
         "batch_size": 256,
         "learning_rate": interrupt,
         "loss": "marginal",
         "temperature": None,
         "initialize": "autoencoder",
-        "initial_epochs": 1024,
+        "initial_epochs": 238,
         "restarts": 1,
+        "validation": 0.1,
+        "patience": 20,
+        "tolerance": 1e-8,
+        "prior": {"rows": 1e-3, "null_rows": 0.0, "ridge": 1e-4},
         "missing_targets": False,
         "seed": 0,
     }
@@ -353,10 +373,13 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         ({"loss": Trace_ELBO()}, {"loss": "Trace_ELBO"}),
         ({"initialize": np.full((N, K), 1 / K)}, {"initialize": "responsibilities"}),
         ({"batch_size": 500}, {"batch_size": N}),
-        ({"batch_size": 500, "restarts": 2}, {"batch_size": 27, "restarts": 2}),
+        ({"batch_size": 500, "restarts": 2}, {"batch_size": 22, "restarts": 2, "validation": 0.25}),
         ({"epochs": 7, "initial_epochs": 3}, {"epochs": 7, "initial_epochs": 3}),
         ({"epochs": 7}, {"initial_epochs": 7}),
+        ({"epochs": 7}, {"validation": 0.0, "patience": None}),
+        ({"epochs": 7, "patience": 3}, {"patience": 3}),
         ({"seed": 5, "temperature": 0.3}, {"seed": 5, "temperature": 0.3}),
+        ({"prior": Prior(rows=2.0)}, {"prior": {"rows": 2.0, "null_rows": 0.0, "ridge": 1e-4}}),
     ],
 )
 def test_settings_can_be_written_down(x, choices, expected):
@@ -423,13 +446,21 @@ def test_responsibilities_may_be_of_any_kind(x, labels, convert):
 
 def test_responsibilities_belong_to_the_rows_that_are_kept(x, labels):
     """A GMM's first M-step sees responsibilities of the same rows as x, held-out ones left out."""
-    r = torch.eye(K)[labels]
-    fitted = fit(STORIES["gmm"](), x, initialize=r, loss="em", restarts=2, epochs=1)
-    kept = fitted.data[0]
+    r, trained = torch.eye(K)[labels], []
+    fitted = fit(
+        STORIES["gmm"](),
+        x,
+        initialize=r,
+        validation=0.1,
+        epochs=1,
+        learning_rate=stay,
+        callback=lambda each: trained.append(each.run.data[0]),
+    )
+    kept = trained[0]
     assert len(kept) == 27
     nearest = torch.stack([labels[(x == row).all(-1)][0] for row in kept])
     expected = torch.stack([kept[nearest == k].mean(0) for k in range(K)])
-    found = fitted.story.mixture.loc.detach()
+    found = fitted.story.mixture.normals.mean.detach()
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -469,43 +500,52 @@ def test_an_autoencoder_starts_from_a_clustering_of_its_codes(x, labels):
 
 
 def captured(x, **choices):
-    """A fit of a mixture with restarts, and the parameters with which each start ended."""
-    last = {}
+    """A fit of a mixture with restarts, and what each start had learned after each epoch."""
+    runs = {}
 
     def callback(fitted):
-        last[id(fitted.run)] = fitted
+        record = fitted.history[-1]
+        if record["phase"] == "training":
+            runs.setdefault(id(fitted.run), []).append((fitted.run, record, fitted.parameters()))
 
     fitted = fit(GMM(D, 4).double(), x, callback=callback, **choices)
-    return fitted, list(last.values())
+    return fitted, list(runs.values())
 
 
-def held_out_rows(fitted, x):
-    kept = fitted.data[0]
-    return x[~(x[:, None] == kept).all(-1).any(-1)]
-
-
-def test_of_restarts_the_best_on_held_out_rows_is_returned():
+def test_of_restarts_the_best_state_on_held_out_rows_goes_on(monkeypatch):
     x = torch.randn(60, D, dtype=torch.float64) * 3
     x[:40] += 20 * torch.eye(2, dtype=torch.float64)[torch.arange(40) % 2]
-    fitted, starts = captured(x, restarts=4, epochs=5, held_out=0.25)
-    assert len(starts) == 4
-    held = held_out_rows(fitted, x)
+    monkeypatch.setattr(entry, "finish", lambda fitted, *_: fitted)  # without the last phase
+    fitted, starts = captured(x, restarts=4, epochs=5, validation=0.25)
+    assert [len(start) for start in starts] == [5] * 4
+    (held,) = fitted.run.held_out
     assert len(held) == 15
-    scores = [each.story.mixture.log_joint(held).logsumexp(-1).mean().item() for each in starts]
-    assert len(set(scores)) == 4  # starts differ
-    assert fitted.held_out_elbo == pytest.approx(max(scores), rel=1e-9)
-    best = starts[scores.index(max(scores))]
-    assert fitted.run is best.run
-    same(fitted, best)
-    assert [each.held_out_elbo for each in starts] == [None] * 4  # while they train
+    epochs = [epoch for start in starts for epoch in start]
+    scores = [record["held_out_elbo"] for _, record, _ in epochs]
+    assert len({max(scores[i : i + 5]) for i in range(0, 20, 5)}) == 4  # starts differ
+    assert fitted.held_out_elbo == max(scores)
+    run, _, parameters = epochs[scores.index(max(scores))]
+    assert fitted.run is run
+    assert_close(fitted.parameters(), parameters, **EXACT)
+    by_hand = fitted.story.mixture.log_joint(held).logsumexp(-1).mean().item()
+    assert fitted.held_out_elbo == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_best_of_restarts_ends_with_all_rows(x):
+    fitted = fit(GMM(D, 4), x, restarts=2, epochs=20)
+    phases = [record["phase"] for record in fitted.history]
+    assert phases == ["training"] * 20 + ["all rows"] * 2
+    assert_close(fitted.data[0], x, **EXACT)
+    assert_close(fitted.run.data[0], x, **EXACT)
 
 
 def test_starts_do_not_depend_on_their_number(x):
     """The first start of three is the first of two."""
-    x = x.double()
-    two, three = (captured(x, restarts=restarts)[1] for restarts in (2, 3))
+    two, three = (captured(x.double(), restarts=restarts)[1] for restarts in (2, 3))
+    assert (len(two), len(three)) == (2, 3)
     for first, second in zip(two, three, strict=False):
-        same(first, second)
+        for (_, _, before), (_, _, after) in zip(first, second, strict=True):
+            assert_close(before, after, **EXACT)
 
 
 def test_one_start_holds_nothing_out(x):
@@ -586,7 +626,7 @@ def test_interrupted_restarts_return_the_best_so_far(x, stop_in):
     fitted = fit(story, x, restarts=5, epochs=4, batch_size=3, callback=callback)
     runs = list({id(each.run): each.run for each in seen}.values())
     assert len(runs) == stop_in
-    held = held_out_rows(fitted, x)
+    (held,) = fitted.run.held_out
     scores = [run.model.__self__.mixture.log_joint(held).logsumexp(-1).mean() for run in runs]
     assert fitted.held_out_elbo == pytest.approx(max(scores).item(), rel=1e-9)
     assert fitted.run is runs[scores.index(max(scores))]
@@ -608,7 +648,13 @@ def test_an_interruption_amid_an_epoch_resumes_with_the_same_numbers(x, epochs_d
     gate = nn.Sequential(nn.BatchNorm1d(D), nn.Linear(D, K)) if program == "normalized" else None
     story = DMVAE(D, L, K, hidden=(4,), gate=gate)
     pair = (mixture, nothing) if program == "functions" else (story.model, story.guide)
-    choices = {"epochs": 4, "batch_size": 10, "learning_rate": learning_rate, "progress": False}
+    choices = {
+        "epochs": 4,
+        "batch_size": 10,
+        "learning_rate": learning_rate,
+        "prior": "none",
+        "progress": False,
+    }
     choices["initialize"] = "random"
     stopped = pyro_moe.fit(*pair, x, **choices)
     assert stopped.stopped == "interrupted"
@@ -624,7 +670,13 @@ def test_data_are_checked_in_evaluation_mode():
     gate = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
     story = DMVAE(1, 1, 2, hidden=(4,), gate=gate)
     fitted = pyro_moe.fit(
-        story.model, story.guide, torch.randn(4097, 1), epochs=1, batch_size=4097, progress=False
+        story.model,
+        story.guide,
+        torch.randn(4097, 1),
+        epochs=1,
+        batch_size=4097,
+        prior="none",
+        progress=False,
     )
     assert fitted.stopped is None
 
@@ -665,9 +717,16 @@ def test_with_a_constant_rate_going_on_is_as_if_asked_for_at_first(x):
 
 
 def test_a_score_on_held_out_rows_does_not_outlive_its_parameters(x):
-    fitted = fit(STORIES["gmm"](), x, restarts=2)
-    assert fitted.held_out_elbo is not None
-    assert fitted.resume(epochs=9, progress=False).held_out_elbo != fitted.held_out_elbo
+    def callback(fitted):
+        if len(fitted.history) == 2:
+            raise KeyboardInterrupt
+
+    stopped = fit(STORIES["gmm"](), x, validation=0.2, epochs=30, callback=callback)
+    resumed = stopped.resume(progress=False)
+    records = resumed.history[:-3]
+    scores = [record["held_out_elbo"] for record in records]
+    assert stopped.held_out_elbo == max(scores[:2])
+    assert resumed.held_out_elbo == max(scores) > stopped.held_out_elbo
 
 
 # Objectives
@@ -735,7 +794,14 @@ def test_a_mixture_from_scratch_finds_two_clusters():
     side = (torch.arange(60) % 2) * 2 - 1
     x = side[:, None] * torch.tensor([6.0, 2.0]) + torch.randn(60, D)
     fitted = pyro_moe.fit(
-        mixture, nothing, x, epochs=150, batch_size=60, learning_rate=0.1, progress=False
+        mixture,
+        nothing,
+        x,
+        epochs=150,
+        batch_size=60,
+        learning_rate=0.1,
+        prior="none",
+        progress=False,
     )
     means = torch.stack([x[side == s].mean(0) for s in (-1, 1)])
     parameters = fitted.parameters()
@@ -763,7 +829,14 @@ def test_a_latent_outside_the_plate_finds_its_posterior(batch_size):
 
     epochs = 240 * batch_size // num
     fitted = pyro_moe.fit(
-        model, guide, x, epochs=epochs, batch_size=batch_size, learning_rate=0.05, progress=False
+        model,
+        guide,
+        x,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=0.05,
+        prior="none",
+        progress=False,
     )
     loc, scale = fitted.parameters()["loc"], fitted.parameters()["log_scale"].exp()
     deviation = (num + 1) ** -0.5
@@ -787,7 +860,7 @@ def test_networks_that_a_plain_function_names_are_copied_and_learned(x):
             pyro.sample("z", encoder(x))
 
     before = [p.clone() for p in decoder.parameters()]
-    fitted = pyro_moe.fit(model, guide, x, epochs=2, progress=False)
+    fitted = pyro_moe.fit(model, guide, x, epochs=2, prior="none", progress=False)
     assert fitted.story is None
     assert len(fitted.parameters()) == 4
     assert_close(list(decoder.parameters()), before, **EXACT)
@@ -903,4 +976,6 @@ def test_a_divergence_of_categoricals_needs_c_in_the_guide(x):
     story = STORIES["gmm"]()
     message = r"^expected a site 'c' in the guide for loss='categorical-kl'; got none$"
     with pytest.raises(SiteError, match=message):
-        pyro_moe.fit(story.model, lambda x: None, x, loss="categorical-kl", progress=False)
+        pyro_moe.fit(
+            story.model, lambda x: None, x, loss="categorical-kl", prior="none", progress=False
+        )

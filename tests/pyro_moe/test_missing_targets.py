@@ -64,7 +64,13 @@ def y(whole):
 def fitted(case, data, labels, **choices):
     name, settings = FITS[case]
     story = STORIES[name]()
-    settings = {"epochs": 3, "batch_size": 16, "initial_epochs": 1, "progress": False} | settings
+    settings = {
+        "epochs": 3,
+        "batch_size": 16,
+        "initial_epochs": 1,
+        "prior": "none",
+        "progress": False,
+    } | settings
     settings |= {"initialize": torch.eye(K)[labels], "missing_targets": True} | choices
     return pyro_moe.fit(story.model, story.guide, data, **settings)
 
@@ -208,6 +214,7 @@ def test_a_few_targets_are_enough_where_clusters_are_clear(x, y, whole, labels):
         loss="em",
         epochs=50,
         missing_targets=True,
+        prior="none",
         progress=False,
     )
     prediction = evaluation.predict(fit, x)
@@ -239,6 +246,7 @@ def test_targets_of_every_family_may_be_missing(name, experts, make, x, labels):
         epochs=2,
         initialize=torch.eye(K)[labels],
         missing_targets=True,
+        prior="none",
         progress=False,
     )
     assert fit.stopped is None

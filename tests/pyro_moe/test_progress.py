@@ -36,7 +36,7 @@ def _no_notebook(monkeypatch):
 def fit(**choices):
     story = models.DMVAE(x_dim=2, z_dim=1, num_components=2, hidden=(4,))
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    defaults = {"epochs": 20, "batch_size": 20, "initialize": "random"}
+    defaults = {"epochs": 20, "batch_size": 20, "initialize": "random", "prior": "weak"}
     return pyro_moe.fit(story.model, story.guide, x, **defaults | choices)
 
 
@@ -66,11 +66,11 @@ def test_starts_share_the_lines(capsys):
     fit(restarts=5)
     lines = lines_of(capsys.readouterr().err)
     expected = [f"start {start} of 5: training 20/20" for start in range(1, 6)]
-    assert [line.split(",")[0] for line in lines] == expected
+    assert [line.split(",")[0] for line in lines] == [*expected, "all rows 2/2"]
 
 
 def test_a_resumed_fit_says_what_is_left(capsys):
-    fitted = fit(epochs=10, progress=False)
+    fitted = fit(epochs=10, prior="none", progress=False)
     fitted.resume(epochs=20)
     done = [line.split(",")[0] for line in lines_of(capsys.readouterr().err)]
     assert done == ["training 12/20", "training 16/20", "training 20/20"]
@@ -78,7 +78,9 @@ def test_a_resumed_fit_says_what_is_left(capsys):
 
 def test_training_that_converges_early_says_where_it_ended(capsys):
     story = models.GMM(x_dim=2, num_components=1)
-    fitted = pyro_moe.fit(story.model, story.guide, torch.eye(9, 2), loss="em", epochs=1000)
+    fitted = pyro_moe.fit(
+        story.model, story.guide, torch.eye(9, 2), loss="em", epochs=1000, prior="weak"
+    )
     (line,) = lines_of(capsys.readouterr().err)
     assert line.startswith(f"training {len(fitted.history)}/1000, elbo ")
 
@@ -117,8 +119,8 @@ def test_a_notebook_has_a_bar(monkeypatch, capsys):
 
 
 def test_a_quiet_fit_says_nothing(monkeypatch, capsys):
-    fit(progress=False)
+    fit(prior="none", progress=False)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "stderr", Terminal())
-    fit(progress=False)
+    fit(prior="none", progress=False)
     assert sys.stderr.getvalue() == ""

@@ -1,6 +1,5 @@
 """Each cell of the table is a fit that is scored, and each row is printed."""
 
-import math
 import re
 
 import pytest
@@ -49,7 +48,7 @@ def test_a_cell_is_a_fit_that_is_scored_on_test_rows(small, name, monkeypatch):
     assert {key: measured[key] for key in scores} == scores
     assert measured["gate_accuracy"] == labels["accuracy"]
     assert measured["held_out_elbo"] == fits[0].held_out_elbo
-    assert math.isfinite(measured["held_out_elbo"])
+    assert (measured["held_out_elbo"] is None) == (name in {"ME", "GMM-MoE"})
     assert measured["seconds"] > 0
     assert measured["error"] < table1.variance(test)  # better than to know nothing
 

@@ -158,7 +158,9 @@ def test_a_component_that_ends_without_rows_is_named():
         story.mixture.loc[1] += 1e3
     expected = "rows for each of 3 components; got none for 1: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, initialize="keep", epochs=1, progress=False)
+        pyro_moe.fit(
+            story.model, story.guide, x, initialize="keep", epochs=1, prior="none", progress=False
+        )
 
 
 def test_components_with_hardly_any_rows_are_told_from_those_with_none():
@@ -178,7 +180,16 @@ def test_a_component_with_hardly_any_rows_is_warned_of():
     story = GMM(4, 2)
     expected = "rows for each of 2 components; got few for 0: try fewer components"
     with pytest.warns(EmptyComponentWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, loss="em", initialize=r, epochs=3, progress=False)
+        pyro_moe.fit(
+            story.model,
+            story.guide,
+            x,
+            loss="em",
+            initialize=r,
+            epochs=3,
+            prior="none",
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("story", [ME, DeepMoE, DVMoE])
@@ -221,20 +232,31 @@ def test_experts_without_targets_to_learn_from_are_an_error():
     assert check(story.model, story.guide, (torch.randn(9, D),), learns=False) == K
 
 
+def of_plain_functions(x):
+    loc = pyro.param("loc", torch.zeros(D))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
 def test_a_column_that_single_precision_hardly_resolves_is_named():
-    story, x = GMM(D, 2), torch.randn(60, D)
+    """Unless the story standardizes, and so can be fitted in double precision."""
+    x = torch.randn(60, D, dtype=torch.float64)
     x[:, 1] = 1.7e9 + 86400 * x[:, 1]
-    expected = r"columns that torch.float32 resolves; got a mean of 1.7e\+09 .* in column 1 of x"
-    settings = {"epochs": 1, "loss": "em", "progress": False}
-    with pytest.warns(DataWarning, match=expected):
-        pyro_moe.fit(story.model, story.guide, x, **settings)
-    pyro_moe.fit(story.double().model, story.guide, x.double(), **settings)  # without a warning
+    expected = r"columns that torch.float32 resolves; got a median of 1.7e\+09 .* in column 1 of x"
+    settings = {"epochs": 1, "prior": "none", "progress": False}
+    with pytest.warns(DataWarning, match=expected) as seen:
+        pyro_moe.fit(of_plain_functions, nothing, x, **settings)
+    assert seen[0].filename == __file__
+    story = GMM(D, 2)
+    for choices in ({"loss": "em"}, {"loss": "marginal"}):
+        fitted = pyro_moe.fit(story.model, story.guide, x, **choices, **settings)
+        assert fitted.data[0].dtype == torch.float64
 
 
 def test_components_may_have_their_rows_at_the_end():
     story = GMM(D, 2)
     x = torch.randn(60, D, generator=torch.Generator().manual_seed(0))
     x[40:] += 50.0
-    settings = {"loss": "em", "epochs": 9, "progress": False}
+    settings = {"loss": "em", "epochs": 9, "prior": "none", "progress": False}
     run = pyro_moe.fit(story.model, story.guide, x, **settings)
     check_components(run, rows=10)  # without a warning

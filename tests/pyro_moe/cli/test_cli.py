@@ -66,7 +66,9 @@ def small_spiral(monkeypatch):
 
 
 def run(line, code=0):
-    assert cli.main([*line.split(), "--quiet"]) == code
+    """Run a command. Fits have the weak prior, because its choice takes seconds."""
+    prior = ["--prior", "weak"] if line.startswith("fit ") else []
+    assert cli.main([*line.split(), *prior, "--quiet"]) == code
 
 
 def fails(line, capsys, code=2):
@@ -111,7 +113,7 @@ def test_the_command_is_the_library_call(table):
     run("fit dmvae --data my.csv --epochs 2 --covariance tied --out run")
     train, test = datasets.load("my.csv")
     story = pyro_moe.models.DMVAE(3, 3, 3, covariance="tied")
-    fit = pyro_moe.fit(story.model, story.guide, train, epochs=2, progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, train, epochs=2, prior="weak", progress=False)
     loaded = runs.load("run")[0].state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in fit.story.state_dict().items())
     scores = read("run/scores.json")
@@ -241,7 +243,9 @@ def test_the_command_with_targets_is_the_library_call(homes):
     fit_targets("dvmoe", "price rent", "--epochs 2 --seed 3")
     train, test = datasets.load("my.csv", target=["price", "rent"])
     story = pyro_moe.models.DVMoE(x_dim=3, y_dim=2, num_components=3, z_dim=3)
-    fit = pyro_moe.fit(story.model, story.guide, train, epochs=2, seed=3, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, train, epochs=2, seed=3, prior="none", progress=False
+    )
     loaded, settings = runs.load("run")
     learned = loaded.state_dict()
     assert all(torch.equal(learned[key], value) for key, value in fit.story.state_dict().items())

@@ -27,7 +27,20 @@ def run(*line):
 
 
 def fit(story, *line):
-    run("fit", story, "--epochs", "2", "--num-components", "2", "--quiet", "--out", "run", *line)
+    run(
+        "fit",
+        story,
+        "--epochs",
+        "2",
+        "--num-components",
+        "2",
+        "--prior",
+        "weak",
+        "--quiet",
+        "--out",
+        "run",
+        *line,
+    )
 
 
 def fails(capsys, *line):

@@ -81,7 +81,9 @@ def fits(data):
                 torch.manual_seed(0)
                 story = make()
                 rows = data[kind]
-                return pyro_moe.fit(story.model, story.guide, rows, progress=False, **options)
+                return pyro_moe.fit(
+                    story.model, story.guide, rows, prior="none", progress=False, **options
+                )
         finally:
             torch.set_default_dtype(before)
 

@@ -124,7 +124,9 @@ def test_columns_have_their_names():
     frame = pd.DataFrame(x.numpy(), columns=["age", "weight"])
     y = torch.cat([x, x.sum(-1, keepdim=True)], -1)[:, 1:]
     story = models.ME(2, 2, 1)
-    fit = pyro_moe.fit(story.model, story.guide, (frame, y), loss="em", epochs=2, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, (frame, y), loss="em", epochs=2, prior="none", progress=False
+    )
     rows = Rows(x, y, columns=("age", "weight"), targets=("price", "cost"))
     idata = to_arviz(fit, rows, num_draws=8)
     assert idata.constant_data["feature"].to_numpy().tolist() == ["age", "weight"]

@@ -22,7 +22,7 @@ from pyro_moe.models import ME, BayesianExperts
 pytestmark = pytest.mark.usefixtures("double")
 N = 4
 X = torch.zeros(N, 1, dtype=torch.float64)
-AS_IT_IS = {"epochs": 0, "progress": False}
+AS_IT_IS = {"epochs": 0, "prior": "none", "progress": False}
 LOC = {"quantities": {"loc": lambda values, data: values["loc"]}}
 calibrate = calibrating.simulation_based_calibration
 
@@ -186,7 +186,7 @@ def learning(x):
 
 
 def test_the_guide_is_fitted_to_each_simulation():
-    options = {"num_simulations": 12, "num_draws": 19, "progress": False, **LOC}
+    options = {"num_simulations": 12, "num_draws": 19, "prior": "none", "progress": False, **LOC}
     assert calibrate(model, learning, X, epochs=0, **options).p_value < 1e-4
     assert calibrate(model, learning, X, epochs=60, learning_rate=0.1, **options).p_value > 0.01
 
@@ -208,7 +208,13 @@ def test_parameters_of_the_model_are_held(fits, scatter):
     story = scatter(BayesianExperts(ME(1, 1, 2)))
     before = {name: p.clone() for name, p in story.named_parameters()}
     data = (torch.randn(12, 1), torch.zeros(12, 1))
-    options = {"num_simulations": 2, "num_draws": 1, "epochs": 2, "progress": False}
+    options = {
+        "num_simulations": 2,
+        "num_draws": 1,
+        "epochs": 2,
+        "prior": "none",
+        "progress": False,
+    }
     calibrate(story.model, story.guide, data, **options)
     assert len(fits) == 3
     for fit in fits[1:]:

@@ -13,7 +13,7 @@ import pyro_moe
 from pyro_moe import DataError, Rows, SiteError, criticism, models
 from pyro_moe.criticism import Check, check
 
-EM = {"loss": "em", "epochs": 50, "progress": False}
+EM = {"loss": "em", "epochs": 50, "prior": "none", "progress": False}
 N_FITTED, N_NEW = 1000, 300
 EVERYWHERE = pd.NA
 
@@ -367,7 +367,13 @@ def test_a_row_is_too_few():
     x = torch.randn(10, 1)
     story = models.ME(1, 1, 1)
     fit = pyro_moe.fit(
-        story.model, story.guide, (x, x), epochs=1, missing_targets=True, progress=False
+        story.model,
+        story.guide,
+        (x, x),
+        epochs=1,
+        missing_targets=True,
+        prior="none",
+        progress=False,
     )
     y = torch.full_like(x, math.nan)
     y[3] = 1.0

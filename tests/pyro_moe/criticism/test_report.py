@@ -14,7 +14,7 @@ from pyro_moe.criticism import check, report
 FEW = {"num_replicates": 20}
 CHECKS = ["variable", "component", "statistic", "column", "observed", "simulated"]
 CHECKS += ["standard deviation", "p value", "adjusted p value"]
-EM = {"loss": "em", "epochs": 20, "progress": False}
+EM = {"loss": "em", "epochs": 20, "prior": "none", "progress": False}
 
 
 class Page(HTMLParser):

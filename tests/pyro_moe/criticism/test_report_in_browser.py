@@ -50,7 +50,13 @@ def page(tmp_path_factory):
     y = torch.where(c == 0, x[:, 0], -x[:, 1]) + torch.randn(400, generator=generator)
     story = models.GMMMoE(x_dim=2, y_dim=1, num_components=2)
     fit = pyro_moe.fit(
-        story.model, story.guide, (x[:300], y[:300]), loss="em", epochs=20, progress=False
+        story.model,
+        story.guide,
+        (x[:300], y[:300]),
+        loss="em",
+        epochs=20,
+        prior="none",
+        progress=False,
     )
     rows = Rows(x[300:], y[300:], columns=("a column with a long name", "b"), targets=("price",))
     path = tmp_path_factory.mktemp("report") / "report.html"

@@ -327,7 +327,9 @@ def test_pixels_are_filled_in_better_than_by_their_means():
     torch.set_default_dtype(torch.float32)
     train, test = datasets.digits()
     story = models.VAE(64, 5, common_scale=True)
-    fit = pyro_moe.fit(story.model, story.guide, train.x, epochs=20, seed=0, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, train.x, epochs=20, seed=0, prior="none", progress=False
+    )
     x = test.x[:100]
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     filled = evaluation.impute(fit, x.masked_fill(missing, NAN), num_samples=32)

@@ -132,7 +132,9 @@ def overfitted():
     """A mixture with 199 parameters, fitted to 100 rows."""
     story = models.GMM(10, 3)
     x = clusters(100, 10, 1)
-    return pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=30, progress=False)
+    return pyro_moe.fit(
+        story.model, story.guide, x, loss="em", epochs=30, prior="none", progress=False
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -161,7 +163,9 @@ def test_a_loose_bound_keeps_the_false_alarm_rate(scatter):
 def test_rows_that_are_drawn_otherwise_raise_alarms():
     story = models.GMM(2, 3)
     x = clusters(2000, 2, 1)
-    fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=30, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, x, loss="em", epochs=30, prior="none", progress=False
+    )
     novelty = evaluation.novelty(fit, clusters(2000, 2, 2) + 3.0, num_samples=1)
     assert not alarms_are_as_stated(novelty)
     assert (novelty.p_value <= LEVEL).double().mean() > 0.5

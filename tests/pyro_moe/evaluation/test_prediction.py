@@ -219,7 +219,9 @@ def test_fewer_rows_than_components_are_enough_for_a_story_that_is_not_to_learn(
     fit = as_it_is(story.model, story.guide, x[:2], y[:2])
     assert_close(evaluation.predict(fit, x[:2]).mean, expected, **CLOSE)
     with pytest.raises(DataError, match="as many rows as components, 4; got 2"):
-        pyro_moe.fit(story.model, story.guide, (x[:2], y[:2]), epochs=0, progress=False)
+        pyro_moe.fit(
+            story.model, story.guide, (x[:2], y[:2]), epochs=0, prior="none", progress=False
+        )
 
 
 # Targets of every kind
@@ -328,7 +330,15 @@ def test_predictions_are_in_the_units_of_the_target(case):
     shift, scale = torch.tensor([100.0, -0.3]), torch.tensor([30.0, 0.01])
     before, after = (
         evaluation.predict(
-            pyro_moe.fit(story.model, story.guide, (x, each), epochs=2, progress=False, **choices),
+            pyro_moe.fit(
+                story.model,
+                story.guide,
+                (x, each),
+                epochs=2,
+                prior="none",
+                progress=False,
+                **choices,
+            ),
             x,
         )
         for each in (y, shift + scale * y)
@@ -372,7 +382,7 @@ def regimes(x, y=None):
 def test_a_target_may_depend_on_c_directly(x, guide, epochs):
     """Without c in the guide, its probabilities are the model's."""
     y = LEVEL[x.argmax(-1)] + 0.5 * x[:, 0] + 0.5 * torch.randn(N)
-    start = {"initialize": "keep", "epochs": epochs, "progress": False}
+    start = {"initialize": "keep", "epochs": epochs, "prior": "none", "progress": False}
     fit = pyro_moe.fit(regimes, guide, (x, y), **start)
     prediction = evaluation.predict(fit, x)
     learned = fit.parameters()
@@ -406,7 +416,7 @@ def torchs_mixture(x, y=None):
 
 
 def test_a_target_may_be_torchs_mixture(x, y):
-    start = {"initialize": "keep", "epochs": 2, "progress": False}
+    start = {"initialize": "keep", "epochs": 2, "prior": "none", "progress": False}
     fit = pyro_moe.fit(torchs_mixture, nothing, (x, y[:, 0]), **start)
     learned = fit.parameters()
     prediction = evaluation.predict(fit, x)

@@ -25,7 +25,7 @@ TURNED = FRAME[["size", "dose", "age"]]
 
 def fitted(data, **choices):
     story = models.ME(3, 2, 2) if isinstance(data, tuple | Rows) else models.GMM(3, 2)
-    options = {"loss": "em", "epochs": 3, "progress": False} | choices
+    options = {"loss": "em", "epochs": 3, "prior": "none", "progress": False} | choices
     return pyro_moe.fit(story.model, story.guide, data, **options)
 
 
@@ -110,7 +110,7 @@ def test_targets_are_matched_by_name(fit):
 
 def test_a_series_is_matched_by_its_name():
     story = models.ME(3, 1, 2)
-    options = {"loss": "em", "epochs": 3, "progress": False}
+    options = {"loss": "em", "epochs": 3, "prior": "none", "progress": False}
     fit = pyro_moe.fit(story.model, story.guide, (FRAME, PRICES["price"]), **options)
     assert fit.targets == ("price",)
     expected = evaluation.elbo(fit, (X, Y[:, 0]))
@@ -229,7 +229,9 @@ def test_each_column_of_rows_has_a_name_if_one_has(mixture):
 def test_classes_may_come_as_floating_point_numbers():
     story = models.ME(3, 3, 2, experts="categorical")
     classes = torch.arange(N) % 3
-    fit = pyro_moe.fit(story.model, story.guide, (X, classes), epochs=2, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, (X, classes), epochs=2, prior="none", progress=False
+    )
     expected = evaluation.elbo(fit, (X, classes))
     for y in (classes.double(), classes.unsqueeze(1), classes.numpy().astype(np.int8)):
         assert_close(evaluation.elbo(fit, (X, y)), expected, **EXACT)
@@ -240,8 +242,8 @@ def test_classes_may_come_as_floating_point_numbers():
 
 def test_whole_numbers_are_taken_for_targets_that_were_not():
     story = models.ME(3, 1, 2)
-    y = Y[:, :1].round()
-    fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=2, progress=False)
+    y = (100 * Y[:, :1]).round()
+    fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=2, prior="none", progress=False)
     assert_close(evaluation.elbo(fit, (X, y.long())), evaluation.elbo(fit, (X, y)), **EXACT)
 
 
@@ -256,7 +258,7 @@ IMPOSSIBLE = {
 def test_a_target_that_the_model_does_not_have_is_named(experts):
     y, impossible, support = IMPOSSIBLE[experts]
     story = models.ME(3, 3 if experts == "categorical" else 1, 2, experts=experts)
-    fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=1, progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, (X, y), epochs=1, prior="none", progress=False)
     later = y.index_fill(0, torch.tensor([4]), impossible)
     for tool in (
         evaluation.elbo,

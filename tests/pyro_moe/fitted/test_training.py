@@ -20,7 +20,9 @@ X = torch.cat([torch.randn(N, 2, generator=GENERATOR), torch.full((N, 1), 0.1)],
 def fit():
     story = models.ME(3, 1, 2)
     data = (Rows(X, X[:, :1], columns=("dose", "age", "unit")),)
-    return pyro_moe.fit(story.model, story.guide, *data, loss="em", epochs=3, progress=False)
+    return pyro_moe.fit(
+        story.model, story.guide, *data, loss="em", epochs=3, prior="none", progress=False
+    )
 
 
 def test_the_summary_of_rows():
@@ -70,7 +72,9 @@ def test_any_change_of_a_constant_column_is_warned_of(fit):
 
 def test_tools_that_expect_strange_rows_do_not_warn(tmp_path):
     story = models.GMM(3, 2)
-    fit = pyro_moe.fit(story.model, story.guide, X, loss="em", epochs=3, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, X, loss="em", epochs=3, prior="none", progress=False
+    )
     strange = X + 1e3
     assert (evaluation.novelty(fit, strange).p_value < 0.05).all()
     criticism.health(fit, strange)
@@ -91,7 +95,7 @@ def test_pixels_have_one_range():
     x = torch.rand(N, 4, generator=GENERATOR)
     x[:, 0] = 0.0
     story = models.GMM(4, 1, covariance="diagonal")
-    options = {"loss": "em", "epochs": 2, "progress": False}
+    options = {"loss": "em", "epochs": 2, "prior": "none", "progress": False}
     image = pyro_moe.fit(story.model, story.guide, Rows(x, image_shape=(1, 2, 2)), **options)
     evaluation.gate(image, torch.ones(1, 4))
     with pytest.warns(DataWarning, match="column 0"):

@@ -19,7 +19,7 @@ from pyro_moe.plots.training import _robust_limits
 
 
 def fitted(story, rows, **choices):
-    settings = {"epochs": 2, "seed": 0, "progress": False} | choices
+    settings = {"epochs": 2, "seed": 0, "prior": "none", "progress": False} | choices
     return pyro_moe.fit(story.model, story.guide, rows, **settings)
 
 

@@ -36,7 +36,8 @@ each_story = pytest.mark.parametrize("name", ARGUMENTS)
 
 def fitted(name, x=X, **choices):
     story = runs.STORIES[name](**ARGUMENTS[name]).to(x.dtype)
-    settings = {"epochs": 2, "initialize": "random", "progress": False} | choices
+    settings = {"epochs": 2, "loss": "marginal", "initialize": "random", "prior": "weak"}
+    settings |= {"progress": False} | choices
     data = (x, Y.to(x.dtype)) if name in WITH_TARGETS else x
     return pyro_moe.fit(story.model, story.guide, data, **settings)
 
@@ -67,7 +68,14 @@ def test_a_loaded_story_has_the_same_gate(name, tmp_path):
     fit, folder = saved(name, tmp_path)
     story, _ = runs.load(folder)
     again = pyro_moe.fit(
-        story.model, story.guide, X, initialize="keep", epochs=1, learning_rate=0.0, progress=False
+        story.model,
+        story.guide,
+        X,
+        initialize="keep",
+        epochs=1,
+        learning_rate=0.0,
+        prior="none",
+        progress=False,
     )
     assert torch.equal(evaluation.gate(again, X), evaluation.gate(fit, X))
     assert torch.equal(evaluation.elbo(again, X), evaluation.elbo(fit, X))
@@ -256,7 +264,7 @@ def saved_file(folder, text=STORY, **more):
     path.write_text(text)
     file = story_file.read(path)
     story = file.story(3, 2, scale=3.0)
-    fit = pyro_moe.fit(story.model, story.guide, (X, Y), epochs=3, progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, (X, Y), epochs=3, prior="none", progress=False)
     arguments = {"x_dim": 3, "y_dim": 2, "scale": 3.0}
     runs.save(
         fit,
@@ -349,7 +357,7 @@ def from_table(name, path, folder, **choices):
     arguments = ARGUMENTS[name] | {"x_dim": 3 if name in WITH_TARGETS else 5}
     story = runs.STORIES[name](**arguments)
     train, test = source.rows()
-    settings = {"epochs": 3, "initial_epochs": 1, "progress": False} | choices
+    settings = {"epochs": 3, "initial_epochs": 1, "prior": "none", "progress": False} | choices
     fit = pyro_moe.fit(story.model, story.guide, train, **settings)
     more = {"story_arguments": arguments, "source": source.recorded(), "rows": train}
     _, folder = saved(name, folder, fit, **more)

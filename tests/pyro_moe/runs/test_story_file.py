@@ -80,7 +80,13 @@ def test_a_written_story_is_fitted_like_the_shipped_one(name, missing, data, tmp
         pytest.skip("no targets")
     if missing:
         data[1][::3] = torch.nan
-    choices = {"epochs": 3, "batch_size": 16, "progress": False, "missing_targets": missing}
+    choices = {
+        "epochs": 3,
+        "batch_size": 16,
+        "prior": "none",
+        "progress": False,
+        "missing_targets": missing,
+    }
     if name in ("gmm", "me", "gmmmoe"):
         choices["loss"] = "em"
     fits = [
@@ -122,8 +128,8 @@ INSTEAD = [
         (
             name,
             "choose(c, self.mixture.normals)",
-            "StudentT(3.0, c @ m.loc, c @ m.log_scale.exp()).to_event(1)",
-            "m",
+            "StudentT(3.0, c @ p.mean, c @ p.stddev).to_event(1)",
+            "n",
         )
         for name in ("gmm", "gmmmoe")
     ),
@@ -134,7 +140,7 @@ INSTEAD = [
         "",
     ),
 ]
-SHORT = {"p": "self.decoder(z)", "m": "self.mixture"}
+SHORT = {"p": "self.decoder(z)", "n": "self.mixture.normals"}
 
 
 @pytest.mark.parametrize(("name", "old", "new", "short"), INSTEAD)
@@ -146,8 +152,8 @@ def test_what_a_comment_says_may_be_written_instead_can_be_fitted(
     comments = [line.strip(" #") for line in text.splitlines() if line.lstrip().startswith("#")]
     assert new in " ".join(comments)
     if short:
-        assert f"{short} = {SHORT[short]}" in " ".join(comments)
-        new = re.sub(rf"\b{short}\.", f"{SHORT[short]}.", new)
+        assert f"p = {SHORT[short]}" in " ".join(comments)
+        new = re.sub(r"\bp\.", f"{SHORT[short]}.", new)
     code = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     edited = "\n".join(code)
     (statement,) = (line for line in code if old in line and "return" not in line)
@@ -162,7 +168,9 @@ def test_what_a_comment_says_may_be_written_instead_can_be_fitted(
     story = story_file.read(written(tmp_path / "edited.py", edited)).story
     known = choices.parameters(story)
     story = story(**{key: value for key, value in NUMBERS.items() if key in known})
-    fit = pyro_moe.fit(story.model, story.guide, data, epochs=2, initial_epochs=1, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, data, epochs=2, initial_epochs=1, prior="none", progress=False
+    )
     assert fit.stopped is None
     assert {"training"} <= {record["phase"] for record in fit.history}
 
@@ -282,7 +290,7 @@ def broken(tmp_path, old, new, story="dvmoe"):
 def explained(path, x, y):
     try:
         story = story_file.read(path).story(D, 2, K, L)
-        pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, progress=False)
+        pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, prior="none", progress=False)
     except Exception as error:
         return story_file.explain(error)
 

@@ -33,7 +33,7 @@ def pair(name, folder, restore=lambda folder, new: runs.fit_of(folder, new)):
     arguments, options, has_target = KINDS[name]
     story = runs.STORIES[name](**arguments)
     data, new = ((X, Y), NEW) if has_target else (X, NEW[0])
-    fit = pyro_moe.fit(story.model, story.guide, data, progress=False, **options)
+    fit = pyro_moe.fit(story.model, story.guide, data, prior="none", progress=False, **options)
     runs.save(fit, folder, story_name=name, story_arguments=arguments, data_name="mine")
     return fit, restore(folder, new), new
 
@@ -175,7 +175,9 @@ def test_log_densities_are_computed_once_for_the_same_fit(tmp_path, monkeypatch)
     assert (tmp_path / "training.safetensors").read_bytes() == before
     story = models.GMM(**SIZES)
     for data, options in ((X, SVI), (X + 1.0, EM)):
-        other = pyro_moe.fit(story.model, story.guide, data, progress=False, **options)
+        other = pyro_moe.fit(
+            story.model, story.guide, data, prior="none", progress=False, **options
+        )
         runs.save(other, tmp_path, **arguments)
         assert (tmp_path / "training.safetensors").read_bytes() != before
 
@@ -218,7 +220,7 @@ def test_a_schedule_that_the_folder_cannot_hold_does_not_hinder_health(tmp_path)
     arguments = KINDS["dvmoe"][0]
     story = runs.STORIES["dvmoe"](**arguments)
     options = {"loss": "relaxed", "temperature": lambda done: 0.5, **SVI}
-    fit = pyro_moe.fit(story.model, story.guide, (X, Y), progress=False, **options)
+    fit = pyro_moe.fit(story.model, story.guide, (X, Y), prior="none", progress=False, **options)
     runs.save(fit, tmp_path, story_name="dvmoe", story_arguments=arguments, data_name="mine")
     restored = runs.fit_of(tmp_path, NEW)
     gaps = [criticism.health(f, NEW).objective_gap for f in (fit, restored)]
@@ -228,7 +230,7 @@ def test_a_schedule_that_the_folder_cannot_hold_does_not_hinder_health(tmp_path)
 def test_settings_may_be_numbers_of_numpy(tmp_path):
     story = models.GMM(**SIZES)
     options = {"epochs": np.int64(3), "seed": np.int64(5), "learning_rate": np.float32(0.5)}
-    fit = pyro_moe.fit(story.model, story.guide, X, progress=False, **options)
+    fit = pyro_moe.fit(story.model, story.guide, X, prior="none", progress=False, **options)
     runs.save(fit, tmp_path, story_name="gmm", story_arguments=SIZES, data_name="mine")
     assert runs.fit_of(tmp_path, X).settings == fit.settings
 
@@ -243,7 +245,7 @@ PRICE = pd.Series(Y[:, 0].numpy(), name="price")
 def test_names_come_back_with_a_run(tmp_path):
     arguments = SIZES | {"y_dim": 1}
     story = models.ME(**arguments)
-    fit = pyro_moe.fit(story.model, story.guide, (FRAME, PRICE), progress=False, **EM)
+    fit = pyro_moe.fit(story.model, story.guide, (FRAME, PRICE), prior="none", progress=False, **EM)
     runs.save(fit, tmp_path, story_name="me", story_arguments=arguments, data_name="mine")
     turned = FRAME[["age", "dose"]]
     expected = evaluation.predict(fit, FRAME).mean
@@ -264,7 +266,7 @@ def test_names_come_back_with_a_run(tmp_path):
 def test_the_shape_of_images_comes_back_with_a_run(tmp_path):
     story = models.GMM(x_dim=4, num_components=1)
     rows = Rows(torch.rand(30, 4, generator=GENERATOR), image_shape=(1, 2, 2))
-    fit = pyro_moe.fit(story.model, story.guide, rows, progress=False, **EM)
+    fit = pyro_moe.fit(story.model, story.guide, rows, prior="none", progress=False, **EM)
     arguments = {"x_dim": 4, "num_components": 1}
     runs.save(fit, tmp_path, story_name="gmm", story_arguments=arguments, data_name="mine")
     assert runs.fit_of(tmp_path, rows.x[:3]).image_shape == fit.image_shape == (1, 2, 2)
