@@ -221,8 +221,9 @@ class DeepMoE(MixtureOfExperts):
 
     def shallow(self) -> ME:
         """A mixture of the same experts with a softmax gate."""
-        options = {"experts": copy.deepcopy(self.family), "common_scale": self.common_scale}
-        return ME(self.x_dim, self.y_dim, self.num_components, **options)
+        family, common_scale = copy.deepcopy(self.family), self.common_scale
+        sizes = (self.x_dim, self.y_dim, self.num_components)
+        return ME(*sizes, experts=family, common_scale=common_scale)
 
 
 class HierarchicalME(MixtureOfExperts):

@@ -74,8 +74,8 @@ class SoftmaxGate(nn.Module):
             )
         else:
             numpy = (part.cpu().numpy() for part in (inputs[:, :-1], r, start))
-            ridge = self.ridge / len(x)
-            found = torch.from_numpy(softmax_regression(*numpy, ridge=ridge, steps=steps))
+            each = self.ridge / len(x)
+            found = torch.from_numpy(softmax_regression(*numpy, ridge=each, steps=steps))
         with torch.no_grad():
             self.maps.weight[0] = root * found[:, :-1]
             self.maps.bias[0] = found[:, -1]

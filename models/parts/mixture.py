@@ -98,7 +98,7 @@ class GaussianMixture(nn.Module):
     def normals(self) -> dist.Distribution:
         """The K normals N(μ_k, Σ_k) in the units of z, batch shape (K,)."""
         loc = self.loc if self.units is None else self.units.inverse(self.loc)
-        unit = 1.0 if self.units is None else self.units.scale
+        unit = torch.ones(1).to(loc) if self.units is None else self.units.scale
         if self.covariance == "diagonal":
             return Normal(loc, unit * self.log_scale.exp()).to_event(1)
         scale_tril = self.scale_tril if self.units is None else unit[:, None] * self.scale_tril

@@ -49,9 +49,8 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
     """
     if fit.restored is not None or not fit.has_target:
         return None
-    x, y = (part.cpu() for part in fit.data[:2])
-    known = has_target(y)
-    x, y = x[known].double().numpy(), y[known].double().numpy()
+    known = has_target(fit.data[1])
+    x, y = (part[known].double().cpu().numpy() for part in fit.data[:2])
     new_x, new_y = (part.double().cpu().numpy() for part in as_tensors(data)[:2])
     names = {type(p).__name__ for p in families(predict(fit, fit.data[0][:1]).distributions[0])}
     model = next((MODELS[name] for name in names if name in MODELS), None)

@@ -180,12 +180,12 @@ def fit(
         part.to(columns[0]).eval()
     learns = not (epochs == 0 and keep)
     assigns = isinstance(loss, str) and loss == "categorical-kl"
-    num_components = check(*copies, columns, learns=learns, assigns=assigns)
+    num_components = check(copies[0], copies[1], columns, learns=learns, assigns=assigns)
     if learns:
         check_columns(columns, column_names(data))
     if isinstance(loss, str) and loss == "auto":
         of_gradients = (batch_size, learning_rate, temperature, validation, patience)
-        em = all(each is None for each in of_gradients) and has_em(*copies, columns)
+        em = all(each is None for each in of_gradients) and has_em(copies[0], copies[1], columns)
         loss = "em" if em else "marginal"
         columns = columns_of(model, guide, data, double=em, **to_tensors)
     start = check_start(initialize, len(columns[0]), num_components)
