@@ -27,8 +27,9 @@ def diagonal(x: torch.Tensor) -> None:
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
-        loc, scale_tril = c @ story.mixture.loc, story.mixture.cholesky(c)
-        pyro.sample("x", dist.Normal(loc, scale_tril.norm(dim=-1)).to_event(1), obs=x)
+        kinds = story.mixture.normals
+        kinds = dist.Normal(kinds.mean, kinds.stddev).to_event(1)
+        pyro.sample("x", models.choose(c, kinds), obs=x)
 
 
 def full(x: torch.Tensor) -> None:
@@ -36,9 +37,8 @@ def full(x: torch.Tensor) -> None:
     pyro.module("story", story)
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.OneHotCategorical(logits=story.mixture.logits))
-        loc, scale_tril = c @ story.mixture.loc, story.mixture.cholesky(c)
-        kind = dist.MultivariateNormal(loc, scale_tril=scale_tril)  # was dist.Normal(…)
-        pyro.sample("x", kind, obs=x)
+        kinds = story.mixture.normals  # was dist.Normal(…)
+        pyro.sample("x", models.choose(c, kinds), obs=x)
 
 
 def guide(x: torch.Tensor) -> None:

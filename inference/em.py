@@ -103,7 +103,7 @@ class EM:
 
     def _log_prior(self, log_joint: torch.Tensor) -> float:
         """The terms of the prior of all rows, before the M-step of which the record tells."""
-        if not self.prior.null_rows:
+        if not self.prior.null_rows or len(self.data) < 2:
             return prior_rows(self.prior, [log_joint])
         copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
         null = (self.log_joint(copy) for copy in copies)

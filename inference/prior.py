@@ -67,17 +67,30 @@ FLAT = Prior(0.0, 0.0, 0.0)
 
 def with_ridge(prior: Prior, *programs: Program) -> None:
     """Set the ridge of the gates, and turn that of the experts off if it is zero."""
-    for whole in modules(*programs):
-        for part in whole.modules():
-            if isinstance(part, Penalized) and (part.is_gate or prior.ridge == 0):
-                part.ridge = prior.ridge
+    for part in penalized(*programs):
+        if part.is_gate or not prior.ridge:
+            part.ridge = prior.ridge
+        elif not part.ridge:
+            part.ridge = getattr(type(part), "ridge", 0.0)
 
 
 def log_ridge(*programs: Program) -> float:
     """The last term of log p(θ), of gates and of experts."""
-    parts = (part for whole in modules(*programs) for part in whole.modules())
-    penalized = [part for part in parts if isinstance(part, Penalized)]
-    return -0.5 * sum(part.ridge * part.squared_weights().item() for part in penalized)
+    parts = penalized(*programs)
+    return -0.5 * sum(part.ridge * part.squared_weights().item() for part in parts)
+
+
+def penalized(*programs: Program) -> list[Penalized]:
+    """The parts with a ridge of their own. Parts within these belong to their M-step."""
+    found: list[Penalized] = []
+    waiting = list(modules(*programs))
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Penalized):
+            found.append(part)
+        else:
+            waiting += part.children()
+    return list(dict.fromkeys(found))
 
 
 def with_prior_rows(
@@ -127,14 +140,15 @@ def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Te
     """
     if not prior.rows and not prior.null_rows:
         return 0.0
+    null = prior.null_rows if "y" in model_trace.observation_nodes else 0.0
     total: Any = 0.0
     for name, site in model_trace.nodes.items():
         if name == "c" and len(site["fn"].batch_shape) > 0:
-            total = total + prior.rows * site["unscaled_log_prob"].sum()
+            total = total + (prior.rows + null) * site["unscaled_log_prob"].sum()
         elif site["type"] == "sample" and site["is_observed"] and _in_plate(site):
             total = total + prior.rows * _each_component(site)
-            if name == "y" and prior.null_rows:
-                total = total + prior.null_rows * _each_component(site, shift=1)
+            if null:  # x is the same in these rows
+                total = total + null * _each_component(site, shift=int(name == "y"))
     return total / num_rows
 
 
@@ -153,15 +167,19 @@ def _each_component(site: Any, shift: int = 0) -> torch.Tensor:
     by_component = site["unscaled_log_prob"].dim() > 1
     if isinstance(p, Mixture) and not by_component:
         each = p.component_distribution.log_prob(value.unsqueeze(-1 - p.event_dim))
-        return _masked(site, (each + p.log_weights).movedim(-1, 0)).sum()
+        return _masked(site, (each + p.log_weights).movedim(-1, 0), shift).sum()
     if not by_component:
         return value.new_zeros((), dtype=site["unscaled_log_prob"].dtype)
-    return _masked(site, p.log_prob(value) if shift else site["unscaled_log_prob"]).sum()
+    each = p.log_prob(value) if shift else site["unscaled_log_prob"]
+    return _masked(site, each, shift).sum()
 
 
-def _masked(site: Any, each: torch.Tensor) -> torch.Tensor:
+def _masked(site: Any, each: torch.Tensor, shift: int) -> torch.Tensor:
+    """Log-densities (K, N), and zero where the value is missing."""
     mask = site["mask"]
-    return each if mask is None else torch.where(torch.as_tensor(mask), each, 0.0)
+    if mask is None:
+        return each
+    return torch.where(torch.as_tensor(mask).expand(each.shape).roll(shift, -1), each, 0.0)
 
 
 def prior_rows(prior: Prior, log_joints: Iterable[torch.Tensor]) -> float:

@@ -163,6 +163,8 @@ class NormalExperts(Experts):
         (torch.Size([7, 5]), torch.Size([3]))
     """
 
+    floor: torch.Tensor
+
     def __init__(
         self,
         network: nn.Module,

@@ -29,7 +29,7 @@ def fits(example, rows):
 def checks(example, fits, rows):
     own = {"x": {"correlation": example.correlation}}
     return {
-        name: criticism.check(fit, rows[1], statistics=own, num_replicates=100)
+        name: criticism.check(fit, rows[1], statistics=own, num_replicates=300)
         for name, fit in fits.items()
     }
 
@@ -55,14 +55,15 @@ def test_new_rows_are_likelier_with_full_covariances(fits, rows):
 def test_the_density_is_a_mixture_of_scipys(fits, rows, name):
     fit, x = fits[name], rows[1].x
     (story,) = modules(fit.programs.model)
-    mixture = story.mixture
+    mixture, scale = story.mixture, story.units.scale.detach()
+    locs = story.units.loc + scale * mixture.loc.detach()
     density = 0.0
-    for k, weight in enumerate(mixture.logits.detach().double().softmax(-1)):
-        tril = mixture.scale_tril[k].detach().double()
+    for k, weight in enumerate(mixture.logits.detach().softmax(-1)):
+        tril = scale[:, None] * mixture.scale_tril[k].detach()
         covariance = tril @ tril.T
         if name == "diagonal":
             covariance = covariance.diagonal().diag()
-        normal = stats.multivariate_normal(mixture.loc[k].detach().double(), covariance)
+        normal = stats.multivariate_normal(locs[k], covariance)
         density = density + weight * torch.as_tensor(normal.pdf(x.double()))
     assert_close(evaluation.elbo(fit, rows[1]), density.log(), rtol=1e-4, atol=1e-4)
 

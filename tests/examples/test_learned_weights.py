@@ -78,7 +78,8 @@ def test_data_sets_differ_in_their_shares_as_the_posterior_has_it(fits):
     fit = fits["learned"]
     q = poutine.trace(fit.guide).get_trace(fit.data[0]).nodes["weights"]["fn"]
     common = int(q.mean.argmax())
-    center = fit.parameters()["mixture.loc"]
+    (story,) = modules(fit.programs.model)
+    center = story.mixture.normals.mean.detach()
     draws = torch.stack([evaluation.sample(fit, 400, seed=seed) for seed in range(300)])
     nearest = torch.cdist(draws, center.expand(300, 3, 2)).argmin(-1)
     shares = (nearest == common).double().mean(-1)

@@ -12,7 +12,15 @@ import pyro_moe
 from pyro_moe.inference import AssignedELBO, MarginalELBO, NonFiniteWarning
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.objectives import objective
-from pyro_moe.inference.svi import SVI, MinibatchScale, NonFiniteError, at, one_cycle
+from pyro_moe.inference.svi import (
+    SVI,
+    MinibatchScale,
+    NonFiniteError,
+    at,
+    marginal_elbo,
+    one_cycle,
+    steps_in_epoch,
+)
 from pyro_moe.models import DMVAE, GMM
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -92,7 +100,7 @@ def test_steps_are_those_of_adam_on_the_mean_over_rows(x):
     adam = torch.optim.Adam(by_hand.parameters(), lr=1.0)
     for epoch in range(3):
         with reproducible(0, epoch), running({"params": {}, "constraints": {}}):
-            batches = torch.randperm(N).tensor_split(3)
+            batches = torch.randperm(N).split(8)  # three nearly equal ones of at most ten
             for step, rows in enumerate(batches):
                 adam.zero_grad()
                 elbo = MarginalELBO()
@@ -279,6 +287,76 @@ def test_modules_that_are_not_registered_with_pyro_are_learned_by_every_loss(x, 
     assert not torch.equal(fitted.parameters()["weight"], net.weight)
 
 
+# Held-out rows
+
+
+def kept_states(run):
+    """The parameters at the end of each epoch."""
+    return [numbers(run) for _ in run]
+
+
+def bounds(run):
+    return [record["held_out_elbo"] for record in run.history]
+
+
+def test_the_bound_on_held_out_rows_is_recorded_in_each_epoch(x):
+    run = svi(make(), x[:16], held_out=(x[16:],))
+    for record in run:
+        expected = marginal_elbo(run.model, run.guide, run.store, (x[16:],), seed=0)
+        assert record["held_out_elbo"] == expected
+    assert run.held_out_elbo == max(bounds(run))
+
+
+def test_the_bound_of_a_gaussian_mixture_is_the_likelihood_of_the_held_out_rows(x, scatter):
+    story = scatter(GMM(D, K))
+    (record,) = svi(story, x[:16], held_out=(x[16:],), learning_rate=0.0, epochs=1)
+    expected = story.mixture.log_joint(x[16:]).logsumexp(-1).mean().item()
+    assert record["held_out_elbo"] == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_bound_is_computed_a_hundred_times_and_at_the_end(x):
+    run = svi(GMM(D, K), x[:16], held_out=(x[16:],), epochs=405, batch_size=N)
+    run.history = [{"epoch": epoch} for epoch in range(1, 397)]
+    known = [record["epoch"] for record in run if "held_out_elbo" in record]
+    assert known == [400, 404, 405]
+
+
+def test_training_stops_when_no_bound_is_better_and_goes_back_to_the_best_state(x):
+    run = svi(make(), x[:16], held_out=(100.0 + x[16:],), epochs=50, patience=3)
+    run.learning_rate = lambda done: 0.05 if done < 0.1 else -0.05  # away from the best state
+    states = kept_states(run)
+    best = bounds(run).index(max(bounds(run)))
+    assert run.stalled
+    assert len(run.history) == best + 1 + 3 < 50
+    assert_close(numbers(run), states[best], **SAME)
+    assert not all(torch.equal(value, states[-1][name]) for name, value in numbers(run).items())
+    assert max(bounds(run)) == pytest.approx(
+        marginal_elbo(run.model, run.guide, run.store, (100.0 + x[16:],), seed=0)
+    )
+
+
+def test_without_patience_training_goes_to_its_end_and_back_to_the_best_state(x):
+    run = svi(make(), x[:16], held_out=(x[16:],), learning_rate=0.3, epochs=12)
+    states = kept_states(run)
+    assert len(states) == 12
+    assert not run.stalled
+    assert_close(numbers(run), states[bounds(run).index(max(bounds(run)))], **SAME)
+
+
+def test_without_held_out_rows_no_bound_is_recorded_and_the_last_state_stays(x):
+    run = svi(make(), x, patience=1)
+    states = kept_states(run)
+    assert len(states) == 4
+    assert not any("held_out_elbo" in record for record in run.history)
+    assert run.held_out_elbo is None
+    assert_close(numbers(run), states[-1], **SAME)
+
+
+def test_held_out_rows_do_not_change_the_training(x):
+    alone, with_held = svi(make(), x[:16]), svi(make(), x[:16], held_out=(x[16:],))
+    assert_close(kept_states(alone), kept_states(with_held), **SAME)
+
+
 # Values that are not finite
 
 
@@ -360,11 +438,13 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(x):
 # Training and evaluation
 
 
-def test_minibatches_are_nearly_equal_so_that_none_has_a_lone_row(x):
+@pytest.mark.parametrize(("rows", "expected"), [(21, [7, 7, 7]), (11, [6, 5]), (10, [10])])
+def test_minibatches_are_nearly_equal(x, rows, expected):
     story, sizes = make(), []
     story.encoder.register_forward_pre_hook(lambda encoder, given: sizes.append(len(given[0])))
-    list(svi(story, x[:21], epochs=1))
-    assert sizes == [7, 7, 7]
+    list(svi(story, x[:rows], epochs=1))
+    assert sizes == expected
+    assert len(sizes) == steps_in_epoch(rows, 10)
 
 
 def test_modules_learn_in_training_mode_and_are_otherwise_in_evaluation_mode(x):

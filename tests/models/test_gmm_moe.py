@@ -129,7 +129,9 @@ def test_it_starts_at_distant_rows_in_the_units_of_the_data(x):
     story = GMMMoE(D, M, K)
     with torch.no_grad():
         story.adapt(x, y)
-    assert_close(torch.cdist(story.mixture.loc.detach(), x).amin(-1), torch.zeros(K))
+    means = story.mixture.normals.mean.detach()
+    assert_close(torch.cdist(means, x).amin(-1), torch.zeros(K))
+    assert_close(story.mixture.loc.detach(), story.units(means))
     assert_close(story.units.loc, x.mean(0))
     assert_close(story.experts.units.loc, y.mean(0))
 
@@ -150,9 +152,10 @@ def gray_images():
 
 def digits():
     x, y = load_digits(return_X_y=True)
-    return torch.as_tensor(x[:600]).float(), torch.as_tensor(y[:600]).float()
+    return torch.as_tensor(x[:600]).float(), (torch.as_tensor(y[:600]) + torch.rand(600)).float()
 
 
+@pytest.mark.filterwarnings("ignore:expected rows for each of 3 components")
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 @pytest.mark.parametrize(
     ("data", "choices"),
@@ -167,16 +170,15 @@ def test_em_in_many_columns_of_which_many_are_constant_stays_finite(data, choice
     x, y = data()
     assert (x == x[0]).all(0).any()
     story = GMMMoE(x.shape[1], 1, 3, covariance=covariance, **choices).float()
-    fitted = pyro_moe.fit(
-        story.model, story.guide, (x, y), loss="em", epochs=3, seed=0, prior="none", progress=False
-    )
+    settings = {"loss": "em", "epochs": 3, "prior": "weak", "seed": 0, "progress": False}
+    fitted = pyro_moe.fit(story.model, story.guide, (x, y), **settings)
     elbos = [record["elbo"] for record in fitted.history]
     assert fitted.stopped is None
     assert np.isfinite(elbos).all()
     assert elbos[-1] > elbos[0]
     assert all(p.isfinite().all() for p in fitted.parameters().values())
-    gate = fitted.story.mixture.responsibilities(100.0 * x).probs
-    assert_close(gate.sum(-1), torch.ones_like(x[:, 0]))
+    gate = fitted.story.mixture.responsibilities(100.0 * x.double()).probs
+    assert_close(gate.sum(-1), torch.ones(len(x)))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, PoissonRegressor
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_moe.distributions import rounding_error
 from pyro_moe.models import (
     ME,
     MLP,
@@ -28,7 +29,6 @@ from pyro_moe.models.parts.targets import log_likelihoods
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 N, D, K, M = 30, 2, 3, 2
-PRIOR_SCALE = 5.0  # of the weights in maximize_likelihood
 COVARIANCES = ["scalar", "diagonal", "full"]
 each_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 
@@ -219,7 +219,7 @@ def test_maximize_ends_where_the_gradient_is_zero(make, x, y, r, family):
         experts.maximize(x, target, r)
     score = (r * experts(x).log_prob(target.reshape(N, 1, *event))).sum() / N
     if family != "normal":
-        score = score - experts.network.weight.square().sum() / (2 * PRIOR_SCALE**2 * N)
+        score = score - 0.5 * experts.ridge * experts.network.weight.square().sum() / N
     score.backward()
     for name, p in experts.named_parameters():
         assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=2e-4, msg=name)
@@ -230,7 +230,7 @@ def test_one_bernoulli_expert_is_logistic_regression():
     y = torch.bernoulli((x @ torch.tensor([1.0, -2.0]) + 0.5).sigmoid())
     expert = BernoulliExperts(AffineMaps(D, 1, 1))
     expert.maximize(x, y, torch.ones(200, 1))
-    strength = PRIOR_SCALE**2 / D  # of weights of x, those of the maps over the root of D
+    strength = 1.0 / (expert.ridge * D)  # of weights of x, those of the maps over the root of D
     regression = LogisticRegression(C=strength, tol=1e-10, solver="newton-cg")
     expected = regression.fit(x.numpy(), y.numpy())
     weight = numbers(expert.network.weight)[0, 0] / math.sqrt(D)
@@ -243,6 +243,7 @@ def test_one_categorical_expert_is_softmax_regression():
     logits = x @ torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]])
     y = torch.distributions.Categorical(logits=logits).sample()
     expert = CategoricalExperts(AffineMaps(D, 1, 3))
+    expert.ridge = 0.0
     expert.maximize(x, y.double(), torch.ones(300, 1))
     expected = LogisticRegression(C=1e12, tol=1e-10, solver="newton-cg").fit(x.numpy(), y.numpy())
     got = numbers(expert(x).probs)[:, 0]
@@ -287,6 +288,35 @@ def test_no_parameters_take_a_scale_below_the_floor(covariance):
     experts = NormalExperts(AffineMaps(D, K, M), K, M, covariance=covariance, min_scale=0.01)
     nn.init.constant_(experts.log_scale, -1e3)
     assert (experts(torch.zeros(1, D)).variance >= 0.01**2).all()
+
+
+@each_covariance
+def test_no_expert_has_a_smaller_scale_than_the_error_of_rounding(x, covariance):
+    step, y = torch.tensor([0.5, 20.0]), torch.randn(N, M)
+    y = step * (torch.tensor([4.0, 8.0]) * y).round()
+    experts = NormalExperts(AffineMaps(D, 2, M), 2, M, covariance=covariance)
+    adapt_experts(experts, x, y)
+    floor = step / 12**0.5
+    if covariance == "scalar":
+        floor = experts.units.scale * (floor / experts.units.scale).max()
+    one = torch.zeros(N, 2)
+    one[0] = 1.0  # an expert of one row would fit it exactly
+    experts.maximize(x, y, one)
+    scale = experts(x).variance.sqrt()
+    assert_close(scale, floor.expand_as(scale), rtol=2e-3, atol=0)
+    nn.init.constant_(experts.log_scale, -1e3)
+    assert_close(experts(x).variance.sqrt(), floor.expand_as(scale))
+
+
+def test_the_floor_is_the_least_scale_for_targets_that_are_not_rounded(x, y):
+    experts = NormalExperts(AffineMaps(D, K, M), K, M, min_scale=0.02)
+    adapt_experts(experts, x, y)
+    assert_close(experts.floor, torch.full((M,), 0.02))
+    fine = 1e3 * torch.arange(N).double().unsqueeze(-1).expand(N, M).clone()
+    fine[1:3] = 1.0  # ties, and the step of the grid
+    assert_close(rounding_error(fine), torch.full((M,), 12**-0.5))
+    adapt_experts(experts, x, fine)
+    assert_close(experts.floor, torch.full((M,), 0.02))
 
 
 def test_an_expert_without_rows_stays_finite(x, y):
@@ -379,7 +409,7 @@ def test_stacked_experts_are_each_maximized_on_the_rows_of_its_own(x, y):
     for k, expert in enumerate(experts.experts):
         score = expert(z[labels == k]).log_prob(y[labels == k]).sum()
         weights = [p for name, p in expert.named_parameters() if name.endswith("weight")]
-        score = score - sum(p.square().sum() for p in weights) / (2 * PRIOR_SCALE**2)
+        score = score - 0.5 * experts.ridge * sum(p.square().sum() for p in weights)
         (score / (N // 2)).backward()
         for p in expert.parameters():
             assert_close(p.grad, torch.zeros_like(p), rtol=0, atol=1e-3)
@@ -438,7 +468,8 @@ def score(experts, x, y, r):
 def test_the_step_by_gradients_finds_what_least_squares_finds(scatter):
     x, y, r = torch.randn(40, D), torch.randn(40, M), torch.rand(40, K)
     found = scatter(NormalExperts(AffineMaps(D, K, M), K, M))
-    Experts.maximize(found, x, y, r, iterations=200, prior_scale=1e6)
+    found.ridge = 0.0
+    Experts.maximize(found, x, y, r, iterations=200)
     best = NormalExperts(AffineMaps(D, K, M), K, M)
     best.maximize(x, y, r)
     assert_close(found.state_dict(), best.state_dict(), rtol=1e-3, atol=1e-3)
@@ -450,7 +481,8 @@ def test_the_step_by_gradients_ends_where_the_gradient_is_zero_and_leaves_none()
     x, y = torch.randn(60, D), torch.bernoulli(torch.full((60, M), 0.5))
     r = torch.rand(60, K)
     before = score(experts, x, y, r).item()
-    Experts.maximize(experts, x, y, r, iterations=200, prior_scale=1e6)
+    experts.ridge = 0.0
+    Experts.maximize(experts, x, y, r, iterations=200)
     assert all(p.grad is None for p in experts.parameters())
     after = score(experts, x, y, r)
     after.backward()

@@ -100,7 +100,46 @@ def test_a_single_row_keeps_unit_scale():
 def test_units_are_saved_but_not_learned():
     units = Standardize(2)
     assert not list(units.parameters())
-    assert set(units.state_dict()) == {"loc", "scale"}
+    assert set(units.state_dict()) == {"loc", "scale", "varies"}
+
+
+@pytest.mark.parametrize("unit", [1e-24, 1e-3, 1.0, 1e20])
+@pytest.mark.parametrize("choices", [{}, {"common": True}, {"robust": True}])
+def test_rows_in_another_unit_have_the_same_standard_units(unit, choices):
+    x = torch.randn(40, 3) * torch.tensor([1.0, 2.0, 5.0]) + 1.0
+    first, second = Standardize(3, **choices), Standardize(3, **choices)
+    first.adapt(x)
+    second.adapt(unit * x)
+    assert_close(second(unit * x), first(x), rtol=1e-9, atol=1e-9)
+    assert_close(second.scale / unit, first.scale, rtol=1e-9, atol=0)
+
+
+def test_a_small_variation_of_a_large_number_is_resolved_in_double_precision():
+    u = torch.randn(1000, 1)
+    units, x = Standardize(1), 4e9 + 50.0 * u
+    units.adapt(x)
+    expected = (u - u.mean()) / u.std(correction=0)
+    assert_close(units(x), expected, rtol=0, atol=1e-7)  # 4e9 has an error of 2.4e-7
+
+
+@pytest.mark.parametrize("unit", [1e-24, 1e20])
+def test_constants_of_single_precision_parameters_are_computed_in_double(unit):
+    units, x = Standardize(1).float(), (unit * torch.randn(50, 1)).float()
+    units.adapt(x)
+    assert_close(units(x).std(correction=0), torch.tensor(1.0, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("choices", [{}, {"common": True}, {"robust": True}])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e9])
+def test_a_constant_column_is_zero_for_every_later_value(choices, value):
+    units, x = Standardize(2, **choices), torch.randn(30, 2)
+    x[:, 0] = value
+    units.adapt(x)
+    later = 1e3 * torch.randn(2, 5, 2)
+    assert_close(units(x)[:, 0], torch.zeros(30), rtol=0, atol=0)
+    assert_close(units(later)[..., 0], torch.zeros(2, 5), rtol=0, atol=0)
+    assert (units(later)[..., 1] != 0).all()
+    assert_close(units.inverse(torch.zeros(2))[0], torch.tensor(value))
 
 
 # Affine maps
