@@ -67,6 +67,10 @@ class EM:
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
 
+    def __post_init__(self) -> None:
+        """Set the ridge of the M-steps to that of the prior."""
+        with_ridge(self.prior, self.model)
+
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Iterate until convergence or the last epoch, yielding each iteration's record.
 
@@ -76,7 +80,6 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
-        with_ridge(self.prior, self.model)
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             log_joint = self.log_joint()

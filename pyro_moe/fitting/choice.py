@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -34,9 +33,10 @@ PATH = (
 )
 FOLDS = 5
 MOST_ROWS = 2000
+MOST_COLUMNS = 50
 ROWS_PER_COEFFICIENT = 50
 STARTS = 3
-ITERATIONS = 20
+ITERATIONS = 10
 
 Columns = tuple[torch.Tensor, ...]
 
@@ -59,8 +59,8 @@ def chosen_prior(
     story then predicts better than with the strongest ones, which make all components one model.
     Otherwise it is the strongest whose sum is at most one standard error below the best. Deep
     stories are represented by their shallow counterpart, see `protocols.HasShallow`. Nothing
-    is compared if there are more than 2,000 rows, or more than fifty rows for each coefficient of
-    the experts.
+    is compared if there are more than 2,000 rows or 50 columns, or more than fifty rows for each
+    coefficient of the experts.
 
     Args:
         model: The model.
@@ -72,13 +72,14 @@ def chosen_prior(
         seed: Seed of the folds and of the starts.
     """
     number, width = columns[0].shape
-    many = number > min(MOST_ROWS, ROWS_PER_COEFFICIENT * (num_components or 1) * (width + 2))
-    if not learns or num_components is None or many or number < FOLDS * (num_components + 1):
+    few = number <= min(MOST_ROWS, ROWS_PER_COEFFICIENT * (num_components or 1) * (width + 2))
+    few = few and width <= MOST_COLUMNS
+    if not learns or num_components is None or not few or number < FOLDS * (num_components + 1):
         return WEAK
     if not (isinstance(loss, str) and loss in ("em", "marginal")):
         return WEAK
     story = owner(model)
-    if isinstance(story, HasShallow):
+    if isinstance(story, HasShallow) and loss == "marginal":
         shallow: Any = story.shallow()
         model, guide = shallow.model, shallow.guide
     if standardizes(model, guide):
@@ -111,9 +112,9 @@ def _scores(
         begin = partial(_begin, model, guide, data, seed)
         run = best_start(begin, STARTS, num_components)
         for place, prior in enumerate(priors):
-            run = replace(run, prior=prior, history=[])
-            for _ in islice(iter(run), ITERATIONS):
-                pass
+            run = replace(run, prior=prior)
+            for _ in range(ITERATIONS):
+                run.m_step(run.log_joint().softmax(0).T)
             scores[place, held.cpu()] = _log_density(run, test).double().cpu()
     return scores.nan_to_num(-torch.inf)
 

@@ -88,7 +88,7 @@ def fit(
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
             ``Dataset`` of such rows.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
-            at most 4,000 steps in all, initial phases included, and at least 5 epochs; training
+            4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
             ``initialize="keep"`` returns a fit with the given parameters.
         batch_size: Maximum number of rows in a minibatch, 256 if None. All are nearly equal.

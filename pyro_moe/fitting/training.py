@@ -12,7 +12,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning
-from pyro_moe.inference.objectives import has_temperatures, objective
+from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs, isolated, modules
 from pyro_moe.inference.protocols import Adaptive, Resettable
@@ -138,6 +138,7 @@ def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) 
     last = replace(
         run,
         data=fitted.data,
+        elbo=_of_rows(run.elbo, len(fitted.data[0])),
         epochs=max(1, round(0.1 * len(run.history))),
         learning_rate=lambda done: peak * one_cycle(done),
         temperature=temperature,
@@ -148,6 +149,13 @@ def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) 
         best=None,
     )
     return train(replace(fitted, run=last), [(LAST_PHASE, last)], Progress(progress), callback)
+
+
+def _of_rows(elbo: ELBO, num_rows: int) -> ELBO:
+    """The same objective for another number of rows, which its prior depends on."""
+    if isinstance(elbo, MarginalELBO):
+        return MarginalELBO(elbo.num_particles, prior=elbo.prior, num_rows=num_rows)
+    return elbo
 
 
 def reset(model: Program, guide: Program, data: Columns, seed: int, *, keep: bool = False) -> None:
