@@ -56,7 +56,7 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
             stacklevel=3,
         )
     at_limit = on_floor(fit)
-    if at_limit and number * apart < 10 * (fit.x_dim + 1):
+    if at_limit and number * apart < 3 * (fit.x_dim + 1):
         warnings.warn(
             "expected experts whose scales the rows determine; got scales at their lower limit in "
             f"components {', '.join(map(str, at_limit))}: the log-likelihood says little",

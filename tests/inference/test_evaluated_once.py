@@ -68,6 +68,7 @@ def test_with_dropout_the_guide_is_the_posterior_under_the_models_own_gate(rows)
 @pytest.mark.parametrize(
     ("elbo", "a_step"), [("marginal", 1), ("relaxed", 1), (TraceGraph_ELBO(num_particles=2), 4)]
 )
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_a_step_of_fit_evaluates_a_gate_once_if_gradients_are_taken_at_once(rows, elbo, a_step):
     moe = story()
     choices = {"initialize": "keep", "prior": "none", "progress": False, "loss": elbo}

@@ -166,6 +166,7 @@ def digits():
         (gray_images, {}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:expected:pyro_moe.EmptyComponentWarning")
 def test_em_in_many_columns_of_which_many_are_constant_stays_finite(data, choices, covariance):
     x, y = data()
     assert (x == x[0]).all(0).any()

@@ -181,7 +181,7 @@ def test_of_features_the_assignment_is_summed_out(fits):
     fit = fits("gmm")
     found = values(to_arviz(fit, num_draws=40), "log_likelihood", "x")
     mixture, x = fit.story.mixture, fit.data[0]
-    p = MultivariateNormal(mixture.loc, scale_tril=mixture.scale_tril)
+    p = mixture.normals
     each = p.log_prob(x.unsqueeze(1)) + mixture.logits.log_softmax(-1)
     np.testing.assert_allclose(found.mean(0), each.logsumexp(-1).detach(), rtol=0, atol=1e-10)
 

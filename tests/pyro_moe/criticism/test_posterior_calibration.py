@@ -204,6 +204,7 @@ def fits(monkeypatch):
     return made
 
 
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_parameters_of_the_model_are_held(fits, scatter):
     story = scatter(BayesianExperts(ME(1, 1, 2)))
     before = {name: p.clone() for name, p in story.named_parameters()}

@@ -50,6 +50,7 @@ def saved(name, folder, fit=None, **more):
 
 @each_story
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_a_loaded_story_is_the_saved_one(name, dtype, tmp_path):
     fit, folder = saved(name, tmp_path / "new" / "run", fitted(name, X.to(dtype)))
     story, settings = runs.load(folder)
@@ -82,6 +83,7 @@ def test_a_loaded_story_has_the_same_gate(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WITH_TARGETS)
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_a_loaded_story_predicts_the_same_from_x_alone(name, tmp_path):
     fit, folder = saved(name, tmp_path)
     story, _ = runs.load(folder)
