@@ -299,11 +299,12 @@ def _lengths(
 ) -> dict[str, Any]:
     """Rows of a minibatch, and epochs of the initial phases and of the training.
 
-    An epoch without held-out rows has as many steps as one with all rows.
+    By default an epoch of the kept rows has as many steps as one of all rows.
     """
-    steps = steps_in_epoch(num_rows, batch_size or 256)
-    size = -(-round((1.0 - share) * num_rows) // steps) if batch_size is None else batch_size
-    found: dict[str, Any] = {"batch_size": max(1, min(size, num_rows))}
+    kept = num_rows - math.ceil(share * num_rows)
+    steps = steps_in_epoch(num_rows if batch_size is None else kept, batch_size or 256)
+    size = -(-kept // steps) if batch_size is None else batch_size
+    found: dict[str, Any] = {"batch_size": max(1, min(size, kept))}
     if by_em:
         number = ITERATIONS if epochs is None else epochs
         return found | {"epochs": number, "initial_epochs": initial_epochs or 0}

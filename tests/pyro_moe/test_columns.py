@@ -53,12 +53,14 @@ def test_fit_warns_of_far_values_in_x_and_y():
     choices = {"epochs": 1, "prior": "weak", "progress": False}
     story = GMM(2, 1)
     x[3, 1] = -999.0
-    with pytest.warns(DataWarning, match="got -999 in row 3 of column 'x1'") as seen:
+    with pytest.warns(
+        DataWarning, match="got -999 in row 3 of the fitted rows, column 'x1'"
+    ) as seen:
         pyro_moe.fit(story.model, story.guide, x, **choices)
     assert seen[0].filename == __file__
     y[7] = 1e6
     story = ME(2, 1, 1)
-    with pytest.warns(DataWarning, match="got 1e.06 in row 7 of column 'y'"):
+    with pytest.warns(DataWarning, match="got 1e.06 in row 7 of the fitted rows, column 'y'"):
         pyro_moe.fit(story.model, story.guide, (x.clamp(-5, 5), y), **choices)
 
 

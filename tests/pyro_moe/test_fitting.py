@@ -351,7 +351,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
     )
     assert fitted.settings == {
         "epochs": 714,  # 4,000 steps, at 225 of 900 rows, with 238 and 48 epochs before
-        "batch_size": 256,
+        "batch_size": 225,
         "learning_rate": interrupt,
         "loss": "marginal",
         "temperature": None,
@@ -360,7 +360,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "restarts": 1,
         "validation": 0.1,
         "patience": 20,
-        "tolerance": 1e-8,
+        "tolerance": 1e-3,
         "prior": {"rows": 1e-3, "null_rows": 0.0, "ridge": 1e-4},
         "missing_targets": False,
         "seed": 0,
@@ -913,6 +913,7 @@ def test_parameters_are_copies(x):
     assert fitted.story.prior.loc.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_what_is_computed_from_a_fit_has_dropout_at_rest(x):
     gate = nn.Sequential(nn.Linear(D, 8), nn.Dropout(0.5), nn.Linear(8, K))
     story = DeepMoE(D, 1, K, gate=gate)

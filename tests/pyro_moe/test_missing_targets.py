@@ -12,7 +12,10 @@ from pyro_moe import DataError, Rows, evaluation
 from pyro_moe.inference import MarginalELBO
 from pyro_moe.models import DMVAE, ME, DeepMoE, DVMoE, GMMMoE, VaDE, VaDEMoE
 
-pytestmark = pytest.mark.usefixtures("double")
+pytestmark = [
+    pytest.mark.usefixtures("double"),
+    pytest.mark.filterwarnings("ignore:expected experts:pyro_moe.EmptyComponentWarning"),
+]
 N, D, L, K, M = 60, 2, 2, 3, 2
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 

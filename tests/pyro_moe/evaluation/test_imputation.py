@@ -394,7 +394,7 @@ def test_columns_that_depend_on_each_other_otherwise_are_refused(x):
 def test_of_single_precision_draws_are_single_and_moments_double(covariance):
     story = models.GMM(2, 2, covariance=covariance).float()
     x = torch.randn(40, 2, dtype=torch.float32)
-    fit = pyro_moe.fit(story.model, story.guide, x, loss="em", epochs=2, progress=False)
+    fit = pyro_moe.fit(story.model, story.guide, x, loss="marginal", epochs=2, progress=False)
     holes = x.where(x > 0, torch.nan)
     filled = evaluation.impute(fit, holes, num_samples=4)
     assert filled.draws.dtype == torch.float32

@@ -379,6 +379,7 @@ def regimes(x, y=None):
 
 @pytest.mark.parametrize("guide", [nothing, c_from_x])
 @pytest.mark.parametrize("epochs", [0, 3])
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_a_target_may_depend_on_c_directly(x, guide, epochs):
     """Without c in the guide, its probabilities are the model's."""
     y = LEVEL[x.argmax(-1)] + 0.5 * x[:, 0] + 0.5 * torch.randn(N)
@@ -415,6 +416,7 @@ def torchs_mixture(x, y=None):
         pyro.sample("y", dist.MixtureSameFamily(which, lines), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:expected at least:pyro_moe.EmptyComponentWarning")
 def test_a_target_may_be_torchs_mixture(x, y):
     start = {"initialize": "keep", "epochs": 2, "prior": "none", "progress": False}
     fit = pyro_moe.fit(torchs_mixture, nothing, (x, y[:, 0]), **start)

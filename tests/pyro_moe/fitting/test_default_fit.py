@@ -70,6 +70,7 @@ def test_em_that_does_not_converge_in_its_own_iterations_says_so(table, monkeypa
         fit(ME(1, 1, 2), table, restarts=1)
     assert seen[0].filename == __file__
     fit(ME(1, 1, 2), table, epochs=2)  # as many as were asked for: no warning
+    monkeypatch.setattr(entry, "ITERATIONS", 5)
     fit(ME(1, 1, 1), table, tolerance=math.inf)  # converged: no warning
 
 
@@ -99,8 +100,8 @@ def test_initial_phases_belong_to_the_4000_steps(num_rows, validation):
         validation=validation,
     )
     initial = fitted.settings["initial_epochs"]
-    kept = len(fitted.run.data[0])
-    steps = math.ceil(kept / 256) * (initial + math.ceil(initial / 5) + fitted.settings["epochs"])
+    kept, size = len(fitted.run.data[0]), fitted.settings["batch_size"]
+    steps = math.ceil(kept / size) * (initial + math.ceil(initial / 5) + fitted.settings["epochs"])
     assert 3900 <= steps <= 4000
     assert initial > 0
 
