@@ -46,17 +46,17 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
             )
     # a strong prior gives each component further rows
     weak = fit.settings.get("prior", {}).get("rows", 0.0) < 1.0
-    number, k = float(counts.min()), int(counts.argmin())
-    if fit.has_target and weak and not any(found.values()) and number * apart < fit.x_dim + 1.0:
+    least, k = float(counts.min()) * apart, int(counts.argmin())
+    if fit.has_target and weak and not any(found.values()) and least < fit.x_dim + 1.0:
         warnings.warn(
             f"expected at least {fit.x_dim + 1} rows for each component, as many as its expert has "
-            f"coefficients; got {number * apart:.1f} in component {k}: try fewer components, or "
+            f"coefficients; got {least:.1f} in component {k}: try fewer components, or "
             "prior='auto'",
             EmptyComponentWarning,
             stacklevel=3,
         )
     at_limit = on_floor(fit)
-    if at_limit and number * apart < 3 * (fit.x_dim + 1):
+    if at_limit and least < 3 * (fit.x_dim + 1):
         warnings.warn(
             "expected experts whose scales the rows determine; got scales at their lower limit in "
             f"components {', '.join(map(str, at_limit))}: the log-likelihood says little",
