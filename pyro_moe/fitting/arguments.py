@@ -99,7 +99,14 @@ def split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.T
 
 
 def has_em(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> bool:
-    """Whether EM can fit the story: only c is latent, and every parameter has an M-step."""
+    """Whether EM can fit the story: only c is latent, and every parameter has an M-step.
+
+    The model must be that of a shipped story. An edited model may keep a story's M-step, which
+    then maximizes something else.
+    """
+    of_story = getattr(model, "__func__", None)
+    if of_story is None or of_story.__module__.partition(".")[0] != "pyro_moe":
+        return False
     run = EM(model, guide, tuple(column[:1] for column in columns), 1, 0)
     try:
         run.log_joint()

@@ -95,8 +95,9 @@ def fit(
         learning_rate: Peak step size of Adam, 5e-3 if None. It is reached after 30 % of the run,
             and the step size falls to zero at the end. Or a function of the completed share of
             the run. For large networks choose a smaller value, such as 1e-3.
-        loss: ``"auto"``: ``"em"`` if the story has an M-step for every parameter, and no argument
-            is given that belongs to gradients; ``"marginal"`` otherwise. Or ``"marginal"`` (``c``
+        loss: ``"auto"``: ``"em"`` if the model is that of a shipped story with an M-step for every
+            parameter, and no argument is given that belongs to gradients; ``"marginal"``
+            otherwise. Or ``"marginal"`` (``c``
             summed out), ``"categorical-kl"`` (the paper's L̃), ``"relaxed"``, ``"em"``, or a Pyro
             ELBO object; see `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c`` in the guide, a number or a function of the completed
