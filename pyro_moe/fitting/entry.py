@@ -97,9 +97,9 @@ def fit(
             the run. For large networks choose a smaller value, such as 1e-3.
         loss: ``"auto"``: ``"em"`` if the model is that of a shipped story with an M-step for every
             parameter, and no argument is given that belongs to gradients; ``"marginal"``
-            otherwise. Or ``"marginal"`` (``c``
-            summed out), ``"categorical-kl"`` (the paper's L̃), ``"relaxed"``, ``"em"``, or a Pyro
-            ELBO object; see `pyro_moe.inference.objectives`.
+            otherwise. Or ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's
+            L̃), ``"relaxed"``, ``"em"``, or a Pyro ELBO object; see
+            `pyro_moe.inference.objectives`.
         temperature: τ of the relaxed ``c`` in the guide, a number or a function of the completed
             share of the run. That of the model is 0.3 τ. If None, τ falls geometrically from 1 to
             0.3, except that a ``c`` relaxed in plain functions keeps the temperatures written
