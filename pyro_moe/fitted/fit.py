@@ -30,8 +30,8 @@ class Fit:
         history: One record for each epoch: phase, epoch, elbo (nats per row), temperature,
             learning_rate, seconds.
         settings: The arguments of `fit`, including defaults.
-        held_out_elbo: The marginal ELBO, in nats per row, of the rows held out to choose among
-            restarts; None with one start.
+        held_out_elbo: The best marginal ELBO, in nats per row, of the rows that were held out in
+            training; None if there were none.
         stopped: Why training ended early, or None.
         columns: Names of the columns of x, or None.
         targets: Names of the columns of y, or None.
