@@ -1,7 +1,5 @@
 """The choice of the prior for few rows."""
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 
@@ -33,34 +31,38 @@ def test_noise_has_a_strong_prior():
     assert fitted.settings["prior"] == vars(fitted.run.prior)
 
 
-class Untouched:
-    """A story that must not be run."""
-
-    def model(self, *columns):
-        raise AssertionError
-
-    def guide(self, *columns):
-        raise AssertionError
+class ComparedError(Exception):
+    """Priors are compared."""
 
 
-def test_many_rows_are_not_compared():
+@pytest.fixture
+def compared(monkeypatch):
+    """Raise an error where priors would be compared."""
+
+    def scores(*arguments):
+        raise ComparedError
+
+    monkeypatch.setattr("pyro_moe.fitting.choice._scores", scores)
+
+
+def test_many_rows_are_not_compared(compared):
     """More than 2,000, or more than fifty for each of the K (D + 2) coefficients."""
-    assert chosen(Untouched(), noise(2001, 50)) == WEAK
-    assert chosen(Untouched(), noise(401, 2)) == WEAK
-    for compared in (noise(2000, 50), noise(400, 2)):
-        with pytest.raises(AssertionError):
-            chosen(Untouched(), compared)
+    assert chosen(ME(50, 1, 2), noise(2001, 50)) == WEAK
+    assert chosen(ME(51, 1, 2), noise(100, 51)) == WEAK
+    assert chosen(ME(2, 1, 2), noise(401, 2)) == WEAK
+    for story, rows in ((ME(50, 1, 2), noise(2000, 50)), (ME(2, 1, 2), noise(400, 2))):
+        with pytest.raises(ComparedError):
+            chosen(story, rows)
 
 
 @pytest.mark.parametrize(
     "choices", [{"loss": "relaxed"}, {"learns": False}, {"num_components": None}], ids=str
 )
-def test_what_has_no_prior_is_not_compared(choices):
-    assert chosen(Untouched(), noise(40, 6), **choices) == WEAK
+def test_what_has_no_prior_is_not_compared(choices, compared):
+    assert chosen(ME(6, 1, 2), noise(40, 6), **choices) == WEAK
 
 
-def test_a_given_prior_is_not_compared(monkeypatch):
-    monkeypatch.setattr("pyro_moe.fitting.entry.chosen_prior", Untouched().model)
+def test_a_given_prior_is_not_compared(compared):
     story = ME(6, 1, 2)
     choices = {"epochs": 1, "progress": False}
     given = pyro_moe.Prior(rows=2.0, null_rows=1.0)
@@ -68,17 +70,33 @@ def test_a_given_prior_is_not_compared(monkeypatch):
     assert fitted.run.prior == given
 
 
-def test_a_story_in_single_precision_is_compared_in_it():
-    """The constants of plain functions have no other type."""
-    constant, seen = torch.ones(2), []
+def test_an_edited_model_is_not_compared(compared):
+    """It may keep an M-step that belongs to another model."""
+    story, seen = ME(6, 1, 2), []
 
-    def model(x):
-        loc = pyro.param("loc", torch.zeros(2))
-        seen.append(x.dtype)
-        with pyro.plate("data", len(x)):
-            pyro.sample(
-                "x", dist.Normal(x @ torch.diag(constant) * 0 + loc, 1.0).to_event(1), obs=x
-            )
+    def model(x, y=None):
+        seen.append(x)
+        story.model(x, y)
 
-    assert chosen_prior(model, lambda x: None, (torch.randn(40, 2),), 2, "em", True, 0) == WEAK
-    assert set(seen) == {torch.float32}
+    data = noise(40, 6)
+    assert chosen_prior(model, story.guide, data, 2, "marginal", True, 0) == WEAK
+    assert not seen
+
+
+class Edited(ME):
+    """An ME with a model of its own."""
+
+    def model(self, x, y=None):
+        """The same, but written anew."""
+        return super().model(x, y)
+
+
+def test_em_is_not_chosen_for_an_edited_model():
+    story, (x, y) = Edited(2, 1, 2), noise(40, 2)
+    fitted = pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, progress=False)
+    assert fitted.settings["loss"] == "marginal"
+    original = ME(2, 1, 2)
+    fitted = pyro_moe.fit(
+        original.model, original.guide, (x, y), epochs=1, prior="weak", progress=False
+    )
+    assert fitted.settings["loss"] == "em"
