@@ -1,7 +1,7 @@
 """Tables of 30 to 800 rows: held-out log-density of every story's defaults, and of other methods.
 
     python benchmarks/tables.py --tables diabetes iris --methods linear me dvmoe
-    python benchmarks/tables.py --classical DIR          # more tables, see CLASSICAL
+    python benchmarks/tables.py --data-dir DIR           # more tables, see CLASSICAL
 
 Five folds, the same for all methods. K = 3 for the stories; ``select`` chooses K of an ME. The
 regressors have scikit-learn's default settings. Their predictive distribution is normal, with the
@@ -60,12 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", nargs="+")
     parser.add_argument("--methods", nargs="+", default=[*OTHERS, *STORIES, "select"])
-    parser.add_argument("--classical", metavar="DIR")
+    parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name, table in tables(options.classical).items():
+    for name, table in tables(options.data_dir).items():
         if options.tables and name not in options.tables:
             continue
         for method in options.methods:
