@@ -113,7 +113,7 @@ class HasShallow(Protocol):
 
 @runtime_checkable
 class Penalized(Protocol):
-    r"""A part whose M-step has the penalty λ|w|²/2, see `inference.prior`.
+    r"""A part whose M-step has the penalty λ/2 times the squared weights, see `inference.prior`.
 
     Attributes:
         ridge: λ.
@@ -124,7 +124,7 @@ class Penalized(Protocol):
     is_gate: bool
 
     def squared_weights(self) -> torch.Tensor:
-        """|w|², a scalar."""
+        """The sum of squares of the weights w, a scalar."""
 
 
 @runtime_checkable

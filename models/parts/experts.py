@@ -72,7 +72,7 @@ class Experts(nn.Module):
         minimize_in_place(loss, learned, iterations=iterations)
 
     def squared_weights(self) -> torch.Tensor:
-        """|W|², the sum of squares of all learned weights."""
+        """The sum of squares of all learned weights."""
         named = self.named_parameters()
         maps = [p for name, p in named if p.requires_grad and name.endswith("weight")]
         return sum((p.square().sum() for p in maps), torch.tensor(0.0))

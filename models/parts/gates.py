@@ -45,7 +45,7 @@ class SoftmaxGate(nn.Module):
         return dist.OneHotCategorical(logits=self.maps(x).squeeze(-2))
 
     def squared_weights(self) -> torch.Tensor:
-        """|w|²."""
+        """The sum of squares of the weights w."""
         return self.maps.weight.square().sum() / self.maps.weight.shape[-1]
 
     def maximize(self, x: torch.Tensor, weights: torch.Tensor, *, steps: int = 100) -> None:
