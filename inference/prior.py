@@ -28,6 +28,7 @@ from pyro_moe.distributions import Mixture
 from .context import reproducible
 from .programs import Program, modules
 from .protocols import Penalized
+from .traces import is_in_plate
 
 Data = tuple[torch.Tensor, ...]
 PERMUTATIONS = 4
@@ -145,15 +146,11 @@ def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Te
     for name, site in model_trace.nodes.items():
         if name == "c" and len(site["fn"].batch_shape) > 0:
             total = total + (prior.rows + null) * site["unscaled_log_prob"].sum()
-        elif site["type"] == "sample" and site["is_observed"] and _in_plate(site):
+        elif site["type"] == "sample" and site["is_observed"] and is_in_plate(site):
             total = total + prior.rows * _each_component(site)
             if null:  # x is the same in these rows
                 total = total + null * _each_component(site, shift=int(name == "y"))
     return total / num_rows
-
-
-def _in_plate(site: Any) -> bool:
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def _each_component(site: Any, shift: int = 0) -> torch.Tensor:

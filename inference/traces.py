@@ -109,6 +109,10 @@ def _log_probs(trace: Trace, in_plate: bool) -> dict[str, torch.Tensor]:
     return {
         name: site["log_prob"]
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and any(frame.name == "data" for frame in site["cond_indep_stack"]) is in_plate
+        if site["type"] == "sample" and is_in_plate(site) is in_plate
     }
+
+
+def is_in_plate(site: Any) -> bool:
+    """Whether a site of a trace is in the plate ``"data"``."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])

@@ -13,6 +13,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize
+from pyro_moe.inference.traces import is_in_plate
 from pyro_moe.rows import Data
 
 from .marginals import of_one_column
@@ -97,7 +98,7 @@ def check_support(name: str, site: Any, first_row: int = 0) -> None:
 
 def is_shared(site: Any) -> bool:
     """Whether a site of a trace is outside the plate ``"data"``."""
-    return not any(frame.name == "data" for frame in site["cond_indep_stack"])
+    return not is_in_plate(site)
 
 
 def node(trace: Trace, site: str, program: str) -> Any:

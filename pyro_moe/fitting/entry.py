@@ -16,6 +16,7 @@ from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
+from pyro_moe.inference.starts.several import best_start
 from pyro_moe.inference.svi import Schedule, steps_in_epoch
 from pyro_moe.progress import Progress
 from pyro_moe.rows import Data, column_names
@@ -32,21 +33,11 @@ from .arguments import (
 )
 from .choice import chosen_prior
 from .columns import columns_of
-from .training import LAST_PHASE, beginning, begun, finish, run_of, train
+from .training import LAST_PHASE, begun, finish, run_of, train
 
 STEPS = 4000
 STARTS_OF_EM = 12
 PATIENCE = 20
-
-
-def geometric(start: float, end: float) -> Callable[[float], float]:
-    """A geometric schedule from ``start`` to ``end``, a function of the completed share.
-
-    Example:
-        >>> round(geometric(1.0, 0.01)(0.5), 3)
-        0.1
-    """
-    return lambda done: start * (end / start) ** done
 
 
 def fit(
@@ -192,8 +183,8 @@ def fit(
             columns = columns_of(model, guide, data, double=True, **to_tensors)
     start = check_start(initialize, len(columns[0]), num_components)
     by_em = isinstance(loss, str) and loss == "em"
-    several = STARTS_OF_EM if by_em and start == "random" and epochs is None else 1
-    restarts = several if restarts is None else restarts
+    if restarts is None:
+        restarts = STARTS_OF_EM if by_em and start == "random" and epochs is None else 1
     if given_prior is None:
         given_prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
     share = 0.0
@@ -231,9 +222,8 @@ def fit(
 
     fits: list[Fit] = []
     for number in range(1 if by_em else restarts):
-        run = begin(number)
-        if by_em and isinstance(start, str) and start == "random":
-            run = beginning(begin, run, restarts, num_components)
+        several = by_em and isinstance(start, str) and start == "random"
+        run = best_start(begin, restarts, num_components) if several else begin(number)
         runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
         fitted = begun(run, columns, settings, **described(data))
         shown = Progress(progress, number + 1, 1 if by_em else restarts)

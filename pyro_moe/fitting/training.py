@@ -16,11 +16,23 @@ from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, object
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs, isolated, modules
 from pyro_moe.inference.protocols import Adaptive, Resettable
-from pyro_moe.inference.starts.several import best_start
 from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
 from pyro_moe.progress import Progress
 
 LAST_PHASE = "all rows"
+
+
+def geometric(start: float, end: float) -> Callable[[float], float]:
+    """A geometric schedule from ``start`` to ``end``, a function of the completed share.
+
+    Example:
+        >>> round(geometric(1.0, 0.01)(0.5), 3)
+        0.1
+    """
+    return lambda done: start * (end / start) ** done
+
+
+DEFAULT_TEMPERATURE = geometric(1.0, 0.3)
 
 Columns = tuple[torch.Tensor, ...]
 
@@ -65,21 +77,12 @@ def run_of(
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
         learning_rate=settings["learning_rate"],
-        temperature=_default_temperature if temperature is None else temperature,
+        temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
         as_written=temperature is None and not has_temperatures(model, guide),
         seed=seed,
         held_out=tuple(column[held] for column in columns) if len(held) else None,
         patience=settings["patience"],
     )
-
-
-def _default_temperature(done: float) -> float:
-    return 0.3**done
-
-
-def beginning(begin: Callable[[int], EM], run: EM, number: int, num_components: int | None) -> EM:
-    """The best of several starts of EM, of which the first is given."""
-    return best_start(lambda index: begin(index) if index else run, number, num_components)
 
 
 def begun(run: SVI | EM, data: Columns, settings: dict[str, Any], **described: Any) -> Fit:
