@@ -1,5 +1,8 @@
 """Exceptions and warnings."""
 
+import sys
+import warnings
+
 
 class DataError(ValueError):
     """The data or a file is invalid."""
@@ -23,3 +26,19 @@ class EmptyComponentWarning(RuntimeWarning):
 
 class ConvergenceWarning(RuntimeWarning):
     """EM ended before its objective converged."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning at the line outside of this package that led to it.
+
+    Args:
+        message: What was expected, and what was found.
+        category: The class of the warning.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+_INNER = (__name__.split(".")[0], "contextlib", "functools", "torch", "pyro")

@@ -1,13 +1,12 @@
 """Reading of the rows of CSV and Parquet tables."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.rows import Rows, as_tensors
 
 from .columns import (
@@ -171,11 +170,13 @@ def _features(frame: pd.DataFrame, targets: list[str], indices: list[str], path:
     left_out |= dict.fromkeys(empty_columns(frame), "it has no values")
     features = [name for name in frame if name not in (*targets, *indices, *left_out)]
     for name in [name for name in left_out if name not in (*targets, *indices)]:
-        _warn(f"left out column {name!r} of {path}: it has no name, and {left_out[name]}")
+        message = f"left out column {name!r} of {path}: it has no name, and {left_out[name]}"
+        warn(message, DataWarning)
     for name in row_numbers(frame[features]):
-        _warn(
+        warn(
             f"column {name!r} of {path} is used as a feature and numbers the rows: leave it out "
-            f"with index={name!r} (on the command line, --index {name})"
+            f"with index={name!r} (on the command line, --index {name})",
+            DataWarning,
         )
     for name in features:
         if UNNAMED.fullmatch(str(name)):
@@ -185,10 +186,6 @@ def _features(frame: pd.DataFrame, targets: list[str], indices: list[str], path:
                 "columns with columns=… (--columns)"
             )
     return features
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=4)  # at the caller of `table`
 
 
 def _select(

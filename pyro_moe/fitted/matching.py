@@ -1,6 +1,5 @@
 """Later data made to match the fitted data: columns by name, targets of the fitted type."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.rows import Data, Rows, column_names, labels_of, target_names
 
 MOST_NAMES = 8  # in a message
@@ -86,10 +85,9 @@ def _places(names: Names, fitted: Names, of: str) -> list[int] | None:
         )
     others = sorted(place.keys() - set(fitted), key=place.__getitem__)
     if others:
-        warnings.warn(
+        warn(
             f"expected the fitted columns of {of} alone; got also {_listed(others)}, left out",
             DataWarning,
-            stacklevel=5,
         )
     return [place[name] for name in fitted]
 

@@ -1,7 +1,6 @@
 """What a fit remembers of its training rows, and a warning of rows that are far from them."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_moe.inference.errors import DataWarning
+from pyro_moe.inference.errors import DataWarning, warn
 
 FAR, LEAST_ROWS = 10.0, 10
 _EXPECTED = ContextVar("strange rows are expected", default=False)
@@ -84,11 +83,10 @@ class Training:
         others = len(columns) - 1
         more = f" ({others} more columns have such values)" if others else ""
         where = f"column {column}" if names is None else f"column {names[column]!r}"
-        warnings.warn(
+        warn(
             f"expected rows like those of training, where {where} of x was {seen}; "
             f"got {x[row, column].item():.6g} in row {row}{more}: see evaluation.novelty",
             DataWarning,
-            stacklevel=5,
         )
 
 

@@ -1,13 +1,12 @@
 """Validation of columns: what training would take in silence."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from pyro_moe.distributions import rounding_error
-from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.rows import numbered
 
 FAR = 10.0  # in ranges of the other values
@@ -75,11 +74,10 @@ def _check_target(y: torch.Tensor) -> None:
     if len(known) == 0:
         raise DataError("expected rows with a target; got NaN in every row of y")
     for column in (known == known[0]).all(0).nonzero().flatten().tolist():
-        warnings.warn(
+        warn(
             f"expected targets that vary; got {known[0, column].item():.6g} in every row of "
             f"column {column} of y",
             DataWarning,
-            stacklevel=4,
         )
 
 
@@ -89,12 +87,11 @@ def _check_far(x: torch.Tensor, names: tuple[str, ...]) -> None:
     for name, column in zip(names, values.T, strict=True):
         row = far_row(column)
         if row is not None:
-            warnings.warn(
+            warn(
                 f"expected columns without values far from all others; got {column[row]:.6g} in "
                 f"row {row} of the fitted rows, column {name!r}: one such value sets the unit of "
                 "the column. Leave the row out if it is an error, or a code for a missing value",
                 DataWarning,
-                stacklevel=4,
             )
 
 
@@ -143,11 +140,10 @@ def check_rounding(y: torch.Tensor) -> None:
     errors = rounding_error(flat)
     for index in (errors > 0.05 * flat.std(0, correction=0)).nonzero().flatten().tolist():
         step = errors[index].item() * 12**0.5
-        warnings.warn(
+        warn(
             f"expected targets with few ties for a density; got {len(flat[:, index].unique())} "
             f"values in steps of {step:.4g} in column {index} of y: a log-density in nats depends "
             f"on the step; add {np.log(step):.3f} to compare it with the log-probability of a "
             "mass function, such as that of experts='categorical' or 'poisson'",
             DataWarning,
-            stacklevel=4,
         )

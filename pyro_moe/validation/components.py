@@ -1,12 +1,10 @@
 """Validation of components after training."""
 
-import warnings
-
 import torch
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.errors import EmptyComponentWarning
+from pyro_moe.inference.errors import EmptyComponentWarning, warn
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 
 
@@ -37,31 +35,28 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
     found = {"none": empty(counts), "few": starving(counts, fit.x_dim)}
     for number, components in found.items():
         if components:
-            warnings.warn(
+            warn(
                 f"expected rows for each of {len(counts)} components; got {number} for "
                 f"{', '.join(map(str, components))}: try fewer components, restarts, or "
                 "initialize=",
                 EmptyComponentWarning,
-                stacklevel=3,
             )
     # a strong prior gives each component further rows
     weak = fit.settings.get("prior", {}).get("rows", 0.0) < 1.0
     least, k = float(counts.min()) * apart, int(counts.argmin())
     if fit.has_target and weak and not any(found.values()) and least < fit.x_dim + 1.0:
-        warnings.warn(
+        warn(
             f"expected at least {fit.x_dim + 1} rows for each component, as many as its expert has "
             f"coefficients; got {least:.1f} in component {k}: try fewer components, or "
             "prior='auto'",
             EmptyComponentWarning,
-            stacklevel=3,
         )
     at_limit = on_floor(fit)
     if at_limit and least < 3 * (fit.x_dim + 1):
-        warnings.warn(
+        warn(
             "expected experts whose scales the rows determine; got scales at their lower limit in "
             f"components {', '.join(map(str, at_limit))}: the log-likelihood says little",
             EmptyComponentWarning,
-            stacklevel=3,
         )
 
 

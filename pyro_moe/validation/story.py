@@ -1,6 +1,5 @@
 """Validation of a model and a guide with their data before training."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from pyro import poutine
 from pyro_moe.evaluation.marginals import has_classes, mean_of
 from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError, DataWarning, SiteError
+from pyro_moe.inference.errors import DataError, DataWarning, SiteError, warn
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive, HasWidth
@@ -135,10 +134,9 @@ def _check_classes(number: int, y: torch.Tensor) -> None:
     seen = set(y[~y.isnan()].long().flatten().tolist())
     unseen = [str(label) for label in range(number) if label not in seen]
     if unseen:
-        warnings.warn(
+        warn(
             f"expected rows of each of {number} classes; got none of {', '.join(unseen)}",
             DataWarning,
-            stacklevel=4,
         )
 
 

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 import pyro_moe
-from pyro_moe import DataError, NonFiniteWarning, Rows, SiteError, evaluation
+from pyro_moe import DataError, DataWarning, NonFiniteWarning, Rows, SiteError, evaluation
 from pyro_moe.fitting import entry, geometric
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.objectives import PRIOR_SHARE
@@ -904,6 +904,12 @@ def test_each_epoch_is_recorded_and_reported(x):
 def test_a_fit_warns_where_it_was_called_from(x):
     with pytest.warns(NonFiniteWarning, match="expected finite losses") as caught:
         fit(STORIES["gmm"](), x, learning_rate=lambda done: 1e200)
+    assert caught[0].filename == __file__
+    with pytest.warns(DataWarning, match="far from all others") as caught:
+        fit(GMM(2, 1), x.index_fill(0, torch.tensor([3]), 1e6))
+    assert caught[0].filename == __file__
+    with pytest.warns(DataWarning, match="expected rows like those of training") as caught:
+        evaluation.gate(fit(STORIES["gmm"](), x), 1e9 * x)
     assert caught[0].filename == __file__
 
 
