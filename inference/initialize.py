@@ -20,7 +20,7 @@ from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
-from .starts.clustering import cluster, expect_umap
+from .starts.clustering import cluster, expect_umap, unit_variance
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -87,9 +87,7 @@ def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:
         units = getattr(story, "units", None)
         if isinstance(units, torch.nn.Module):
             return units(x.double())
-    x = x.double()
-    deviation = x.std(0, correction=0)
-    return (x - x.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+    return unit_variance(x.double())
 
 
 def corrected(

@@ -51,6 +51,12 @@ def cluster(
     return torch.as_tensor(mixture.fit(array).predict_proba(array))
 
 
+def unit_variance(points: torch.Tensor) -> torch.Tensor:
+    """Centered columns of unit variance, shape (N, L). Constant columns are zero."""
+    deviation = points.std(0, correction=0)
+    return (points - points.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+
+
 def separate_groups(points: np.ndarray, number: int, *, seed: int) -> np.ndarray | None:
     """Find K groups of points such that no point has a nearest neighbor in another group.
 

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 
 from ..context import reproducible, stream
 from ..em import EM
+from .clustering import unit_variance
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
 ROWS = 4000
@@ -87,6 +88,4 @@ def _standardized(data: tuple[torch.Tensor, ...]) -> np.ndarray:
     """x, and y if it has real values in all rows, as columns of unit variance."""
     parts = [part.reshape(len(part), -1) for part in data]
     parts = [part for part in parts if part.is_floating_point() and not part.isnan().any()]
-    points = torch.cat([part.double() for part in parts], -1).cpu().numpy()
-    deviations = points.std(0)
-    return (points - points.mean(0)) / np.where(deviations > 0, deviations, 1.0)
+    return unit_variance(torch.cat([part.double() for part in parts], -1)).cpu().numpy()

@@ -17,7 +17,7 @@ from pyro_moe.inference.starts.several import best_start
 
 from .arguments import has_em
 from .columns import standardizes
-from .training import reset
+from .reset import reset
 
 ONE_MODEL = Prior(100.0)
 PATH = (
@@ -87,36 +87,39 @@ def chosen_prior(
     first = _begin(model, guide, columns, seed, 0)
     if not has_em(first.model, first.guide, columns):
         return WEAK
-    ends = _scores(model, guide, columns, num_components, seed, (WEAK, ONE_MODEL)).mean(-1)
-    if ends[0] >= ends[1]:
-        return WEAK
-    return PATH[_strongest(_scores(model, guide, columns, num_components, seed, PATH))]
+    folds = _folds(model, guide, columns, num_components, seed)
+    ends = _scores(folds, (WEAK, ONE_MODEL)).mean(-1)
+    return WEAK if ends[0] >= ends[1] else PATH[_strongest(_scores(folds, PATH))]
 
 
-def _scores(
-    model: Program,
-    guide: Program,
-    columns: Columns,
-    num_components: int,
-    seed: int,
-    priors: Sequence[Prior],
-) -> torch.Tensor:
-    """The log-density of each row by a fit to the other folds, shape (number of priors, N)."""
+def _folds(
+    model: Program, guide: Program, columns: Columns, num_components: int, seed: int
+) -> list[tuple[EM, Columns]]:
+    """A short fit to all folds but one, and the rows of that one, for each fold."""
     with reproducible(seed, 0, 10):
         order = torch.randperm(len(columns[0])).to(columns[0].device)
-    scores = torch.zeros(len(priors), len(order), dtype=torch.float64)
+    folds = []
     for held in order.tensor_split(FOLDS):
-        test = tuple(column[held] for column in columns)
         others = torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False)
         data = tuple(column[others] for column in columns)
-        begin = partial(_begin, model, guide, data, seed)
-        run = best_start(begin, STARTS, num_components)
-        for place, prior in enumerate(priors):
+        run = best_start(partial(_begin, model, guide, data, seed), STARTS, num_components)
+        folds.append((run, tuple(column[held] for column in columns)))
+    return folds
+
+
+def _scores(folds: Sequence[tuple[EM, Columns]], priors: Sequence[Prior]) -> torch.Tensor:
+    """The log-density of each row by a fit to the other folds, shape (number of priors, N)."""
+    scores = []
+    for first, test in folds:
+        run = first.copy(epochs=ITERATIONS)
+        of_priors = []
+        for prior in priors:
             run = replace(run, prior=prior)
             for _ in range(ITERATIONS):
                 run.m_step(run.log_joint().softmax(0).T)
-            scores[place, held.cpu()] = _log_density(run, test).double().cpu()
-    return scores.nan_to_num(-torch.inf)
+            of_priors.append(_log_density(run, test).double().cpu())
+        scores.append(torch.stack(of_priors))
+    return torch.cat(scores, -1).nan_to_num(-torch.inf)
 
 
 def _strongest(scores: torch.Tensor) -> int:

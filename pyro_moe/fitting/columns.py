@@ -1,10 +1,8 @@
 """The columns of data in the type and on the device of a fit."""
 
-import warnings
-
 import torch
 
-from pyro_moe.inference.errors import DataWarning
+from pyro_moe.inference.errors import DataWarning, warn
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive
 from pyro_moe.rows import Data, as_tensors
@@ -36,7 +34,7 @@ def columns_of(
     if standardizes(model, guide) and (double or problems):
         return tuple(column.to(device or like.device) for column in exact)
     for problem in problems:
-        warnings.warn(problem, DataWarning, stacklevel=3)
+        warn(problem, DataWarning)
     columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
     return tuple(column.to(device or like.device) for column in columns)
 

@@ -1,43 +1,28 @@
 """The functions `fit` and `resume`."""
 
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 
 from pyro_moe.fitted import Fit, described
-from pyro_moe.inference.em import EM, ITERATIONS, TOLERANCE
-from pyro_moe.inference.errors import ConvergenceWarning, DataError
+from pyro_moe.inference.em import EM, TOLERANCE
+from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.programs import Program, Programs, isolated, modules, owner
-from pyro_moe.inference.protocols import HasStart
+from pyro_moe.inference.programs import Program, Programs
 from pyro_moe.inference.starts.several import best_start
-from pyro_moe.inference.svi import Schedule, steps_in_epoch
+from pyro_moe.inference.svi import Schedule
 from pyro_moe.progress import Progress
-from pyro_moe.rows import Data, column_names
-from pyro_moe.validation import check, check_columns, check_components
+from pyro_moe.rows import Data
+from pyro_moe.validation import check_components
 
-from .arguments import (
-    check_numbers,
-    check_prior,
-    check_schedules,
-    check_start,
-    has_em,
-    held_share,
-    split,
-)
-from .choice import chosen_prior
-from .columns import columns_of
+from .plan import Plan, planned
 from .training import LAST_PHASE, begun, finish, run_of, train
-
-STEPS = 4000
-STARTS_OF_EM = 12
-PATIENCE = 20
 
 
 def fit(
@@ -151,98 +136,62 @@ def fit(
         >>> len(fitted.history)
         2
     """
-    check_numbers(
-        epochs=(epochs, 0),
-        batch_size=(batch_size, 1),
-        initial_epochs=(initial_epochs, 0),
-        restarts=(restarts, 1),
-        patience=(patience, 1),
-        seed=(seed, 0),
+    plan = planned(
+        model,
+        guide,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        temperature=temperature,
+        initialize=initialize,
+        initial_epochs=initial_epochs,
+        restarts=restarts,
+        validation=validation,
+        patience=patience,
+        tolerance=tolerance,
+        prior=prior,
+        missing_targets=missing_targets,
+        seed=seed,
+        device=device,
     )
-    check_schedules(learning_rate, temperature)
-    given_prior = check_prior(prior)
-    story = owner(model)
-    if initialize is None:
-        initialize = story.start if isinstance(story, HasStart) else "random"
-    keep = isinstance(initialize, str) and initialize == "keep"
-    to_tensors: dict[str, Any] = {"device": device, "missing_targets": missing_targets}
-    columns = columns_of(model, guide, data, double=loss == "em", **to_tensors)
-    one, other = isolated(model, guide)
-    for part in modules(one, other):
-        part.to(columns[0]).eval()
-    learns = not (epochs == 0 and keep)
-    assigns = isinstance(loss, str) and loss == "categorical-kl"
-    num_components = check(one, other, columns, learns=learns, assigns=assigns)
-    if learns:
-        check_columns(columns, column_names(data))
-    if isinstance(loss, str) and loss == "auto":
-        of_gradients = (batch_size, learning_rate, temperature, validation, patience)
-        em = all(each is None for each in of_gradients) and has_em(one, other, columns)
-        loss = "em" if em else "marginal"
-        if em and learns:
-            columns = columns_of(model, guide, data, double=True, **to_tensors)
-    start = check_start(initialize, len(columns[0]), num_components)
-    by_em = isinstance(loss, str) and loss == "em"
-    if restarts is None:
-        restarts = STARTS_OF_EM if by_em and start == "random" and epochs is None else 1
-    if given_prior is None:
-        given_prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
-    share = 0.0
-    if not by_em:
-        early = epochs is None and given_prior.rows < 1.0
-        share = held_share(validation, len(columns[0]), early=early, restarts=restarts)
-    held, kept = split(len(columns[0]), share if learns else 0.0, seed)
-    if learns and num_components is not None and len(kept) < num_components:
-        raise DataError(
-            f"expected at least as many rows as components, {num_components}; "
-            f"got {len(kept)}, with {len(held)} held out"
-        )
-    lengths = _lengths(
-        epochs, initial_epochs, batch_size, len(columns[0]), share, by_em=by_em, start=start
-    )
-    settings: dict[str, Any] = {
-        **lengths,
-        "learning_rate": 5e-3 if learning_rate is None else learning_rate,
-        "loss": loss if isinstance(loss, str) else type(loss).__name__,
-        "temperature": temperature,
-        "initialize": initialize if isinstance(initialize, str) else "responsibilities",
-        "restarts": restarts,
-        "validation": share,
-        "patience": PATIENCE if patience is None and epochs is None else patience,
-        "tolerance": tolerance,
-        "prior": asdict(given_prior),
-        "missing_targets": missing_targets,
-        "seed": seed,
-    }
-    if not isinstance(start, str):
-        start = start[kept]
-
-    def begin(number: int) -> Any:
-        return run_of(model, guide, columns, (held, kept), loss, number, settings, given_prior)
-
-    fits: list[Fit] = []
-    for number in range(1 if by_em else restarts):
-        several = by_em and isinstance(start, str) and start == "random"
-        run = best_start(begin, restarts, num_components) if several else begin(number)
-        runs = phases(run, start, epochs=settings["initial_epochs"], num_components=num_components)
-        fitted = begun(run, columns, settings, **described(data))
-        shown = Progress(progress, number + 1, 1 if by_em else restarts)
-        fits.append(train(fitted, runs, shown, callback))
-        if fits[-1].stopped == "interrupted":
-            break
+    fits = _trained(plan, described(data), progress, callback)
     best = max(fits, key=_score)
     if fits[-1].stopped != "interrupted" and best.stopped is None:
         best = finish(best, progress, callback)
     if best.history:
         check_components(best)
     if isinstance(best.run, EM) and epochs is None and not (best.run.converged or best.stopped):
-        warnings.warn(
-            f"expected EM to converge in {ITERATIONS} iterations; got an objective that would "
+        warn(
+            f"expected EM to converge in {best.run.epochs} iterations; got an objective that would "
             f"increase by more than {tolerance:g} nats: give more epochs, or a larger tolerance",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return best
+
+
+def _trained(
+    plan: Plan,
+    names: dict[str, Any],
+    progress: bool,
+    callback: Callable[[Fit], None] | None,
+) -> list[Fit]:
+    """The trained starts, up to one that was interrupted. EM goes on with the best of its own."""
+    fits: list[Fit] = []
+    restarts, components = plan.settings["restarts"], plan.num_components
+    for number in range(1 if plan.by_em else restarts):
+        if plan.by_em and isinstance(plan.start, str) and plan.start == "random":
+            run = best_start(partial(run_of, plan), restarts, components)
+        else:
+            run = run_of(plan, number)
+        epochs = plan.settings["initial_epochs"]
+        runs = phases(run, plan.start, epochs=epochs, num_components=components)
+        shown = Progress(progress, number + 1, 1 if plan.by_em else restarts)
+        fits.append(train(begun(run, plan, **names), runs, shown, callback))
+        if fits[-1].stopped == "interrupted":
+            break
+    return fits
 
 
 def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit:
@@ -276,39 +225,6 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     resumed = replace(fit, programs=programs, history=history, settings=settings, run=run)
     trained = train(resumed, [(phase, run)], Progress(progress), None)
     return trained if trained.stopped else finish(trained, progress, None)
-
-
-def _lengths(
-    epochs: int | None,
-    initial_epochs: int | None,
-    batch_size: int | None,
-    num_rows: int,
-    share: float,
-    *,
-    by_em: bool,
-    start: str | torch.Tensor,
-) -> dict[str, Any]:
-    """Rows of a minibatch, and epochs of the initial phases and of the training.
-
-    By default an epoch of the kept rows has as many steps as one of all rows.
-    """
-    kept = num_rows - math.ceil(share * num_rows)
-    steps = steps_in_epoch(num_rows if batch_size is None else kept, batch_size or 256)
-    size = -(-kept // steps) if batch_size is None else batch_size
-    found: dict[str, Any] = {"batch_size": max(1, min(size, kept))}
-    if by_em:
-        number = ITERATIONS if epochs is None else epochs
-        return found | {"epochs": number, "initial_epochs": initial_epochs or 0}
-    if epochs is not None:
-        initial = epochs if initial_epochs is None else initial_epochs
-        return found | {"epochs": epochs, "initial_epochs": initial}
-    total = max(5, STEPS // steps)
-    if isinstance(start, str) and start in ("random", "keep"):
-        return found | {"epochs": total, "initial_epochs": 0}
-    # a third of the training for the autoencoder, and a fifth of that with fixed assignments
-    initial = max(1, round(total / 4.2)) if initial_epochs is None else initial_epochs
-    training = max(1, total - initial - math.ceil(initial / 5))
-    return found | {"epochs": training, "initial_epochs": initial}
 
 
 def _score(fitted: Fit) -> float:

@@ -1,23 +1,23 @@
 """The runs of `fit`, from initialized parameters to trained ones."""
 
-import warnings
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from pyro.infer import ELBO
 
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.context import stream
 from pyro_moe.inference.em import EM
-from pyro_moe.inference.errors import NonFiniteWarning
+from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
-from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.programs import Program, Programs, isolated, modules
-from pyro_moe.inference.protocols import Adaptive, Resettable
+from pyro_moe.inference.programs import Programs, isolated
 from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
 from pyro_moe.progress import Progress
+
+from .plan import Plan
+from .reset import reset
 
 LAST_PHASE = "all rows"
 
@@ -34,39 +34,22 @@ def geometric(start: float, end: float) -> Callable[[float], float]:
 
 DEFAULT_TEMPERATURE = geometric(1.0, 0.3)
 
-Columns = tuple[torch.Tensor, ...]
 
-
-def run_of(
-    model: Program,
-    guide: Program,
-    columns: Columns,
-    rows: tuple[torch.Tensor, torch.Tensor],
-    loss: str | ELBO,
-    number: int,
-    settings: dict[str, Any],
-    prior: Prior,
-) -> SVI | EM:
-    """A run with initialized copies of model and guide.
+def run_of(plan: Plan, number: int) -> Any:
+    """A run of SVI or EM with initialized copies of model and guide.
 
     Args:
-        model: The model.
-        guide: The guide.
-        columns: All rows.
-        rows: Numbers of the held-out rows, and of the training rows.
-        loss: The objective.
+        plan: The plan of the fit.
         number: The number of the start.
-        settings: The arguments of `fit`, including defaults.
-        prior: The prior of the parameters.
     """
-    held, kept = rows
-    data = tuple(column[kept] for column in columns)
-    model, guide = isolated(model, guide)
+    held, kept, settings = plan.held, plan.kept, plan.settings
+    data = tuple(column[kept] for column in plan.columns)
+    model, guide = isolated(plan.model, plan.guide)
     seed = stream(settings["seed"], number)
     reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
-    if isinstance(loss, str) and loss == "em":
-        return EM(model, guide, data, settings["epochs"], seed, prior, settings["tolerance"])
-    elbo, treatment = objective(loss, prior=prior, num_rows=len(kept))
+    if plan.by_em:
+        return EM(model, guide, data, settings["epochs"], seed, plan.prior, settings["tolerance"])
+    elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(kept))
     temperature = settings["temperature"]
     return SVI(
         model,
@@ -80,16 +63,16 @@ def run_of(
         temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
         as_written=temperature is None and not has_temperatures(model, guide),
         seed=seed,
-        held_out=tuple(column[held] for column in columns) if len(held) else None,
+        held_out=tuple(column[held] for column in plan.columns) if len(held) else None,
         patience=settings["patience"],
     )
 
 
-def begun(run: SVI | EM, data: Columns, settings: dict[str, Any], **described: Any) -> Fit:
+def begun(run: SVI | EM, plan: Plan, **described: Any) -> Fit:
     """A fit before its training, with the history of the run."""
     programs = Programs(run.model, run.guide, run.store)
     history = [{"phase": "training", **record} for record in run.history]
-    return Fit(programs, data, history, settings, run=run, **described)
+    return Fit(programs, plan.columns, history, plan.settings, run=run, **described)
 
 
 def train(
@@ -113,11 +96,10 @@ def train(
             stopped = "interrupted"
         except NonFiniteError as problem:
             stopped = str(problem)
-            warnings.warn(
+            warn(
                 f"expected finite losses and gradients; got a {problem}: training stopped, and "
                 "the fit has the last valid parameters",
                 NonFiniteWarning,
-                stacklevel=3,
             )
     elbo = fitted.held_out_elbo
     if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
@@ -134,7 +116,7 @@ def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) 
     run = fitted.run
     if not isinstance(run, SVI) or run.held_out is None or not run.history:
         return fitted
-    best = max(run.history, key=lambda record: record.get("held_out_elbo", -torch.inf))
+    best = max(run.history, key=lambda record: record.get("held_out_elbo", -math.inf))
     tenth = 0.1 * max(record["learning_rate"] for record in run.history)
     peak = max(best["learning_rate"], tenth)
     temperature = at(run.temperature, best["epoch"] / run.epochs)
@@ -159,21 +141,3 @@ def _of_rows(elbo: ELBO, num_rows: int) -> ELBO:
     if isinstance(elbo, MarginalELBO):
         return MarginalELBO(elbo.num_particles, prior=elbo.prior, num_rows=num_rows)
     return elbo
-
-
-def reset(model: Program, guide: Program, data: Columns, seed: int, *, keep: bool = False) -> None:
-    """Initialize the parameters, and set the units of stories from the data."""
-    for part in modules(model, guide):
-        part.to(data[0]).eval()  # only the epochs of `SVI` are in training mode
-        if keep:
-            continue
-        with reproducible(seed):
-            part.apply(_reset_parameters)
-        if isinstance(part, Adaptive):
-            with reproducible(seed, 0, 1), torch.no_grad():
-                part.adapt(*data)
-
-
-def _reset_parameters(module: torch.nn.Module) -> None:
-    if isinstance(module, Resettable):
-        module.reset_parameters()

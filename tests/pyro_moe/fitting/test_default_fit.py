@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import ConvergenceWarning
-from pyro_moe.fitting import entry
+from pyro_moe.fitting import entry, plan
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DMVAE, GMM, ME, VAE
@@ -65,12 +65,12 @@ def test_a_story_with_networks_has_gradients():
 
 
 def test_em_that_does_not_converge_in_its_own_iterations_says_so(table, monkeypatch):
-    monkeypatch.setattr(entry, "ITERATIONS", 2)
+    monkeypatch.setattr(plan, "ITERATIONS", 2)
     with pytest.warns(ConvergenceWarning, match="expected EM to converge in 2 iterations") as seen:
         fit(ME(1, 1, 2), table, restarts=1)
     assert seen[0].filename == __file__
     fit(ME(1, 1, 2), table, epochs=2)  # as many as were asked for: no warning
-    monkeypatch.setattr(entry, "ITERATIONS", 5)
+    monkeypatch.setattr(plan, "ITERATIONS", 5)
     fit(ME(1, 1, 1), table, tolerance=math.inf)  # converged: no warning
 
 
@@ -122,7 +122,7 @@ def test_large_tables_have_five_epochs():
 @pytest.fixture
 def short(monkeypatch):
     """Default fits of 200 steps."""
-    monkeypatch.setattr(entry, "STEPS", 200)
+    monkeypatch.setattr(plan, "STEPS", 200)
 
 
 OVERFITTING = {"learning_rate": 0.1, "initialize": "random", "prior": "none"}
@@ -171,7 +171,7 @@ def test_initial_phases_have_no_bound_on_held_out_rows(short):
 
 @pytest.mark.parametrize("where", [("training", 4), ("all rows", 1)])
 def test_an_interrupted_default_run_resumes_with_the_same_numbers(where, monkeypatch):
-    monkeypatch.setattr(entry, "STEPS", 30)
+    monkeypatch.setattr(plan, "STEPS", 30)
     x, story = torch.randn(30, 2), VAE(2, 1, hidden=(4,))
 
     def callback(fitted):
@@ -186,7 +186,7 @@ def test_an_interrupted_default_run_resumes_with_the_same_numbers(where, monkeyp
 
 
 def test_a_run_that_was_stopped_amid_its_first_epoch_with_all_rows_resumes(monkeypatch):
-    monkeypatch.setattr(entry, "STEPS", 30)
+    monkeypatch.setattr(plan, "STEPS", 30)
     x, story, once = torch.randn(30, 2), VAE(2, 1, hidden=(4,)), [True]
     finish = entry.finish
 

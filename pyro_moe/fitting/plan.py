@@ -1,0 +1,193 @@
+"""What `fit` is about to do: rows, objective, start, prior and lengths, from its arguments."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_moe.inference.em import ITERATIONS
+from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.prior import Prior
+from pyro_moe.inference.programs import Program, isolated, modules, owner
+from pyro_moe.inference.protocols import HasStart
+from pyro_moe.inference.svi import steps_in_epoch
+from pyro_moe.rows import Data, column_names
+from pyro_moe.validation import check, check_columns
+
+from .arguments import (
+    check_numbers,
+    check_prior,
+    check_schedules,
+    check_start,
+    has_em,
+    held_share,
+    split,
+)
+from .choice import chosen_prior
+from .columns import columns_of
+
+STEPS = 4000
+STARTS_OF_EM = 12
+PATIENCE = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit before its first step. It does not depend on random numbers besides the seed's.
+
+    Attributes:
+        model: The caller's model, which is not changed.
+        guide: The caller's guide.
+        columns: All rows, in the type and on the device of the fit.
+        held: Numbers of the held-out rows.
+        kept: Numbers of the training rows.
+        num_components: K, or None for a model without ``c``.
+        loss: The objective, which is not ``"auto"`` any more.
+        start: The name of a start, or responsibilities of the training rows.
+        prior: The prior of the parameters.
+        settings: The arguments of `fit`, including defaults.
+    """
+
+    model: Program
+    guide: Program
+    columns: tuple[torch.Tensor, ...]
+    held: torch.Tensor
+    kept: torch.Tensor
+    num_components: int | None
+    loss: str | ELBO
+    start: str | torch.Tensor
+    prior: Prior
+    settings: dict[str, Any]
+
+    @property
+    def by_em(self) -> bool:
+        """Whether the objective is maximized by EM."""
+        return isinstance(self.loss, str) and self.loss == "em"
+
+
+def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
+    """Check the arguments of `fit`, and resolve its defaults.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        data: The data.
+        **options: All other arguments of `fit` but those of its display.
+
+    Raises:
+        DataError: If the data cannot be fitted.
+        ValueError: If an argument is invalid.
+    """
+    _check(options)
+    initialize = options["initialize"]
+    if initialize is None:
+        story = owner(model)
+        initialize = story.start if isinstance(story, HasStart) else "random"
+    keep = isinstance(initialize, str) and initialize == "keep"
+    learns = not (options["epochs"] == 0 and keep)
+    columns, loss, num_components = _resolved(model, guide, data, options, learns=learns)
+    by_em = isinstance(loss, str) and loss == "em"
+    start = check_start(initialize, len(columns[0]), num_components)
+    restarts, epochs, seed = options["restarts"], options["epochs"], options["seed"]
+    if restarts is None:
+        several = by_em and epochs is None and isinstance(start, str) and start == "random"
+        restarts = STARTS_OF_EM if several else 1
+    prior = check_prior(options["prior"]) or chosen_prior(
+        model, guide, columns, num_components, loss, learns, seed
+    )
+    share = 0.0
+    if not by_em:
+        early = epochs is None and prior.rows < 1.0
+        share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
+    held, kept = split(len(columns[0]), share if learns else 0.0, seed)
+    if learns and num_components is not None and len(kept) < num_components:
+        raise DataError(
+            f"expected at least as many rows as components, {num_components}; "
+            f"got {len(kept)}, with {len(held)} held out"
+        )
+    patience = options["patience"]
+    settings = {
+        **_lengths(options, len(columns[0]), share, by_em=by_em, start=start),
+        "learning_rate": 5e-3 if options["learning_rate"] is None else options["learning_rate"],
+        "loss": loss if isinstance(loss, str) else type(loss).__name__,
+        "temperature": options["temperature"],
+        "initialize": initialize if isinstance(initialize, str) else "responsibilities",
+        "restarts": restarts,
+        "validation": share,
+        "patience": PATIENCE if patience is None and epochs is None else patience,
+        "tolerance": options["tolerance"],
+        "prior": asdict(prior),
+        "missing_targets": options["missing_targets"],
+        "seed": seed,
+    }
+    start = start if isinstance(start, str) else start[kept]
+    return Plan(model, guide, columns, held, kept, num_components, loss, start, prior, settings)
+
+
+def _check(options: dict[str, Any]) -> None:
+    least = {
+        "epochs": 0,
+        "batch_size": 1,
+        "initial_epochs": 0,
+        "restarts": 1,
+        "patience": 1,
+        "seed": 0,
+    }
+    check_numbers(**{name: (options[name], value) for name, value in least.items()})
+    check_schedules(options["learning_rate"], options["temperature"])
+    check_prior(options["prior"])
+
+
+def _resolved(
+    model: Program, guide: Program, data: Data, options: dict[str, Any], *, learns: bool
+) -> tuple[tuple[torch.Tensor, ...], str | ELBO, int | None]:
+    """The columns, the objective and K, after all checks of model and data."""
+    loss = options["loss"]
+    to_tensors = {name: options[name] for name in ("device", "missing_targets")}
+    columns = columns_of(
+        model, guide, data, double=isinstance(loss, str) and loss == "em", **to_tensors
+    )
+    one, other = isolated(model, guide)
+    for part in modules(one, other):
+        part.to(columns[0]).eval()
+    assigns = isinstance(loss, str) and loss == "categorical-kl"
+    num_components = check(one, other, columns, learns=learns, assigns=assigns)
+    if learns:
+        check_columns(columns, column_names(data))
+    if isinstance(loss, str) and loss == "auto":
+        of_gradients = ("batch_size", "learning_rate", "temperature", "validation", "patience")
+        em = all(options[name] is None for name in of_gradients) and has_em(one, other, columns)
+        loss = "em" if em else "marginal"
+        if em and learns:
+            columns = columns_of(model, guide, data, double=True, **to_tensors)
+    return columns, loss, num_components
+
+
+def _lengths(
+    options: dict[str, Any], num_rows: int, share: float, *, by_em: bool, start: Any
+) -> dict[str, Any]:
+    """Rows of a minibatch, and epochs of the initial phases and of the training.
+
+    By default an epoch of the kept rows has as many steps as one of all rows.
+    """
+    epochs, initial_epochs = options["epochs"], options["initial_epochs"]
+    batch_size = options["batch_size"]
+    kept = num_rows - math.ceil(share * num_rows)
+    steps = steps_in_epoch(num_rows if batch_size is None else kept, batch_size or 256)
+    size = -(-kept // steps) if batch_size is None else batch_size
+    found: dict[str, Any] = {"batch_size": max(1, min(size, kept))}
+    if by_em:
+        number = ITERATIONS if epochs is None else epochs
+        return found | {"epochs": number, "initial_epochs": initial_epochs or 0}
+    if epochs is not None:
+        initial = epochs if initial_epochs is None else initial_epochs
+        return found | {"epochs": epochs, "initial_epochs": initial}
+    total = max(5, STEPS // steps)
+    if isinstance(start, str) and start in ("random", "keep"):
+        return found | {"epochs": total, "initial_epochs": 0}
+    # a third of the training for the autoencoder, and a fifth of that with fixed assignments
+    initial = max(1, round(total / 4.2)) if initial_epochs is None else initial_epochs
+    training = max(1, total - initial - math.ceil(initial / 5))
+    return found | {"epochs": training, "initial_epochs": initial}
