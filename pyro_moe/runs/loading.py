@@ -1,5 +1,6 @@
 """The story of a run folder, with its parameters."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ def loaded(folder: Path, trust_code: bool) -> Run:
         raise damaged(folder, PARAMETERS, f"expected no value of pyro.param; got {[*params]}")
     arguments = settings["story_arguments"]
     if STORY not in files:  # first without memory, of which damaged arguments could ask too much
+        _check_sizes(folder, arguments, sum(tensor.numel() for tensor in tensors.values()))
         with torch.device("meta"):
             _check_names(folder, _built(folder, story_class, arguments), tensors)
     story = _built(folder, story_class, arguments)
@@ -97,6 +99,17 @@ def _trusted(folder: Path, content: bytes, trust_code: bool) -> type[nn.Module]:
             f"program, {STORY}, that would be executed; got {STORY} with SHA-256 {digest(content)}"
         )
     return story_file.executed(folder / STORY, content).story
+
+
+def _check_sizes(folder: Path, arguments: dict[str, Any], most: int) -> None:
+    """Check that no argument asks for more than there are numbers; those of a tree multiply."""
+    for name, value in arguments.items():
+        given = value if isinstance(value, list) else [value]
+        sizes = [abs(each) for each in given if isinstance(each, int)] or [0]
+        if (math.prod(sizes) if name == "num_components" else max(sizes)) > most:
+            raise damaged(
+                folder, SETTINGS, f"expected {name} of at most {most}, as parameters; got {value}"
+            )
 
 
 def _built(folder: Path, story: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
@@ -140,6 +153,9 @@ def _give(
         if not each.isfinite().all():
             raise damaged(folder, PARAMETERS, f"expected finite numbers; got others in {name}")
     story.load_state_dict(tensors)
+    for name, each in story.state_dict().items():
+        if not each.equal(tensors[name]):  # units that parts of the story share have several names
+            raise damaged(folder, PARAMETERS, f"expected one value of shared numbers; got {name}")
     for name, part in story.named_modules():
         if isinstance(part, Standardize) and not (part.scale > 0).all():
             raise damaged(folder, PARAMETERS, f"expected positive units; got others in {name}")

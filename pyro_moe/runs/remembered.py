@@ -22,18 +22,18 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
     """
     training = fit.restored
     if training is None:
-        rows = fingerprint(fit.data)
-        if before is not None and remembered(before).fingerprint == rows:
+        found = fingerprint(fit.data)
+        if before is not None and remembered(before).fingerprint == found:
             return before
-        training = replace(fit.training, fingerprint=rows, log_densities=_log_densities(fit))
+        training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))
     tensors = {"mean": training.mean, "log_densities": training.log_densities}
     for end in ("low", "high"):
         tensors |= {f"{end}.{i}": value for i, value in enumerate(getattr(training, end))}
     kept = {
         name: value.detach().cpu().clone() for name, value in tensors.items() if value is not None
     }
-    facts = {"num_rows": str(training.num_rows), "fingerprint": training.fingerprint}
-    return save(kept, metadata=facts)
+    rows = f"{training.num_rows} {training.fingerprint}"
+    return save(kept, metadata={"rows": rows})  # one entry, as several are in no order
 
 
 def _log_densities(fit: Fit) -> torch.Tensor | None:
@@ -50,7 +50,7 @@ def remembered(content: bytes) -> Training:
         ValueError: If it is not what `remember` writes.
         SafetensorError: If it is not in this format.
     """
-    tensors, facts = load(content), _metadata(content)
+    tensors = load(content)
     count = sum(name.startswith("low.") for name in tensors)
     names = {f"{end}.{i}" for end in ("low", "high") for i in range(count)} | {"mean"}
     if count == 0 or tensors.keys() - {"log_densities"} != names:
@@ -58,10 +58,10 @@ def remembered(content: bytes) -> Training:
     low, high = (tuple(tensors[f"{end}.{i}"] for i in range(count)) for end in ("low", "high"))
     mean, densities = tensors["mean"], tensors.get("log_densities")
     _check(low, high, mean, densities)
-    number, rows = facts.get("num_rows", ""), facts.get("fingerprint", "")
-    if not re.fullmatch("[1-9][0-9]{0,17}", number) or not re.fullmatch("[0-9a-f]{64}", rows):
+    rows = re.fullmatch("([1-9][0-9]{0,17}) ([0-9a-f]{64})", _metadata(content).get("rows", ""))
+    if rows is None:
         raise ValueError("expected the number and the fingerprint of the rows; got others")
-    return Training(int(number), low, high, mean, rows, densities)
+    return Training(int(rows[1]), low, high, mean, rows[2], densities)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -112,7 +112,8 @@ def exchange(folder: Path, contents: Mapping[str, bytes]) -> None:
     except OSError as error:
         raise files.not_written(folder / name, error) from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(staged, ignore_errors=True)
     _finish(folder)
 
 
