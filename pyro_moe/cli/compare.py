@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     how = {"trust_code": options.trust, **choices.reading(options)}
     restored = {folder: runs.restore(folder, options.data, **how) for folder in options.runs}
     (_, _, test), *others = restored.values()
-    for folder, (_, _, rows) in zip(options.runs[1:], others, strict=True):
+    for folder, (_, _, rows) in zip([*restored][1:], others, strict=True):
         if rows.x.shape != test.x.shape or not rows.x.equal(test.x):
             raise DataError(
                 f"expected runs of the same data; got other test rows in {folder} than in "

@@ -326,6 +326,32 @@ def test_mnist_names_a_bad_gzip_file(folder: Path) -> None:
     )
 
 
+def test_mnist_reads_no_more_than_the_header_announces(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that would grow a thousandfold, one byte more than it should have is enough."""
+    read = 0
+
+    class Counted(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal read
+            content = super().read(size)
+            read += len(content)
+            return content
+
+    monkeypatch.setattr(images.gzip, "open", Counted)
+    bomb = bytes(10**7)
+    for content, message in (
+        (bomb, "expected the magic number"),
+        (tiny_contents()[IMAGES] + bomb, "as its header says; got more: it is damaged"),
+        (bytes((0, 0, 8, 3)) + b"\xff" * 12 + bomb, "expected at most 47,040,016 bytes"),
+    ):
+        read = 0
+        (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(content))
+        assert message in message_of(lambda: datasets.mnist(folder))
+        assert read <= len(tiny_contents()[IMAGES]) + 1
+
+
 def test_mnist_known_content_is_the_standard_one() -> None:
     standard = {file.name: file.packed for file in images._MNIST_TRAIN + images._MNIST_TEST}
     assert standard == {
