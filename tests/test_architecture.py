@@ -19,8 +19,9 @@ BELOW = {
     "inference": {"distributions"},
     "models": {"distributions"},
     "progress": set(),
+    "files": {"inference"},
     "rows": {"inference"},
-    "datasets": {"rows", "inference"},
+    "datasets": {"files", "rows", "inference"},
     "fitted": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
@@ -28,6 +29,7 @@ BELOW = {
     "plots": {"evaluation", "fitted", "rows", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
     "criticism": {
+        "files",
         "selection",
         "plots",
         "evaluation",
@@ -38,7 +40,7 @@ BELOW = {
         "inference",
     },
     "images": {"evaluation", "fitting", "rows", "inference", "models"},
-    "runs": {"evaluation", "fitting", "fitted", "datasets", "rows", "inference", "models"},
+    "runs": {"evaluation", "fitting", "fitted", "datasets", "files", "rows", "inference", "models"},
     "table1": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
 }
 HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "prior", "starts")}

@@ -30,8 +30,8 @@ EXAMPLES = """examples:
   pyro-moe check runs/dvmoe-table
   pyro-moe new my_story.py --from dvmoe
   pyro-moe fit my_story.py --data table.csv --target price
-  pyro-moe compare runs/dvmoe-table runs/my_story-table
-  pyro-moe report runs/my_story-table
+  pyro-moe compare runs/dvmoe-table runs/my_story-table --trust
+  pyro-moe report runs/my_story-table --trust
   pyro-moe reproduce table1 --quick
   pyro-moe demo
 """

@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     option("run", metavar="RUN", help="a run folder written by fit")
     option("--data", help="another table to check, or the new path of the fitted table")
     choices.add_reading(parser)
+    choices.add_trust(parser)
     option(
         "--replicates",
         type=int,
@@ -35,7 +36,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the state of the gate, and the statistics that differ from the model's."""
-    fitted, _, test = runs.restore(options.run, options.data, **choices.reading(options))
+    fitted, _, test = runs.restore(
+        options.run, options.data, trust_code=options.trust, **choices.reading(options)
+    )
     which = f"of {options.data}" if options.data else "that were not fitted"
     print(f"{options.run}: {len(test):,} rows {which}", flush=True)
     try:

@@ -75,7 +75,16 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", help=text)
 
 
-def reading(options: argparse.Namespace) -> dict[str, str]:
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option that allows the program in a run folder to be executed."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="execute story.py in the run folder if the run is of a story file",
+    )
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
     """Those of these options that are given."""
     asked = {name: vars(options)[name] for name in READING}
     return {name: value for name, value in asked.items() if value is not None}

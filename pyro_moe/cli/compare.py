@@ -16,15 +16,16 @@ def add(commands: Any) -> None:
     option("runs", nargs="+", metavar="RUN", help="run folders written by fit, of the same data")
     option("--data", help="another table, or the new path of the fitted table")
     choices.add_reading(parser)
+    choices.add_trust(parser)
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the runs in order of decreasing log density."""
-    reading = choices.reading(options)
-    restored = {folder: runs.restore(folder, options.data, **reading) for folder in options.runs}
+    how = {"trust_code": options.trust, **choices.reading(options)}
+    restored = {folder: runs.restore(folder, options.data, **how) for folder in options.runs}
     (_, _, test), *others = restored.values()
-    for folder, (_, _, rows) in zip(options.runs[1:], others, strict=True):
+    for folder, (_, _, rows) in zip([*restored][1:], others, strict=True):
         if rows.x.shape != test.x.shape or not rows.x.equal(test.x):
             raise DataError(
                 f"expected runs of the same data; got other test rows in {folder} than in "

@@ -1,6 +1,7 @@
 """``pyro-moe fit``: fit of a story to data, saved in a run folder."""
 
 import argparse
+import io
 import time
 import warnings
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
-from pyro_moe import plots, runs
+from pyro_moe import files, plots, runs
 from pyro_moe.datasets.reading import is_table
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
@@ -22,6 +24,7 @@ from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.models.parts.conditionals import LIKELIHOODS
 from pyro_moe.models.parts.experts import CONTEXTS, FAMILIES
 from pyro_moe.models.parts.mixture import COVARIANCES
+from pyro_moe.rows import Rows
 
 from . import choices, scoring
 
@@ -125,48 +128,54 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     story: Any = story_class(**arguments)
     if options.missing_targets:
         choices.check_missing_targets(story, train)
-    folder = Path(options.out or _new_folder(options))
-    new = not folder.exists()
-    runs.prepare(folder, file)
-    name = f"{options.story} on {options.data}"
-    print(f"{name}: {len(train):,} rows to fit, {len(test):,} to test", flush=True)
-    for target, names in source.classes.items():
-        print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
+    with runs.writer(
+        options.out or _new_folder(options), code=None if file is None else file.content
+    ) as folder:
+        print(
+            f"{options.story} on {options.data}: {len(train):,} rows to fit, {len(test):,} to test",
+            flush=True,
+        )
+        for target, names in source.classes.items():
+            print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
+        fitted, seconds = _fitted(story, train, options)
+        save = partial(
+            runs.save,
+            fitted,
+            folder,
+            story_name=options.story if file is None else None,
+            story_file=file,
+            story_arguments=arguments,
+            data_name=options.data,
+            source=source.recorded(),
+            rows=train,
+        )
+        save()
+        if fitted.stopped:
+            epochs = len(fitted.history)
+            print(f"stopped after {epochs} epochs ({fitted.stopped}); the parameters are saved")
+        scores = {**scoring.scores(fitted, test), "seconds": seconds}
+        save(scores=scores)
+        for key, value in scores.items():
+            print(f"  {scoring.NAMES.get(key, key):<36}{value:>10.4g}")
+        print(f"run folder: {folder}")
+        for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
+            print(f"  {_drawn(figure, folder / f'{picture}.png')}")
+    return fitted, scores
+
+
+def _fitted(story: Any, train: Rows, options: argparse.Namespace) -> tuple[Fit, float]:
+    """The fit, and its seconds."""
     started = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NonFiniteWarning)  # printed below
-        try:
-            fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
-        except Exception:
-            if new:
-                folder.rmdir()
-            raise
-    seconds = time.perf_counter() - started
-    save = partial(
-        runs.save,
-        fitted,
-        folder,
-        story_name=options.story if file is None else None,
-        story_file=file,
-        story_arguments=arguments,
-        data_name=options.data,
-        source=source.recorded(),
-        rows=train,
-    )
-    save()
-    if fitted.stopped:
-        epochs = len(fitted.history)
-        print(f"stopped after {epochs} epochs ({fitted.stopped}); the parameters are saved")
-    scores = {**scoring.scores(fitted, test), "seconds": seconds}
-    save(scores=scores)
-    for key, value in scores.items():
-        print(f"  {scoring.NAMES.get(key, key):<36}{value:>10.4g}")
-    print(f"run folder: {folder}")
-    for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
-        path = folder / f"{picture}.png"
-        figure.savefig(path, dpi=150)
-        print(f"  {path}")
-    return fitted, scores
+        warnings.simplefilter("ignore", NonFiniteWarning)  # printed by the caller
+        fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
+    return fitted, time.perf_counter() - started
+
+
+def _drawn(figure: Figure, path: Path) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return files.write(path, content.getvalue())
 
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:

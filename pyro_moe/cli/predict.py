@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pyro_moe import datasets, evaluation, runs
+from pyro_moe import datasets, evaluation, files, runs
+from pyro_moe.datasets import writing
 from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import Rows
 
 from . import choices
 
@@ -26,11 +29,17 @@ def add(commands: Any) -> None:
     option("run", metavar="RUN", help="a run folder written by fit, of a story with a target")
     option("--data", required=True, help="a table with the fitted columns of x")
     choices.add_reading(parser)
+    choices.add_trust(parser)
     option("--out", required=True, metavar="FILE", help="the .csv file to write")
     option(
         "--novelty",
         action="store_true",
         help="add p-values of the novelty of rows (requires the fitted table)",
+    )
+    option(
+        "--no-escape",
+        action="store_true",
+        help="write names and classes as they are, also if spreadsheets take them for formulas",
     )
     parser.set_defaults(command=run)
 
@@ -38,19 +47,29 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write predictive means, standard deviations, quantiles and gate probabilities."""
     settings = runs.settings_of(options.run)
-    targets = settings.get("targets")
+    targets = settings["targets"]
     if targets is None:
         raise ValueError(f"expected a run with a target of a table; got {options.run}")
     out = Path(options.out)
     if out.is_dir():
         raise ValueError(f"expected a file to write; got the folder {out}")
-    source = settings.get("source") or {"name": options.data}
+    source = settings["source"] or {"name": options.data}
     reading = Source(**source).reading | choices.reading(options)
     rows = datasets.table(options.data, columns=settings["columns"], **reading)
     if out.exists() and out.samefile(options.data):
         raise ValueError(f"expected --out to be another file than --data; got {out} for both")
-    runs.prepare(out.parent)
-    fitted = runs.fit_of(options.run, rows.x)
+    with files.folder(out.parent):
+        table = _predicted(options, settings, source, rows)
+        writing.write(out, table, escape=not options.no_escape)
+    print(f"{len(table):,} rows predicted: {options.out}")
+
+
+def _predicted(
+    options: argparse.Namespace, settings: dict[str, Any], source: dict[str, Any], rows: Rows
+) -> pd.DataFrame:
+    """The predictions as a table, a column for each quantity."""
+    targets = settings["targets"]
+    fitted = runs.fit_of(options.run, rows.x, trust_code=options.trust)
     prediction = evaluation.predict(fitted, rows)
     beside = partial(_beside, set(targets))
     names = source.get("classes", {})
@@ -71,13 +90,11 @@ def run(options: argparse.Namespace) -> None:
             columns[beside(f"{target}_q95")] = high[:, i]
     columns |= {beside(f"gate_{k}"): g.numpy() for k, g in enumerate(prediction.gate.T)}
     if options.novelty:
-        _, _, test = runs.restore(options.run)
+        _, _, test = runs.restore(options.run, trust_code=options.trust)
         p_value = evaluation.novelty(fitted, rows, reference=test.x).p_value.numpy()
         columns[beside("novelty_p_value")] = p_value
         print(f"{(p_value < UNLIKE).sum():,} rows differ from the fitted rows (p < {UNLIKE})")
-    table = pd.DataFrame(columns)
-    table.to_csv(options.out, index=False)
-    print(f"{len(table):,} rows predicted: {options.out}")
+    return pd.DataFrame(columns)
 
 
 def _of_classes(
@@ -89,6 +106,11 @@ def _of_classes(
     """The most probable class, by its name if it has one, and the probabilities of all classes."""
     likeliest = probabilities.argmax(1)
     labels = range(probabilities.shape[1]) if names is None else names
+    if len(labels) != probabilities.shape[1]:
+        raise DataError(
+            f"expected {probabilities.shape[1]} classes of {target!r} in the settings of the run; "
+            f"got {len(labels)}"
+        )
     each = {beside(f"{target}_is_{n}"): p for n, p in zip(labels, probabilities.T, strict=True)}
     return {target: likeliest if names is None else np.asarray(names)[likeliest], **each}
 

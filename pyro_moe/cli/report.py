@@ -16,13 +16,16 @@ def add(commands: Any) -> None:
     option("run", metavar="RUN", help="a run folder written by fit")
     option("--data", help="another table for the checks, or the new path of the fitted table")
     choices.add_reading(parser)
+    choices.add_trust(parser)
     option("--out", metavar="FILE", help="the report (default: report.html in the run folder)")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the report."""
-    fitted, _, test = runs.restore(options.run, options.data, **choices.reading(options))
+    fitted, _, test = runs.restore(
+        options.run, options.data, trust_code=options.trust, **choices.reading(options)
+    )
     out = Path(options.out or Path(options.run, "report.html"))
     fitted.report(out, test, title=Path(options.run).name)
     print(f"report: {out}")

@@ -6,6 +6,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pyro_moe.rows import Rows
 from .download import download, one_line
 
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,9 @@ def mnist(root: str | Path | None = None, *, binary: bool = False) -> tuple[Rows
 
 def _mnist_rows(files: tuple[_MnistFile, _MnistFile], folder: Path | None, binary: bool) -> Rows:
     paths = [_download(file) if folder is None else _find(file, folder) for file in files]
-    contents = [_unpack(path) for path in paths]
+    contents = [_unpack(path, file.dimensions) for path, file in zip(paths, files, strict=True)]
     pixels, labels = (
-        _parse_idx(content, path, file.dimensions)
-        for content, path, file in zip(contents, paths, files, strict=True)
+        _parse_idx(content, file.dimensions) for content, file in zip(contents, files, strict=True)
     )
     _check_labels(labels, len(pixels), paths[1])
     for content, path, file in zip(contents, paths, files, strict=True):
@@ -162,39 +163,63 @@ def _download(file: _MnistFile) -> Path:
     return download(_MNIST_URL + name, name, file.packed, advice)
 
 
-def _unpack(path: Path) -> bytes:
+def _unpack(path: Path, dimensions: int) -> bytes:
+    """The content of an IDX file, of which no more is read than its header announces."""
+    packed = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with cast(IO[bytes], gzip.open(path)) if packed else path.open("rb") as file:
+            header = _filled(file, 4 + 4 * dimensions)
+            size = _size(header, path, dimensions)
+            content = header + _filled(file, size - len(header) + 1)
     except EOFError as error:
         raise DataError(f"expected a whole gzip file; got {path}, which is truncated") from error
     except (OSError, zlib.error) as error:
-        kind = "gzip file" if path.suffix == ".gz" else "readable file"
+        kind = "gzip file" if packed else "readable file"
         raise DataError(f"expected a {kind}; got {path}: {one_line(error)}") from error
+    if len(content) != size:
+        got = f"{len(content)}: it is truncated" if len(content) < size else "more: it is damaged"
+        raise DataError(f"expected {size} bytes in {path}, as its header says; got {got}")
+    return content
 
 
-def _parse_idx(content: bytes, path: Path, dimensions: int) -> np.ndarray:
-    """The array of bytes in an IDX file, which has a magic number, the lengths and the values."""
+def _filled(file: IO[bytes], size: int) -> bytes:
+    """The next bytes of a file, which are fewer at its end."""
+    content = bytearray()
+    while len(content) < size and (piece := file.read(min(size - len(content), 1 << 20))):
+        content += piece
+    return bytes(content)
+
+
+def _size(header: bytes, path: Path, dimensions: int) -> int:
+    """The size that a header announces, which has a magic number and the lengths."""
     magic = bytes((0, 0, 8, dimensions))  # 8 is the code of unsigned bytes
-    if content[:4] != magic[: len(content)]:
+    if header[:4] != magic[: len(header)]:
         raise DataError(
             f"expected the magic number 0x{magic.hex()} at the start of {path}; "
-            f"got 0x{content[:4].hex()}"
+            f"got 0x{header[:4].hex()}"
         )
-    header = 4 + 4 * dimensions
-    if len(content) < header:
+    length = 4 + 4 * dimensions
+    if len(header) < length:
         raise DataError(
-            f"expected a header of {header} bytes in {path}; got {len(content)}: it is truncated"
+            f"expected a header of {length} bytes in {path}; got {len(header)}: it is truncated"
         )
-    shape = tuple(int(length) for length in np.frombuffer(content, ">u4", dimensions, offset=4))
-    size = header + math.prod(shape)
-    if len(content) != size:
-        damage = "truncated" if len(content) < size else "damaged"
+    size = length + math.prod(_shape(header, dimensions))
+    if size > _LARGEST:
         raise DataError(
-            f"expected {size} bytes in {path}, as its header says; got {len(content)}: "
-            f"it is {damage}"
+            f"expected at most {_LARGEST:,} bytes in {path}, as MNIST has; got a header that "
+            f"announces {size:,}"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return size
+
+
+def _shape(header: bytes, dimensions: int) -> tuple[int, ...]:
+    return tuple(int(length) for length in np.frombuffer(header, ">u4", dimensions, offset=4))
+
+
+def _parse_idx(content: bytes, dimensions: int) -> np.ndarray:
+    """The array of bytes in an IDX file, whose values follow the header."""
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    return values.reshape(_shape(content, dimensions))
 
 
 def _check_labels(labels: np.ndarray, num_images: int, path: Path) -> None:

@@ -28,6 +28,8 @@ BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# A compressed table may grow to a hundred times its size, and a small one to 256 MiB.
+MOST_GROWTH, LEAST_LIMIT = 100, 2**28
 SEPARATORS = (",", ";", "\t", "|")
 AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
 # Nullable types keep integers as integers if values are missing.
@@ -114,7 +116,44 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in OPENERS else suffix
 
 
+def _most_bytes(path: Path) -> int:
+    """The largest size to which a compressed table may grow."""
+    return max(LEAST_LIMIT, MOST_GROWTH * path.stat().st_size)
+
+
+def _too_large(path: Path) -> DataError:
+    return DataError(
+        f"expected a table of at most {_most_bytes(path):,} bytes in {path}, {MOST_GROWTH} times "
+        "its compressed size; got more: if you trust its source, unpack it, or write it as .csv"
+    )
+
+
+def _check_growth(path: Path) -> None:
+    """Check the size of a compressed text before it is read: nothing in the file announces it."""
+    opener = OPENERS.get(path.suffix.lower())
+    if opener is None:
+        return
+    size, most = 0, _most_bytes(path)
+    with opener(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            size += len(piece)
+            if size > most:
+                raise _too_large(path)
+
+
+def _check_announced(path: Path) -> None:
+    """Check what the metadata of a Parquet file announce: its columns, and eight bytes a value."""
+    from pyarrow.parquet import ParquetFile  # an extra
+
+    metadata = ParquetFile(path).metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    if max(size, 8 * metadata.num_rows * metadata.num_columns) > _most_bytes(path):
+        raise _too_large(path)
+
+
 def _parquet(path: Path) -> pd.DataFrame:
+    _check_announced(path)
     frame = pd.read_parquet(path, **NULLABLE).reset_index(drop=True)
     kinds = {}
     for name in frame:
@@ -126,6 +165,7 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def _delimited(path: Path, form: Format) -> pd.DataFrame:
+    _check_growth(path)
     encoding, first_line = _encoding(path, form)
     declared = re.fullmatch(r'"?sep=(.)"?', first_line, re.IGNORECASE)  # by Excel
     default = declared[1] if declared else "\t" if _suffix(path) == ".tsv" else ","

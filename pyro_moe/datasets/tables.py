@@ -43,7 +43,8 @@ def table(
 
     Args:
         path: The file: .csv, .tsv, .txt, any of them compressed as .gz, .bz2 or .xz, or .parquet.
-            The first line of a text file has the column names.
+            The first line of a text file has the column names. A compressed file may grow to 256
+            MiB, or to a hundred times its size if that is more.
         target: Name of the column that becomes y, shape (N,); or several names, for y of shape
             (N, M). Integers, such as classes and counts, become int64.
         columns: Names of the columns that become x. If None, all but the target and the index.

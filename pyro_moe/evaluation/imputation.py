@@ -127,7 +127,7 @@ def _incomplete(fit: Fit, data: Data) -> tuple[tuple[Any, ...], torch.Tensor]:
     x = as_tensor(data.x if isinstance(data, Rows) else data, "x")
     observed = ~x.isnan()
     fits = x.dim() == 2 and x.shape[1] == fit.x_dim
-    typical = fit.training.mean if fit.training.mean is not None else fit.data[0].mean(0)
+    typical = fit.training.mean
     arguments = fit.features(torch.where(observed, x, typical.cpu() if fits else 0))
     return arguments, observed.to(arguments[0].device)
 

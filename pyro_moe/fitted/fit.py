@@ -91,16 +91,7 @@ class Fit:
 
     @property
     def num_rows(self) -> int:
-        """N, the number of training rows.
-
-        Raises:
-            DataError: If the fit was restored from an old run folder, which does not say it.
-        """
-        if self.training.num_rows is None:
-            raise DataError(
-                "expected the number of training rows; got a fit of an old run folder, which does "
-                "not say it: restore it with its training rows"
-            )
+        """N, the number of training rows."""
         return self.training.num_rows
 
     @property
@@ -120,7 +111,7 @@ class Fit:
     def example(self) -> tuple[torch.Tensor, ...]:
         """One row of each fitted column, with which model and guide can be run."""
         x, *others = (column[:1] for column in self.data)
-        if self.restored and self.restored.low:  # it may have been restored with x alone
+        if self.restored:  # it may have been restored with x alone
             others = [value.unsqueeze(0).to(x.device) for value in self.restored.low[1:]]
         return (x, *others)
 

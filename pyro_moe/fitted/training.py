@@ -16,7 +16,7 @@ _EXPECTED = ContextVar("strange rows are expected", default=False)
 
 @dataclass(frozen=True)
 class Training:
-    """A summary of training rows. All is None, or empty, where an old run folder lacks it.
+    """A summary of training rows.
 
     Attributes:
         num_rows: N.
@@ -28,10 +28,10 @@ class Training:
             `evaluation.novelty`; None until they are saved, and if x is not modeled.
     """
 
-    num_rows: int | None = None
-    low: tuple[torch.Tensor, ...] = ()
-    high: tuple[torch.Tensor, ...] = ()
-    mean: torch.Tensor | None = None
+    num_rows: int
+    low: tuple[torch.Tensor, ...]
+    high: tuple[torch.Tensor, ...]
+    mean: torch.Tensor
     fingerprint: str = ""
     log_densities: torch.Tensor | None = None
 
@@ -66,7 +66,7 @@ class Training:
             names: Names of the columns.
             of_images: Whether rows are images.
         """
-        if (self.num_rows or 0) < LEAST_ROWS or _EXPECTED.get():
+        if self.num_rows < LEAST_ROWS or _EXPECTED.get():
             return
         low, high = (ends[0].to(x.device) for ends in (self.low, self.high))
         if of_images:

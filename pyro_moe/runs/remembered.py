@@ -1,53 +1,39 @@
 """What a run folder says of the training rows: the file ``training.safetensors``."""
 
+import json
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from pyro_moe.evaluation.novelty import training_log_densities
 from pyro_moe.fitted import Fit, Training
 from pyro_moe.fitted.training import fingerprint
 
-FILE = "training.safetensors"
 
-
-def remember(fit: Fit, folder: Path, *, same_parameters: bool = False) -> None:
-    """Write a summary of a fit's training rows.
+def remember(fit: Fit, before: bytes | None = None) -> bytes:
+    """A summary of a fit's training rows, as the content of a file.
 
     Args:
         fit: The fit.
-        folder: The run folder.
-        same_parameters: Whether the folder already had these parameters. The summary is then kept
-            if it is one of the same rows, since log-densities of deep stories take time.
+        before: The summary in a run of the same parameters. It is kept if it is one of the same
+            rows, since log-densities of deep stories take time.
     """
     training = fit.restored
     if training is None:
-        rows = fingerprint(fit.data)
-        if same_parameters and _is_of(folder, rows):
-            return
-        training = replace(fit.training, fingerprint=rows, log_densities=_log_densities(fit))
-    if training.num_rows is None:  # the fit is restored from a folder that lacks the file
-        Path(folder, FILE).unlink(missing_ok=True)
-        return
+        found = fingerprint(fit.data)
+        if before is not None and remembered(before).fingerprint == found:
+            return before
+        training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))
     tensors = {"mean": training.mean, "log_densities": training.log_densities}
     for end in ("low", "high"):
         tensors |= {f"{end}.{i}": value for i, value in enumerate(getattr(training, end))}
     kept = {
         name: value.detach().cpu().clone() for name, value in tensors.items() if value is not None
     }
-    facts = {"num_rows": str(training.num_rows), "fingerprint": training.fingerprint}
-    save_file(kept, Path(folder, FILE), metadata=facts)
-
-
-def _is_of(folder: Path, rows: str) -> bool:
-    """Whether a folder has a summary of the rows with this fingerprint."""
-    try:
-        return remembered(folder).fingerprint == rows
-    except SafetensorError:  # a damaged file, to be written anew
-        return False
+    rows = f"{training.num_rows} {training.fingerprint}"
+    return save(kept, metadata={"rows": rows})  # one entry, as several are in no order
 
 
 def _log_densities(fit: Fit) -> torch.Tensor | None:
@@ -57,26 +43,45 @@ def _log_densities(fit: Fit) -> torch.Tensor | None:
         return None
 
 
-def remembers(folder: Path) -> bool:
-    """Whether a folder has a summary of its training rows."""
-    return Path(folder, FILE).exists()
+def remembered(content: bytes) -> Training:
+    """The summary of a run's training rows.
+
+    Raises:
+        ValueError: If it is not what `remember` writes.
+        SafetensorError: If it is not in this format.
+    """
+    tensors = load(content)
+    count = sum(name.startswith("low.") for name in tensors)
+    names = {f"{end}.{i}" for end in ("low", "high") for i in range(count)} | {"mean"}
+    if count == 0 or tensors.keys() - {"log_densities"} != names:
+        raise ValueError(f"expected the ends and the mean of the rows; got {sorted(tensors)}")
+    low, high = (tuple(tensors[f"{end}.{i}"] for i in range(count)) for end in ("low", "high"))
+    mean, densities = tensors["mean"], tensors.get("log_densities")
+    _check(low, high, mean, densities)
+    rows = re.fullmatch("([1-9][0-9]{0,17}) ([0-9a-f]{64})", _metadata(content).get("rows", ""))
+    if rows is None:
+        raise ValueError("expected the number and the fingerprint of the rows; got others")
+    return Training(int(rows[1]), low, high, mean, rows[2], densities)
 
 
-def remembered(folder: Path) -> Training:
-    """The summary of a folder's training rows, empty if the folder lacks it."""
-    if not remembers(folder):
-        return Training()
-    tensors = load_file(Path(folder, FILE))
-    with safe_open(Path(folder, FILE), framework="pt") as file:
-        facts = file.metadata()
-    ends = {
-        end: tuple(tensors[f"{end}.{i}"] for i in range(sum(n.startswith(end) for n in tensors)))
-        for end in ("low", "high")
-    }
-    return Training(
-        int(facts["num_rows"]),
-        **ends,
-        mean=tensors["mean"],
-        fingerprint=facts["fingerprint"],
-        log_densities=tensors.get("log_densities"),
-    )
+def _metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a content that `load` accepts: its header is preceded by its length."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]).get("__metadata__", {})
+
+
+def _check(
+    low: tuple[torch.Tensor, ...],
+    high: tuple[torch.Tensor, ...],
+    mean: torch.Tensor,
+    densities: torch.Tensor | None,
+) -> None:
+    if mean.dim() != 1 or mean.shape != low[0].shape or not mean.isfinite().all():
+        raise ValueError(f"expected the mean of each column of x; got shape {tuple(mean.shape)}")
+    for one, other in zip(low, high, strict=True):
+        if (one.shape, one.dtype) != (other.shape, other.dtype) or bool((one != one).any()):
+            raise ValueError("expected ends of the same columns; got others")
+        if one is low[0] and not bool((one <= other).all()):
+            raise ValueError("expected ends in order; got a high end below the low one")
+    if densities is not None and (densities.dim() != 1 or bool(densities.isnan().any())):
+        raise ValueError("expected log-densities without NaN; got others")

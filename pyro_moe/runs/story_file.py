@@ -5,6 +5,7 @@ A story file is a Python file that defines a class ``Story``, an ``nn.Module`` w
 """
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from types import ModuleType
 
 from torch import nn
 
+from pyro_moe import files
 from pyro_moe.inference.errors import DataError
 
 from .shipped import source_of
@@ -61,17 +63,10 @@ def write(path: str | Path, story: str) -> Path:
     text = source_of(story)
     if path.suffix != ".py":
         raise DataError(f"expected the name of a file that ends in .py; got {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise DataError(f"expected a file that does not exist; got {error.filename}") from error
-    except OSError as error:
-        raise DataError(
-            f"expected a file that can be written; got {path} ({error.strerror})"
-        ) from error
-    return path
+    with files.folder(path.parent):
+        if os.path.lexists(path):
+            raise DataError(f"expected a file that does not exist; got {path}")
+        return files.write(path, text.encode())
 
 
 def read(path: str | Path) -> StoryFile:
@@ -89,9 +84,15 @@ def read(path: str | Path) -> StoryFile:
     path = Path(path)
     try:
         content = path.read_bytes()
-        code = compile(content, str(path), "exec", dont_inherit=True)
     except OSError as error:
         raise DataError(f"expected a story file; got {path} ({error.strerror})") from error
+    return executed(path, content)
+
+
+def executed(path: Path, content: bytes) -> StoryFile:
+    """Execute the content of a story file that was read before, see `read`."""
+    try:
+        code = compile(content, str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise DataError(f"expected Python in {path}; got {error.args[0]}{where}") from error

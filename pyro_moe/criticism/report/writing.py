@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyro_moe import files
 from pyro_moe.criticism.health import health
 from pyro_moe.criticism.predictive_check import check
 from pyro_moe.fitted import Fit, strange_rows_expected
-from pyro_moe.inference.errors import DataError, SiteError
+from pyro_moe.inference.errors import SiteError
 from pyro_moe.rows import Data, Rows, column_names, target_names
 
 from . import components, overall
@@ -43,8 +44,9 @@ def report(
         The path.
 
     Raises:
-        DataError: If the data does not match what was fitted, or the file cannot be written; or
-            if data is None for a fit that was restored without its training rows.
+        DataError: If the data does not match what was fitted; if the file cannot be written, which
+            leaves an old one as it was; or if data is None for a fit that was restored without its
+            training rows.
 
     Example:
         >>> import tempfile, torch, pyro_moe
@@ -72,13 +74,7 @@ def report(
         components.experts(fit, rows, seed),
         components.generated(fit, rows, seed),
     ]
-    try:
-        path.write_text(page(name, sections), encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"expected a file that can be written; got {path} ({error.strerror})"
-        ) from error
-    return path
+    return files.write(path, page(name, sections).encode())
 
 
 def _rows(fit: Fit, data: Data | None) -> Rows:

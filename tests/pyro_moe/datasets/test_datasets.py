@@ -4,6 +4,7 @@ import gc
 import gzip
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_moe import DataError, datasets
-from pyro_moe.datasets import download, images, tables
+from pyro_moe.datasets import download, images
 from pyro_moe.rows import Rows
 
 
@@ -261,12 +262,13 @@ DAMAGE = {
     "long content": (
         LABELS,
         lambda content: content + b"\0",
-        "expected 14 bytes in {path}, as its header says; got 15: it is damaged",
+        "expected 14 bytes in {path}, as its header says; got more: it is damaged",
     ),
     "huge header": (
         LABELS,
         lambda content: content[:4] + b"\xff" * 4 + content[8:],
-        "expected 4294967303 bytes in {path}, as its header says; got 14: it is truncated",
+        "expected at most 47,040,016 bytes in {path}, as MNIST has; got a header that announces "
+        "4,294,967,303",
     ),
     "fewer labels": (
         LABELS,
@@ -322,6 +324,32 @@ def test_mnist_names_a_bad_gzip_file(folder: Path) -> None:
     assert message_of(lambda: datasets.mnist(folder)).startswith(
         f"expected a gzip file; got {path}: error: "
     )
+
+
+def test_mnist_reads_no_more_than_the_header_announces(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that would grow a thousandfold, one byte more than it should have is enough."""
+    read = 0
+
+    class Counted(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal read
+            content = super().read(size)
+            read += len(content)
+            return content
+
+    monkeypatch.setattr(images.gzip, "open", Counted)
+    bomb = bytes(10**7)
+    for content, message in (
+        (bomb, "expected the magic number"),
+        (tiny_contents()[IMAGES] + bomb, "as its header says; got more: it is damaged"),
+        (bytes((0, 0, 8, 3)) + b"\xff" * 12 + bomb, "expected at most 47,040,016 bytes"),
+    ):
+        read = 0
+        (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(content))
+        assert message in message_of(lambda: datasets.mnist(folder))
+        assert read <= len(tiny_contents()[IMAGES]) + 1
 
 
 def test_mnist_known_content_is_the_standard_one() -> None:
@@ -540,11 +568,7 @@ def test_table_parquet_of_decimals(tmp_path: Path) -> None:
 def test_table_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my.parquet"
     path.touch()
-
-    def read(*_: Any, **__: Any) -> None:
-        raise ImportError("Unable to find a usable engine")
-
-    monkeypatch.setattr(tables.pd, "read_parquet", read)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert message_of(lambda: datasets.table(path)) == (
         f"expected pyarrow, to read {path}; got none: pip install 'pyro-moe[parquet]'"
     )

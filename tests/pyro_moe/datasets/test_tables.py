@@ -4,6 +4,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import re
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pyro_moe import DataError, DataWarning, datasets
+from pyro_moe.datasets import reading
 
 FRAME = pd.DataFrame({"größe": [1.5, -2.25, 1e-3], "y": [2, 3, 1]})
 
@@ -379,3 +381,34 @@ def test_parquet_tells_a_missing_value_from_its_name(tmp_path):
 def test_texts_for_true_and_false_are_one_and_zero(save):
     rows = datasets.table(save("a,b,c\nTRUE,true,True\nFALSE,false,\n"), columns=["a", "b"])
     assert rows.x.tolist() == [[1, 1], [0, 0]]
+
+
+# Compressed files that grow
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_compressed_text_grows_to_a_limit(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LEAST_LIMIT", 1000)
+    path = tmp_path / f"my.csv{suffix}"
+    with reading.OPENERS[suffix](path, "wb") as file:
+        file.write(b"a,b\n" + b"0,0\n" * 10**6)
+    with pytest.raises(DataError) as caught:
+        datasets.table(path)
+    assert re.fullmatch(
+        rf"expected a table of at most [0-9,]+ bytes in {path}, 100 times its compressed size; "
+        r"got more: if you trust its source, unpack it, or write it as \.csv",
+        str(caught.value),
+    )
+    with reading.OPENERS[suffix](path, "wb") as file:
+        file.write(b"a,b\n" + b"0,0\n" * 200)
+    assert len(datasets.table(path)) == 200
+
+
+def test_a_parquet_file_announces_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LEAST_LIMIT", 1000)
+    path = tmp_path / "my.parquet"
+    pd.DataFrame({"a": [1.0] * 10**6}).to_parquet(path)
+    with pytest.raises(DataError, match="expected a table of at most"):
+        datasets.table(path)
+    pd.DataFrame({"a": [1.0] * 90}).to_parquet(path)
+    assert len(datasets.table(path)) == 90

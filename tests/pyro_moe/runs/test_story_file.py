@@ -216,7 +216,7 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
     [
         ("my.txt", "gmm", "expected the name of a file that ends in .py; got my.txt"),
         ("my.py", "tree", r"expected a story in \('gmm', .*\); got 'tree'"),
-        ("file/my.py", "gmm", r"expected a file that .*; got file.*"),
+        ("file/my.py", "gmm", r"expected a folder that .*; got file.*"),
     ],
 )
 def test_what_cannot_be_written(path, template, message, tmp_path, monkeypatch):
