@@ -25,7 +25,7 @@ BELOW = {
     "fitted": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
-    "fitting": {"validation", "fitted", "rows", "progress", "inference"},
+    "fitting": {"validation", "fitted", "rows", "progress", "inference", "files"},
     "plots": {"evaluation", "fitted", "rows", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
     "criticism": {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pyro_moe.progress import Progress
 from pyro_moe.rows import Data
 from pyro_moe.validation import check_components
 
+from .checkpoint import Checkpoint
 from .plan import Plan, planned
 from .training import LAST_PHASE, begun, finish, run_of, train
 
@@ -47,6 +49,8 @@ def fit(
     device: str | torch.device | None = None,
     progress: bool = True,
     callback: Callable[[Fit], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
 ) -> Fit:
     r"""Fit a Pyro model and guide to data by stochastic variational inference or EM.
 
@@ -111,6 +115,11 @@ def fit(
         progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
         callback: Called after every epoch with the fit so far. It may raise
             ``KeyboardInterrupt`` to stop early.
+        checkpoint: A folder in which states of the training are saved every thirty seconds and at
+            the end of each phase, the last two of each phase.
+        resume: A folder with checkpoints of the same call of `fit`, which was stopped or killed.
+            The fit goes on from the last one, and the result is that of an uninterrupted run. Its
+            checkpoints go to the same folder, unless ``checkpoint`` is another.
 
     Returns:
         The fit. After Ctrl-C it has the completed epochs. After a non-finite loss or gradient it
@@ -156,10 +165,12 @@ def fit(
         seed=seed,
         device=device,
     )
-    fits = _trained(plan, described(data), progress, callback)
+    folder = resume if checkpoint is None else checkpoint
+    checkpoints = None if folder is None else Checkpoint(folder, plan, resume)
+    fits = _trained(plan, described(data), progress, callback, checkpoints)
     best = max(fits, key=_score)
     if fits[-1].stopped != "interrupted" and best.stopped is None:
-        best = finish(best, progress, callback)
+        best = finish(best, progress, callback, checkpoints)
     if best.history:
         check_components(best)
     if isinstance(best.run, EM) and epochs is None and not (best.run.converged or best.stopped):
@@ -176,6 +187,7 @@ def _trained(
     names: dict[str, Any],
     progress: bool,
     callback: Callable[[Fit], None] | None,
+    checkpoint: Checkpoint | None,
 ) -> list[Fit]:
     """The trained starts, up to one that was interrupted. EM goes on with the best of its own."""
     fits: list[Fit] = []
@@ -188,7 +200,8 @@ def _trained(
         epochs = plan.settings["initial_epochs"]
         runs = phases(run, plan.start, epochs=epochs, num_components=components)
         shown = Progress(progress, number + 1, 1 if plan.by_em else restarts)
-        fits.append(train(begun(run, plan, **names), runs, shown, callback))
+        begin = begun(run, plan, **names)
+        fits.append(train(begin, runs, shown, callback, checkpoint, str(number)))
         if fits[-1].stopped == "interrupted":
             break
     return fits

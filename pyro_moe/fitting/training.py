@@ -16,6 +16,7 @@ from pyro_moe.inference.programs import Programs, isolated
 from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
 from pyro_moe.progress import Progress
 
+from .checkpoint import Checkpoint
 from .plan import Plan
 from .reset import reset
 
@@ -80,18 +81,32 @@ def train(
     runs: Iterable[tuple[str, SVI | EM]],
     progress: Progress,
     callback: Callable[[Fit], None] | None,
+    checkpoint: Checkpoint | None = None,
+    start: str = "last",
 ) -> Fit:
-    """Train the phases in order, until the last ends or training stops."""
+    """Train the phases in order, until the last ends or training stops.
+
+    With a checkpoint, each phase goes on from the last state of its name in this start.
+    """
     stopped = None
     with progress:
         try:
             for phase, run in runs:
+                name = f"{start}-{phase}".replace(" ", "-")
+                done = checkpoint.go_on(name, run) if checkpoint else []
+                fitted.history.extend({"phase": phase, **record} for record in done)
                 progress.begin(phase, len(run.history), run.epochs)
-                for record in run:
-                    fitted.history.append({"phase": phase, **record})
-                    progress.advance(record)
-                    if callback is not None:
-                        callback(fitted)
+                try:
+                    for record in run:
+                        fitted.history.append({"phase": phase, **record})
+                        progress.advance(record)
+                        if checkpoint:
+                            checkpoint.keep(name, run)
+                        if callback is not None:
+                            callback(fitted)
+                finally:
+                    if checkpoint:
+                        checkpoint.keep(name, run, now=True)
         except KeyboardInterrupt:
             stopped = "interrupted"
         except NonFiniteError as problem:
@@ -107,7 +122,12 @@ def train(
     return replace(fitted, stopped=stopped, held_out_elbo=elbo)
 
 
-def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) -> Fit:
+def finish(
+    fitted: Fit,
+    progress: bool,
+    callback: Callable[[Fit], None] | None,
+    checkpoint: Checkpoint | None = None,
+) -> Fit:
     """A last phase with all rows, if some were held out.
 
     It is a tenth as long as the training was, and its learning rate rises to that of the best
@@ -133,7 +153,8 @@ def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) 
         optimizer=None,
         best=None,
     )
-    return train(replace(fitted, run=last), [(LAST_PHASE, last)], Progress(progress), callback)
+    fitted, runs = replace(fitted, run=last), [(LAST_PHASE, last)]
+    return train(fitted, runs, Progress(progress), callback, checkpoint)
 
 
 def _of_rows(elbo: ELBO, num_rows: int) -> ELBO:

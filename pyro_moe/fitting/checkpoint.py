@@ -1,0 +1,195 @@
+"""Checkpoints of a fit, from which it goes on as if it had never been stopped."""
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
+
+from pyro_moe import files
+from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.errors import DataError, DataWarning, warn
+from pyro_moe.inference.programs import restore, state
+from pyro_moe.inference.svi import SVI
+from pyro_moe.inference.traces import enumerated_traces
+
+from .plan import Plan
+
+SECONDS = 30.0
+KEPT = 2
+_NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{16})\.safetensors")
+
+
+class Checkpoint:
+    """The states of the phases of a fit in a folder, the last two of each.
+
+    A state has the parameters and buffers, Adam's moments, the best state so far, and the
+    history, on which early stopping and the schedules depend. The random numbers of an epoch
+    depend on the seed and its number alone. The name of a file has a hash of its content, so that
+    a damaged file is passed over, and the one before it is used.
+
+    Args:
+        folder: The folder to save states in, which is created if necessary.
+        plan: The plan of the fit.
+        resume: The folder with states to go on from, or None. States in other folders than this
+            are removed.
+
+    Raises:
+        DataError: If the folder cannot be written.
+
+    Warns:
+        DataWarning: If there is no state to go on from.
+    """
+
+    def __init__(self, folder: str | Path, plan: Plan, resume: str | Path | None = None) -> None:
+        self.folder, self.plan = Path(folder), _fingerprint(plan)
+        self.source = None if resume is None else Path(resume)
+        self.width = len(plan.columns)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.source is None or not self.source.samefile(self.folder):
+                for path in _states(self.folder):
+                    path.unlink()
+        except OSError as error:
+            raise files.not_written(self.folder, error) from error
+        if self.source is not None and not _states(self.source):
+            warn(
+                f"expected a checkpoint in {self.source}; got none: the fit starts from the "
+                "beginning",
+                DataWarning,
+            )
+        self._saved = time.monotonic()
+
+    def go_on(self, phase: str, run: Any) -> list[dict[str, float]]:
+        """Set a run to its last state in the folder of the interrupted fit, if there is one.
+
+        Args:
+            phase: The name of the phase, which is unique in the fit.
+            run: The run of SVI or EM at its start.
+
+        Returns:
+            The records of the epochs that were restored.
+
+        Raises:
+            DataError: If the state belongs to another fit.
+        """
+        if self.source is not None:
+            for path in sorted(_states(self.source, phase), key=_epoch, reverse=True):
+                found = self._read(path)
+                if found is not None:
+                    return _set(run, *found, self.width)
+        return []
+
+    def keep(self, phase: str, run: Any, *, now: bool = False) -> None:
+        """Save the state of a run if thirty seconds have passed since the last time, or now."""
+        if not now and time.monotonic() - self._saved < SECONDS:
+            return
+        content = serialized(*_state(run, self.plan))
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        name = f"{phase}-{len(run.history)}-{digest}.safetensors"
+        files.write(self.folder / name, content)
+        for path in sorted(_states(self.folder, phase), key=_epoch)[:-KEPT]:
+            path.unlink(missing_ok=True)
+        self._saved = time.monotonic()
+
+    def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The tensors and the other values of a state, or None if the file is damaged."""
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest()[:16] != path.stem.rpartition("-")[2]:
+                return None
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                values = json.loads(file.metadata()["values"])
+        except (OSError, SafetensorError):
+            return None
+        if values["plan"] != self.plan:
+            raise DataError(
+                f"expected a checkpoint of this fit; got {path}, of other data, another story or "
+                "other settings"
+            )
+        return tensors, values
+
+
+def _states(folder: Path, phase: str | None = None) -> list[Path]:
+    found = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("*.safetensors")]
+    return [path for path, match in found if match and phase in (None, match[1])]
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.split("-")[-2])
+
+
+def _fingerprint(plan: Plan) -> str:
+    """A hash of the rows, of the settings, and of the names and shapes of the parameters."""
+    plain = {
+        name: value if isinstance(value, str | int | float | dict | None) else type(value).__name__
+        for name, value in plan.settings.items()
+    }
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    tensors = [*plan.columns, plan.start] if torch.is_tensor(plan.start) else plan.columns
+    for column in tensors:
+        digest.update(f"{tuple(column.shape)}{column.dtype}".encode())
+        digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+    named = state({"params": {}}, plan.model, plan.guide)
+    digest.update(str({name: tuple(value.shape) for name, value in named.items()}).encode())
+    return digest.hexdigest()
+
+
+def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What a run needs to go on: tensors, and other values as one text."""
+    parts = {"now": state(run.store, run.model, run.guide)}
+    values: dict[str, Any] = {"plan": plan, "history": run.history}
+    if isinstance(run, SVI):
+        parts["best"] = run.best or {}
+        if run.optimizer is not None:
+            names = {id(value): name for name, value in run.parameters().items()}
+            (group,) = run.optimizer.param_groups
+            values["optimized"] = [names[id(p)] for p in group["params"]]
+            for p, moments in run.optimizer.state.items():
+                parts |= {f"moments.{names[id(p)]}": moments}
+    tensors = {
+        f"{part}/{name}": value.detach().clone().contiguous()
+        for part, named in parts.items()
+        for name, value in named.items()
+    }
+    return tensors, {"values": json.dumps(values)}
+
+
+def _set(
+    run: Any, tensors: dict[str, torch.Tensor], values: dict[str, Any], width: int
+) -> list[dict[str, float]]:
+    """Set a run to a state. The first columns of its data, so many, are those of the model."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"now": {}, "best": {}}
+    device = run.data[0].device
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value.to(device)
+    _create_parameters(run, set(parts["now"]), width)
+    restore(parts["now"], run.store, run.model, run.guide)
+    records = values["history"][len(run.history) :]
+    run.history[:] = values["history"]
+    if isinstance(run, SVI):
+        run.best = parts["best"] or None
+        if "optimized" in values:
+            named = run.parameters()
+            learned = [named[name] for name in values["optimized"]]
+            run.optimizer = torch.optim.Adam(learned, lr=1.0, fused=True)
+            for name in values["optimized"]:
+                if f"moments.{name}" in parts:
+                    run.optimizer.state[named[name]] = parts[f"moments.{name}"]
+    return records
+
+
+def _create_parameters(run: Any, names: set[str], width: int) -> None:
+    """Create the `pyro.param`s of programs, which their first step would have created."""
+    if names <= set(state(run.store, run.model, run.guide)):
+        return
+    example = tuple(column[:1] for column in run.data[:width])
+    with torch.no_grad(), reproducible(run.seed), running(run.store):
+        enumerated_traces(run.model, run.guide, *example)
