@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, object
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs, isolated, modules
 from pyro_moe.inference.protocols import Adaptive, Resettable
-from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
+from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.progress import Progress
 
 LAST_PHASE = "all rows"
@@ -29,7 +30,11 @@ def geometric(start: float, end: float) -> Callable[[float], float]:
         >>> round(geometric(1.0, 0.01)(0.5), 3)
         0.1
     """
-    return lambda done: start * (end / start) ** done
+    return partial(_geometric, start, end)
+
+
+def _geometric(start: float, end: float, done: float) -> float:
+    return start * (end / start) ** done
 
 
 DEFAULT_TEMPERATURE = geometric(1.0, 0.3)
@@ -143,7 +148,7 @@ def finish(fitted: Fit, progress: bool, callback: Callable[[Fit], None] | None) 
         data=fitted.data,
         elbo=_of_rows(run.elbo, len(fitted.data[0])),
         epochs=max(1, round(0.1 * len(run.history))),
-        learning_rate=lambda done: peak * one_cycle(done),
+        learning_rate=peak,
         temperature=temperature,
         held_out=None,
         patience=None,
