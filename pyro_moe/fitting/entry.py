@@ -10,6 +10,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_moe.fitted import Fit, described
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM, ITERATIONS, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, DataError
 from pyro_moe.inference.initialize import phases
@@ -40,6 +41,7 @@ STARTS_OF_EM = 12
 PATIENCE = 20
 
 
+@learning()
 def fit(
     model: Program,
     guide: Program,
@@ -245,6 +247,7 @@ def fit(
     return best
 
 
+@learning()
 def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit:
     """Continue training. The result is that of an uninterrupted run.
 
