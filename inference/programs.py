@@ -218,7 +218,8 @@ def unbound(function: FunctionType) -> FunctionType:
     cells = tuple(CellType(own[name]) if name in own else cell for name, cell in names)
     scope = dict(function.__globals__)
     copied = FunctionType(function.__code__, scope, function.__name__, None, cells)
-    return functools.update_wrapper(copied, function)
+    functools.update_wrapper(copied, function)
+    return copied
 
 
 def bind(
