@@ -1,9 +1,13 @@
 """Contexts that isolate a fit: its random numbers, its parameter store, its module modes.
 
 Pyro's handlers and parameter store, torch's generators and the modes of modules belong to the
-process. `reproducible` and `running` therefore let one thread at a time run programs.
+process. `reproducible` and `running` therefore let one thread at a time run programs. Programs of
+Pyro that a caller runs in other threads meanwhile need one of them, too.
 """
 
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +37,7 @@ def reproducible(*seeds: int) -> Iterator[None]:
         True
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with ONE_THREAD, torch.random.fork_rng(devices=devices):
+    with ONE_THREAD, late_imports(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream(*seeds))
         yield
 
@@ -56,13 +60,51 @@ def running(store: dict[str, Any]) -> Iterator[None]:
     Args:
         store: A state of Pyro's parameter store. It is updated in place.
     """
-    with ONE_THREAD:
+    with ONE_THREAD, late_imports():
         torch_validates = torch.distributions.Distribution._validate_args
         try:
             with pyro.validation_enabled(False), pyro.get_param_store().scope(store):
                 yield
         finally:  # Pyro restores its own setting, but not one that was made through torch
             torch.distributions.Distribution.set_default_validate_args(torch_validates)
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Compute gradients, whatever the caller has turned off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def late_imports() -> Iterator[None]:
+    """Undo the warnings filters and environment variables of torch's late imports.
+
+    Torch imports its compiler at a first distribution or optimizer.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    before = set(os.environ)
+    with ONE_THREAD, warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            for name in os.environ.keys() - before:
+                del os.environ[name]
+
+
+@contextmanager
+def without_warnings(category: type[Warning], message: str = "") -> Iterator[None]:
+    """Ignore warnings. Other threads wait, because warnings filters belong to the process.
+
+    Args:
+        category: The class of the warnings.
+        message: A regular expression for the start of their text.
+    """
+    with ONE_THREAD, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message, category)
+        yield
 
 
 @contextmanager

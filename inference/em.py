@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .context import all_or_nothing, reproducible, running
+from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
 from .prior import (
     FLAT,
@@ -198,10 +198,11 @@ def maximize(
         points: The points of the mixture, x or the codes E[z|x], shape (N, L).
         data: The columns that are fitted.
     """
-    for outermost in modules(model):
-        if isinstance(outermost, MStep):
-            outermost.m_step(responsibilities, points, *data)
-            continue
-        for part in outermost.modules():
-            if isinstance(part, MixturePart):
-                part.maximize(points, responsibilities)
+    with late_imports():
+        for outermost in modules(model):
+            if isinstance(outermost, MStep):
+                outermost.m_step(responsibilities, points, *data)
+                continue
+            for part in outermost.modules():
+                if isinstance(part, MixturePart):
+                    part.maximize(points, responsibilities)

@@ -149,10 +149,10 @@ def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
             yield from _parts(thing, seen)
         elif isinstance(thing, FunctionType):
             defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-            yield from _parts([*_references(thing).values(), *defaults], seen)
+            yield from _parts([*references(thing).values(), *defaults], seen)
 
 
-def _references(function: FunctionType) -> dict[str, Any]:
+def references(function: FunctionType) -> dict[str, Any]:
     """Objects with possible parameters to which a function refers, by name."""
     named = {
         name: function.__globals__[name]
@@ -203,21 +203,36 @@ def _copy_autoguide(guide: AutoGuide, memo: dict[int, Any]) -> AutoGuide:
 
 def _rebuild(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """The function, referring to copies."""
-    references = _references(function)
-    names = function.__code__.co_freevars
-    cells = {name: CellType() for name in names if name in references}
-    closure = tuple(
-        cells.get(name, cell) for name, cell in zip(names, function.__closure__ or (), strict=True)
-    )
-    scope = dict(function.__globals__)
-    rebuilt = FunctionType(function.__code__, scope, function.__name__, None, closure)
+    rebuilt = unbound(function)
     memo[id(function)] = rebuilt  # before descending: functions may call each other
-    functools.update_wrapper(rebuilt, function)
-    rebuilt.__defaults__ = copy.deepcopy(function.__defaults__, memo)
-    rebuilt.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, memo)
-    for name, value in references.items():
-        if name in cells:
-            cells[name].cell_contents = _copy(value, memo)
-        else:
-            scope[name] = _copy(value, memo)
+    defaults = copy.deepcopy((function.__defaults__, function.__kwdefaults__), memo)
+    copies = {name: _copy(value, memo) for name, value in references(function).items()}
+    bind(rebuilt, copies, *defaults)
     return rebuilt
+
+
+def unbound(function: FunctionType) -> FunctionType:
+    """A copy of a function, which refers to the same objects until `bind` changes that."""
+    own = references(function)
+    names = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    cells = tuple(CellType(own[name]) if name in own else cell for name, cell in names)
+    scope = dict(function.__globals__)
+    copied = FunctionType(function.__code__, scope, function.__name__, None, cells)
+    functools.update_wrapper(copied, function)
+    return copied
+
+
+def bind(
+    function: FunctionType,
+    objects: dict[str, Any],
+    defaults: tuple[Any, ...] | None,
+    keyword_defaults: dict[str, Any] | None,
+) -> None:
+    """Let a function of `unbound` refer to other objects, by name, and have other defaults."""
+    function.__defaults__, function.__kwdefaults__ = defaults, keyword_defaults
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    for name, value in objects.items():
+        if name in cells:
+            cells[name].cell_contents = value
+        else:
+            function.__globals__[name] = value

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -13,7 +12,7 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from .context import reproducible, running, training_mode
+from .context import reproducible, running, training_mode, without_warnings
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Treatment
@@ -187,9 +186,8 @@ class SVI:
             running(self.store),
             training_mode(self.model, self.guide),
             self._shared(),
-            warnings.catch_warnings(),
+            without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
         ):
-            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # NonFiniteError
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
             for index, rows in enumerate(batches):

@@ -307,6 +307,8 @@ def _as_dense(column: torch.Tensor, name: str) -> torch.Tensor:
     if column.is_nested:
         raise DataError(f"expected rows of equal length in {name}; got a nested tensor")
     column = column.detach()
+    if column.is_inference() and not torch.is_inference_mode_enabled():
+        column = column.clone()  # which gradients can pass through
     if column.dtype == torch.uint64:
         return as_tensor(column.cpu().numpy(), name)
     if isinstance(column, torch.masked.MaskedTensor):

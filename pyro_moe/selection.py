@@ -1,7 +1,6 @@
 """Choice of the number of components by the log density of held-out rows."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from pyro_moe.evaluation.bounds import importance_weighted_bound
-from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.context import reproducible, without_warnings
 from pyro_moe.inference.errors import DataError, EmptyComponentWarning
 from pyro_moe.plots.style import PALETTE
 
@@ -152,13 +151,15 @@ def select(
 
         def fitted(number: int, data: Data) -> Fit:
             bar.set_postfix(num_components=number)
-            result = _fit(story(number), data, seed, fit_options)
+            with reproducible(seed, 0, 11):
+                untrained = story(number)
+            result = _fit(untrained, data, seed, fit_options)
             bar.update()
             return result
 
         def scores(number: int) -> torch.Tensor:
-            with warnings.catch_warnings():  # the density shows the effect of an empty component
-                warnings.simplefilter("ignore", EmptyComponentWarning)
+            # the density shows the effect of an empty component
+            with without_warnings(EmptyComponentWarning):
                 fits = [fitted(number, _without(columns, held)) for held in parts]
             held_rows = [tuple(column[held] for column in columns) for held in parts]
             pairs = zip(fits, held_rows, strict=True)

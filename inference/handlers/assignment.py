@@ -60,10 +60,12 @@ class Relax(Messenger):
             return
         written, logits = one_hot(msg["fn"]), log_probabilities(msg["fn"])
         keeps = self.as_written and isinstance(written, dist.RelaxedOneHotCategorical)
-        temperature = written.temperature if keeps else torch.as_tensor(self.temperature)
-        msg["fn"] = self.family(
-            temperature.to(logits), logits=logits, max_log_odds=self.max_log_odds
+        temperature = torch.as_tensor(
+            written.temperature if keeps else self.temperature,
+            dtype=logits.dtype,
+            device=logits.device,
         )
+        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds)
 
 
 class Discretize(Messenger):

@@ -162,8 +162,10 @@ class RandomAffine(nn.Module):
         """Transform flattened images, shape (N, D)."""
         if not self.training:
             return x
-        angle = (2 * torch.rand(len(x)) - 1) * math.radians(self.degrees)
-        shift = (2 * torch.rand(len(x), 2) - 1) * 2 * self.translate  # the grid spans [-1, 1]
+        angle = (2 * torch.rand(len(x), dtype=x.dtype) - 1) * math.radians(self.degrees)
+        shift = (
+            (2 * torch.rand(len(x), 2, dtype=x.dtype) - 1) * 2 * self.translate
+        )  # the grid spans [-1, 1]
         cos, sin = angle.cos(), angle.sin()
         shape = (len(x), *self.image_shape)
         ratio = shape[-2] / shape[-1]  # grid units differ in height and width

@@ -7,10 +7,14 @@ command.
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.runs import story_file
 
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = parser().parse_args(argv)
-        with warnings.catch_warnings():
+        with _torch_as_started(), warnings.catch_warnings():
             warnings.showwarning = _say
             options.command(options)
     except KeyboardInterrupt:
@@ -60,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(" ".join((message or str(error)).split()), 2)
     return 0
+
+
+@contextmanager
+def _torch_as_started() -> Iterator[None]:
+    """Torch's settings as in a new process, and afterwards those of the caller."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    on_cpu = torch.get_default_device().type == "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            learning(),
+            torch.random.fork_rng(()),
+            nullcontext() if on_cpu else torch.device("cpu"),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)  # some commands use one
+        torch.set_default_dtype(dtype)
 
 
 _EXPECTED = (SiteError, ValueError, ImportError, OSError)

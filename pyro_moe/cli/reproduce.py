@@ -1,12 +1,12 @@
 """``pyro-moe reproduce``: reproduction of a table of the paper."""
 
 import argparse
-import warnings
 from typing import Any
 
 import torch
 
 from pyro_moe import table1
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import EmptyComponentWarning
 
 
@@ -23,6 +23,5 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the table row by row."""
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyComponentWarning)  # it would interrupt the table
+    with without_warnings(EmptyComponentWarning):  # it would interrupt the table
         table1.run(quick=options.quick, data_dir=options.data_dir)

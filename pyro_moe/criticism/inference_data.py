@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from pyro_moe.evaluation.conditioning import Marginal
 from pyro_moe.evaluation.novelty import feature_log_density
 from pyro_moe.evaluation.traces import as_tensors, observed_sites, shared_latents
 from pyro_moe.fitted import Fit, strange_rows_expected
-from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.context import reproducible, stream, without_warnings
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize, Given, WithDistribution
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
@@ -106,8 +105,7 @@ def to_arviz(
 
 def import_arviz() -> Any:
     """Import ArviZ without its warnings on import, and late, since that takes seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_warnings(FutureWarning):
         import arviz
     return arviz
 

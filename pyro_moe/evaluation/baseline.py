@@ -1,6 +1,5 @@
 """A baseline of predictions: one linear model of the training rows."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRe
 from sklearn.preprocessing import StandardScaler
 
 from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.rows import Data, as_tensors, has_target
 
 from .marginals import families
@@ -59,8 +59,7 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
     scaler = StandardScaler().fit(x)
     x, new_x = scaler.transform(x), scaler.transform(new_x)
     columns = zip(y.reshape(len(y), -1).T, new_y.reshape(len(new_y), -1).T, strict=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with without_warnings(ConvergenceWarning):
         each = [model(x, column, new_x, new) for column, new in columns]
     return torch.as_tensor(np.sum(each, axis=0))
 

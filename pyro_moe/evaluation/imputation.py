@@ -147,7 +147,7 @@ class _Estimate:
         total = torch.logaddexp(self.log_weight, other.log_weight)
         share = (other.log_weight - total).exp().unsqueeze(-1)
         between = share * (1.0 - share) * (other.mean - self.mean).square()
-        new = torch.rand(*self.draws.shape[:2], 1, device=share.device) < share
+        new = torch.rand(*self.draws.shape[:2], 1, dtype=share.dtype, device=share.device) < share
         return _Estimate(
             torch.lerp(self.mean, other.mean, share),
             torch.lerp(self.variance, other.variance, share) + between,
@@ -235,8 +235,8 @@ def _resample(values: torch.Tensor, weights: torch.Tensor, num_draws: int) -> to
     The s-th draw is one of the values in block s modulo B.
     """
     shape = (weights.shape[1], num_draws)
-    order = torch.rand(shape, device=weights.device).argsort(-1)
-    points = (order + torch.rand(len(order), 1).to(weights)) / num_draws
+    order = torch.rand(shape, dtype=values.dtype, device=weights.device).argsort(-1)
+    points = (order + torch.rand(len(order), 1, dtype=values.dtype).to(weights)) / num_draws
     chosen = torch.searchsorted(weights.cumsum(0).T.contiguous(), points)
     block = torch.arange(num_draws, device=weights.device) % len(values)
     index = chosen.clamp_max(len(weights) - 1) + len(weights) * block

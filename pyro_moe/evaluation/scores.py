@@ -123,7 +123,7 @@ def continuous_ranked_probability_score(prediction: Prediction, y: ArrayLike) ->
     if all(isinstance(_base(p), (Normal, MultivariateNormal)) for p in prediction.distributions):
         return _of_normals(prediction, target)
     losses = []
-    for q in ((torch.arange(50) + 0.5) / 50).tolist():
+    for q in ((torch.arange(50, dtype=torch.float64) + 0.5) / 50).tolist():
         excess = target - prediction.quantile(q)
         losses.append(torch.maximum(q * excess, (q - 1) * excess))
     return 2 * torch.stack(losses).mean(0)

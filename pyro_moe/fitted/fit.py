@@ -1,8 +1,10 @@
 """The result of `fit`: a model and a guide with their parameters, and the training history."""
 
+import copy
 import functools
+import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +12,8 @@ import torch
 
 from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.programs import Program, Programs, owner
+from pyro_moe.inference.pickling import dumps
+from pyro_moe.inference.programs import Program, Programs, isolated, owner
 from pyro_moe.rows import Data, Rows, as_tensors
 
 from .matching import as_fitted, expect_width, in_order
@@ -22,6 +25,10 @@ AnyData = TypeVar("AnyData", Rows, Data)
 @dataclass(frozen=True)
 class Fit:
     """A fitted model and guide, with the settings and the history of training.
+
+    It can be pickled, and so be sent to other processes, if its programs and schedules are methods
+    and functions that are defined at the top level of a module. `resume` of the unpickled fit
+    continues the training as that of the original does.
 
     Attributes:
         programs: The trained copies of model and guide, with their parameters.
@@ -54,6 +61,25 @@ class Fit:
     image_shape: tuple[int, int, int] | None = None
     restored: Training | None = field(default=None, repr=False)
     run: Any = field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle everything at once, so that the parts that share parameters still do."""
+        return _unpickled, (type(self), dumps(vars(self)))
+
+    def __copy__(self) -> "Fit":
+        """A fit with the same programs."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":
+        """An independent fit."""
+        if self.run is None:
+            run, programs = None, Programs(*isolated(*vars(self.programs).values()))
+        else:
+            run = self.run.copy(epochs=self.run.epochs)
+            programs = Programs(run.model, run.guide, run.store)
+        copied: dict[str, Any] = {"programs": programs, "run": run}
+        others = {name: value for name, value in vars(self).items() if name not in copied}
+        return _made(type(self), copied | copy.deepcopy(others, memo))
 
     # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
     report: ClassVar[Callable[..., Path]]
@@ -186,3 +212,13 @@ def _in_store(program: Program, store: dict[str, Any]) -> Program:
             return program(*args, **kwargs)
 
     return run
+
+
+def _unpickled(kind: type[Fit], pickled: bytes) -> Fit:
+    return _made(kind, pickle.loads(pickled))  # noqa: S301 - part of a pickle that is being loaded
+
+
+def _made(kind: type[Fit], values: dict[str, Any]) -> Fit:
+    fit = object.__new__(kind)
+    vars(fit).update(values)
+    return fit

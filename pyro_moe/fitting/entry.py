@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_moe.fitted import Fit, described
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.initialize import phases
@@ -27,6 +28,7 @@ from .plan import Plan, planned
 from .training import LAST_PHASE, begun, finish, run_of, train
 
 
+@learning()
 def fit(
     model: Program,
     guide: Program,
@@ -207,6 +209,7 @@ def _trained(
     return fits
 
 
+@learning()
 def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit:
     """Continue training. The result is that of an uninterrupted run.
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pyro.infer import ELBO
@@ -13,7 +14,7 @@ from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
 from pyro_moe.inference.programs import Programs, isolated
-from pyro_moe.inference.svi import SVI, NonFiniteError, at, one_cycle
+from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.progress import Progress
 
 from .checkpoint import Checkpoint
@@ -30,7 +31,11 @@ def geometric(start: float, end: float) -> Callable[[float], float]:
         >>> round(geometric(1.0, 0.01)(0.5), 3)
         0.1
     """
-    return lambda done: start * (end / start) ** done
+    return partial(_geometric, start, end)
+
+
+def _geometric(start: float, end: float, done: float) -> float:
+    return start * (end / start) ** done
 
 
 DEFAULT_TEMPERATURE = geometric(1.0, 0.3)
@@ -145,7 +150,7 @@ def finish(
         data=fitted.data,
         elbo=_of_rows(run.elbo, len(fitted.data[0])),
         epochs=max(1, round(0.1 * len(run.history))),
-        learning_rate=lambda done: peak * one_cycle(done),
+        learning_rate=peak,
         temperature=temperature,
         held_out=None,
         patience=None,

@@ -1,6 +1,5 @@
 """Simulation-based calibration: fits to data simulated from the model."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from pyro_moe.evaluation.traces import node
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
-from pyro_moe.inference.context import reproducible, stream
+from pyro_moe.inference.context import reproducible, stream, without_warnings
 from pyro_moe.inference.errors import DataError, DataWarning
 from pyro_moe.inference.handlers import Discretize
 from pyro_moe.rows import Data
@@ -103,9 +102,10 @@ def simulation_based_calibration(
     _check_arguments(num_simulations, num_draws, fit_options)
     options = {**fit_options, "initialize": "keep", "progress": False}
     bar = tqdm(range(num_simulations), disable=not progress)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # of simulated data
-        warnings.filterwarnings("ignore", ".*not registered in the param store", UserWarning)
+    with (
+        without_warnings(DataWarning),  # of simulated data
+        without_warnings(UserWarning, ".*not registered in the param store"),
+    ):
         given = fit(model, guide, data, **{**options, "epochs": 0, "restarts": 1})
         hold_parameters(given)
         quantities = quantities or default_quantities(given)

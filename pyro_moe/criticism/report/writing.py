@@ -1,5 +1,6 @@
 """The report as a whole: what it is made of, and in which order."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def report(
         components.experts(fit, rows, seed),
         components.generated(fit, rows, seed),
     ]
+    gc.collect()  # figures are cycles of references with large buffers
     return files.write(path, page(name, sections).encode())
 
 

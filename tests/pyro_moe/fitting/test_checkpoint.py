@@ -5,11 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_moe import DataError, DataWarning, fit
+from pyro_moe import fit
 from pyro_moe.fitting import checkpoint as module
 from pyro_moe.fitting import plan
-from pyro_moe.inference.em import EM
-from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DMVAE, GMM, ME, DVMoE
 
 
