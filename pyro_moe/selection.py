@@ -262,6 +262,6 @@ def _without(columns: tuple[torch.Tensor, ...], rows: torch.Tensor) -> tuple[tor
 
 def _fit(story: Any, data: Data, seed: int, fit_options: dict[str, Any]) -> Fit:
     fitted = fit(story.model, story.guide, data, seed=seed, progress=False, **fit_options)
-    if fitted.stopped == "interrupted" and "callback" not in fit_options:
+    if fitted.interrupted and "callback" not in fit_options:
         raise KeyboardInterrupt
     return fitted

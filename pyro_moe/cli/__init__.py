@@ -5,7 +5,9 @@ command.
 """
 
 import argparse
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -49,21 +51,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for success, 2 for an error in the command, its data or a story file, and
-        130 for an interruption outside training.
+        130 for an interruption by Ctrl-C or SIGTERM.
     """
     try:
         options = parser().parse_args(argv)
-        with _torch_as_started(), warnings.catch_warnings():
+        with _terminated_as_interrupted(), _torch_as_started(), warnings.catch_warnings():
             warnings.showwarning = _say
             options.command(options)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as interruption:
+        return _fail(str(interruption) or "interrupted", 130)
     except Exception as error:
         message = story_file.explain(error)
         if message is None and not isinstance(error, _EXPECTED):
             raise
         return _fail(" ".join((message or str(error)).split()), 2)
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C in this block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # other threads have no handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _fit(line: str, options: argparse.Namespace) -> Scores:
     """The scores of a fit by the command ``fit``, which writes a run folder."""
     words = [*line.split(), "--out", str(_folder(line, options))]
     fitted, scores = _command(words + ["--quiet"] * options.quiet)
-    if fitted.stopped == "interrupted":
+    if fitted.interrupted:
         raise KeyboardInterrupt
     return scores
 

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -86,6 +87,11 @@ def add(commands: Any) -> None:
     add("--seed", type=int, help="seed of the fit; it does not change the data (default: 0)")
     add("--device", type=_device, help="device of the training, such as cpu or cuda")
     add("--out", metavar="FOLDER", help="run folder, overwritten if it exists (default: a new one)")
+    add(
+        "--resume",
+        metavar="RUN",
+        help="go on with the fit of this run folder, which the same command began",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(command=run)
 
@@ -117,6 +123,8 @@ def _device(name: str) -> str:
 
 def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     """Fit, save, score and draw. The fit is saved first, in case of an interruption."""
+    if options.out and options.resume:
+        raise ValueError("expected --resume RUN without --out, because RUN is the run folder")
     story_class, file = choices.story_class(options.story)
     known = choices.parameters(story_class)
     source = choices.source(options, known)
@@ -129,7 +137,8 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     if options.missing_targets:
         choices.check_missing_targets(story, train)
     with runs.writer(
-        options.out or _new_folder(options), code=None if file is None else file.content
+        options.resume or options.out or _new_folder(options),
+        code=None if file is None else file.content,
     ) as folder:
         print(
             f"{options.story} on {options.data}: {len(train):,} rows to fit, {len(test):,} to test",
@@ -137,7 +146,8 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         )
         for target, names in source.classes.items():
             print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
-        fitted, seconds = _fitted(story, train, options)
+        checkpoint = folder / "checkpoint"
+        fitted, seconds = _fitted(story, train, options, checkpoint)
         save = partial(
             runs.save,
             fitted,
@@ -151,8 +161,9 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         )
         save()
         if fitted.stopped:
-            epochs = len(fitted.history)
-            print(f"stopped after {epochs} epochs ({fitted.stopped}); the parameters are saved")
+            print(f"{fitted.stopped}: the parameters are saved")
+        if not fitted.interrupted:
+            shutil.rmtree(checkpoint, ignore_errors=True)
         scores = {**scoring.scores(fitted, test), "seconds": seconds}
         save(scores=scores)
         for key, value in scores.items():
@@ -160,15 +171,26 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         print(f"run folder: {folder}")
         for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
             print(f"  {_drawn(figure, folder / f'{picture}.png')}")
+    if fitted.interrupted:
+        raise KeyboardInterrupt(
+            f"{fitted.stopped}; the same command with --resume {folder} goes on"
+        )
     return fitted, scores
 
 
-def _fitted(story: Any, train: Rows, options: argparse.Namespace) -> tuple[Fit, float]:
+def _fitted(
+    story: Any, train: Rows, options: argparse.Namespace, checkpoint: Path
+) -> tuple[Fit, float]:
     """The fit, and its seconds."""
+    arguments = _fit_arguments(options) | {"checkpoint": checkpoint}
+    if options.resume:
+        arguments["resume"] = checkpoint
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonFiniteWarning)  # printed by the caller
-        fitted = fit(story.model, story.guide, train, **_fit_arguments(options))
+        fitted = fit(story.model, story.guide, train, **arguments)
+    if fitted.interrupted and not fitted.history:
+        raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing is saved")
     return fitted, time.perf_counter() - started
 
 

@@ -39,7 +39,7 @@ class Fit:
         settings: The arguments of `fit`, including defaults.
         held_out_elbo: The best marginal ELBO, in nats per row, of the rows that were held out in
             training; None if there were none.
-        stopped: Why training ended early, or None.
+        stopped: Why training ended early, such as ``"interrupted after 3 of 40 epochs"``, or None.
         columns: Names of the columns of x, or None.
         targets: Names of the columns of y, or None.
         image_shape: ``(channels, height, width)`` if a row of x is a flattened image, or None.
@@ -94,6 +94,11 @@ class Fit:
     def guide(self) -> Program:
         """The fitted guide, callable with the columns of data like those of `fit`."""
         return _in_store(self.programs.guide, self.programs.store)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training was interrupted from outside."""
+        return self.stopped is not None and self.stopped.startswith("interrupted")
 
     @property
     def story(self) -> Any:

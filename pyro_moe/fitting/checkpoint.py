@@ -51,8 +51,7 @@ class Checkpoint:
         self.source = None if resume is None else Path(resume)
         self.width = len(plan.columns)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.source is None or not self.source.samefile(self.folder):
+            if self.source is None or self.source.resolve() != self.folder.resolve():
                 for path in _states(self.folder):
                     path.unlink()
         except OSError as error:
@@ -87,8 +86,12 @@ class Checkpoint:
 
     def keep(self, phase: str, run: Any, *, now: bool = False) -> None:
         """Save the state of a run if thirty seconds have passed since the last time, or now."""
-        if not now and time.monotonic() - self._saved < SECONDS:
+        if not run.history or (not now and time.monotonic() - self._saved < SECONDS):
             return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.not_written(self.folder, error) from error
         content = serialized(*_state(run, self.plan))
         digest = hashlib.sha256(content).hexdigest()[:16]
         name = f"{phase}-{len(run.history)}-{digest}.safetensors"

@@ -171,7 +171,7 @@ def fit(
     checkpoints = None if folder is None else Checkpoint(folder, plan, resume)
     fits = _trained(plan, described(data), progress, callback, checkpoints)
     best = max(fits, key=_score)
-    if fits[-1].stopped != "interrupted" and best.stopped is None:
+    if not fits[-1].interrupted and best.stopped is None:
         best = finish(best, progress, callback, checkpoints)
     if best.history:
         check_components(best)
@@ -204,7 +204,7 @@ def _trained(
         shown = Progress(progress, number + 1, 1 if plan.by_em else restarts)
         begin = begun(run, plan, **names)
         fits.append(train(begin, runs, shown, callback, checkpoint, str(number)))
-        if fits[-1].stopped == "interrupted":
+        if fits[-1].interrupted:
             break
     return fits
 

@@ -113,7 +113,9 @@ def train(
                     if checkpoint:
                         checkpoint.keep(name, run, now=True)
         except KeyboardInterrupt:
-            stopped = "interrupted"
+            stopped = f"interrupted after {len(run.history)} of {run.epochs} epochs"
+            if phase != "training":
+                stopped += f" of phase {phase!r}"
         except NonFiniteError as problem:
             stopped = str(problem)
             warn(

@@ -14,7 +14,7 @@ from pyro_moe.fitted.matching import as_fitted, expect_width, in_order
 from pyro_moe.fitted.training import fingerprint
 from pyro_moe.fitting import fit
 from pyro_moe.inference.context import reproducible, running
-from pyro_moe.inference.errors import DataError, DataWarning
+from pyro_moe.inference.errors import ConvergenceWarning, DataError, DataWarning, warn
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.inference.traces import enumerated_traces
 from pyro_moe.rows import Data, Rows, as_tensors
@@ -113,6 +113,12 @@ def _results(run: Run) -> dict[str, Any]:
     except ValueError as error:
         raise damaged(run.folder, name, str(error)) from error
     ends = {key: scores[key] for key in ("held_out_elbo", "stopped")}
+    if ends["stopped"]:
+        warn(
+            f"expected a fit that was trained to its end; got that of {run.folder}, "
+            f"{ends['stopped']}",
+            ConvergenceWarning,
+        )
     return {"history": history, **ends}
 
 

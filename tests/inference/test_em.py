@@ -173,7 +173,7 @@ def test_an_interruption_amid_the_m_step_goes_back_to_the_last_iteration(regress
 
     monkeypatch.setattr(experts, "maximize", interrupted)
     stopped = pyro_moe.fit(story.model, story.guide, (x, y), epochs=4, **choices)
-    assert stopped.stopped == "interrupted"
+    assert stopped.interrupted
     first = pyro_moe.fit(story.model, story.guide, (x, y), epochs=1, **choices)
     assert_close(stopped.parameters(), first.parameters(), rtol=0, atol=0)
     through = pyro_moe.fit(story.model, story.guide, (x, y), epochs=4, **choices)

@@ -240,7 +240,7 @@ def test_a_resumed_fit_has_the_numbers_of_one_without_a_stop(x, program, loss):
     stopped = pyro_moe.fit(*pair, x, callback=stop_after(2), **choices)
     before = stopped.parameters()
     resumed = stopped.resume(progress=False)
-    assert stopped.stopped == "interrupted"
+    assert stopped.interrupted
     assert resumed.stopped is None
     assert [r["elbo"] for r in resumed.history] == [r["elbo"] for r in straight.history]
     assert_close(resumed.parameters(), straight.parameters(), **SAME)

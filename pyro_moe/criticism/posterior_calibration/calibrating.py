@@ -127,7 +127,7 @@ def _simulation(
     fitted = fit(
         given.programs.model, given.programs.guide, columns, seed=stream(*seeds), **options
     )
-    if fitted.stopped == "interrupted" and "callback" not in options:
+    if fitted.interrupted and "callback" not in options:
         raise KeyboardInterrupt
     draws = _draws(fitted, list(truth), num_draws, *seeds)
     with torch.no_grad(), reproducible(*seeds, 2):

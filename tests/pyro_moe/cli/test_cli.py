@@ -2,8 +2,11 @@
 
 import functools
 import json
+import os
 import re
+import signal
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -181,13 +184,49 @@ def test_an_interruption_keeps_what_was_learned(table, capsys, monkeypatch):
         if len(fit.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
-    run("fit dmvae --data my.csv --epochs 100 --out run")
+    command = "fit dmvae --data my.csv --epochs 4 --initialize random --quiet"
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
+        message = fails(f"{command} --out run", capsys, 130)
+    ended = "interrupted after 2 of 4 epochs"
+    assert message == f"{ended}; the same command with --resume run goes on"
     assert len(pd.read_csv("run/history.csv")) == 2
-    assert read("run/scores.json")["stopped"] == "interrupted"
+    assert read("run/scores.json")["stopped"] == ended
     assert runs.load("run")[0].num_components == 3
-    output = capsys.readouterr().out
-    assert "stopped after 2 epochs (interrupted); the parameters are saved" in output
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["compare", "run"]) == 0
+    assert f"got that of run, {ended}" in capsys.readouterr().err
+    run(f"{command} --resume run")
+    assert len(pd.read_csv("run/history.csv")) == 4
+    assert not Path("run/checkpoint").exists()
+    run(f"{command} --out whole")
+    resumed, whole = (Path(each, "parameters.safetensors") for each in ("run", "whole"))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_an_interruption_before_the_first_epoch_leaves_nothing(table, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_moe.inference.svi.SVI._step", interrupt)
+    command = "fit dmvae --data my.csv --epochs 4 --initialize random --quiet --out run"
+    message = fails(command, capsys, 130)
+    assert message == "interrupted before the end of the first epoch; nothing is saved"
+    assert not Path("run").exists()
+
+
+def test_sigterm_is_an_interruption(table, capsys, monkeypatch):
+    def terminate(fit):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=terminate))
+    before = signal.getsignal(signal.SIGTERM)
+    message = fails(
+        "fit gmm --data my.csv --epochs 4 --loss marginal --quiet --out run", capsys, 130
+    )
+    assert message.startswith("interrupted after 1 of 4 epochs")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_interruption_after_training_finds_the_run_saved(table, capsys, monkeypatch):

@@ -1,11 +1,16 @@
 """Checkpoints: a fit that was killed goes on, and ends as one that was never stopped."""
 
+import os
+import signal
+import time
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_moe import fit
+from pyro_moe import DataError, DataWarning, fit
 from pyro_moe.fitting import checkpoint as module
 from pyro_moe.fitting import plan
 from pyro_moe.models import DMVAE, GMM, ME, DVMoE
@@ -85,3 +90,83 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(name, tmp_path):
         with pytest.raises(Killed):
             fit(one, other, data, checkpoint=folder, callback=kill, **options)
         equal(fit(one, other, data, resume=folder, **options), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_that_was_killed_at_any_moment_goes_on(tmp_path):
+    (one, other), data, options = CASES["phases"]
+    options = {**options, "progress": False}
+    started = time.perf_counter()
+    expected = fit(one, other, data, checkpoint=tmp_path / "whole", **options)
+    seconds = time.perf_counter() - started
+    for share in (0.05, 0.3, 0.5, 0.7, 0.9):
+        folder = tmp_path / str(share)
+        child = os.fork()
+        if child == 0:
+            try:
+                fit(one, other, data, checkpoint=folder, **options)
+            finally:
+                os._exit(0)
+        time.sleep(share * seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # of a child that was killed at once
+            equal(fit(one, other, data, resume=folder, **options), expected)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A folder with checkpoints of a fit, and the fit."""
+    (one, other), data, _ = CASES["functions"]
+    return tmp_path, fit(one, other, data, checkpoint=tmp_path, epochs=6, progress=False)
+
+
+def resumed(folder, data=X, **options):
+    options = {"epochs": 6, "progress": False, **options}
+    return fit(*CASES["functions"][0], data, resume=folder, **options)
+
+
+def test_the_last_two_states_are_kept(stopped):
+    folder, _ = stopped
+    epochs = sorted(int(path.name.split("-")[2]) for path in folder.iterdir())
+    assert epochs == [5, 6]
+
+
+def test_a_damaged_state_is_passed_over(stopped):
+    folder, expected = stopped
+    newest = max(folder.iterdir(), key=lambda path: int(path.name.split("-")[2]))
+    for content in (newest.read_bytes()[:-9], b"", bytes([newest.read_bytes()[0] ^ 1])):
+        newest.write_bytes(content)
+        equal(resumed(folder), expected)
+
+
+def test_checkpoints_of_another_fit_are_refused(stopped):
+    folder, _ = stopped
+    for options in ({"data": X + 1.0}, {"seed": 1}, {"epochs": 7}, {"learning_rate": 0.1}):
+        with pytest.raises(DataError, match="expected a checkpoint of this fit; got "):
+            resumed(folder, **options)
+
+
+def test_a_fit_with_nothing_to_go_on_from_says_so(tmp_path):
+    with pytest.warns(DataWarning, match="expected a checkpoint in "):
+        resumed(tmp_path / "none")
+
+
+def test_another_folder_may_take_the_checkpoints(stopped, tmp_path):
+    folder, expected = stopped
+    other = tmp_path / "other"
+    equal(resumed(folder, checkpoint=other), expected)
+    assert len(list(other.glob("*.safetensors"))) == 1
+
+
+def test_a_new_fit_removes_old_checkpoints(stopped):
+    folder, _ = stopped
+    fit(*CASES["functions"][0], X, checkpoint=folder, epochs=1, progress=False)
+    assert [path.name.split("-")[2] for path in folder.iterdir()] == ["1"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="expected a file that can be written; got "):
+        fit(*CASES["functions"][0], X, checkpoint=tmp_path / "file", epochs=1, progress=False)

@@ -180,7 +180,7 @@ def test_an_interrupted_default_run_resumes_with_the_same_numbers(where, monkeyp
             raise KeyboardInterrupt
 
     stopped = fit(story, x, callback=callback)
-    assert stopped.stopped == "interrupted"
+    assert stopped.interrupted
     assert (stopped.history[-1]["phase"], stopped.history[-1]["epoch"]) == where
     the_same(stopped.resume(progress=False), fit(story, x))
 
@@ -198,7 +198,7 @@ def test_a_run_that_was_stopped_amid_its_first_epoch_with_all_rows_resumes(monke
 
     monkeypatch.setattr(entry, "finish", stopping)
     stopped = fit(story, x)
-    assert stopped.stopped == "interrupted"
+    assert stopped.interrupted
     assert [record["phase"] for record in stopped.history] == ["training"] * 30
     the_same(stopped.resume(progress=False), fit(story, x))
 
@@ -207,7 +207,7 @@ def test_an_interrupted_default_run_of_em_resumes_with_the_same_numbers():
     noise = torch.randn(40, 1), torch.randn(40, 1)  # EM converges slowly
     stopped = fit(ME(1, 1, 3), noise, restarts=3, callback=interrupt)
     through = fit(ME(1, 1, 3), noise, restarts=3)
-    assert stopped.stopped == "interrupted"
+    assert stopped.interrupted
     assert len(stopped.history) < len(through.history)
     the_same(stopped.resume(progress=False), through)
 
