@@ -100,7 +100,7 @@ def fit(
             it. ``"keep"``: the given parameters. ``"autoencoder"``: train an autoencoder without
             noise and prior, and cluster its codes, see `inference.clustering`. ``"tsne"`` and
             ``"umap"``: the same with a neighbor embedding of the codes. Or responsibilities
-            (N, K) of any clustering. With all but the first two, a phase of training with fixed
+            (N, K) of any clustering, or labels (N,) from 0 to K - 1. With all but the first two, a phase of training with fixed
             assignments comes before the training itself.
         initial_epochs: Epochs of the autoencoder. If None, ``epochs``, or a third of the training
             if ``epochs`` is None, too. The phase with fixed assignments takes a fifth as many.
@@ -191,10 +191,10 @@ def fit(
     if not by_em:
         early = epochs is None and given_prior.rows < 1.0
         share = held_share(validation, len(columns[0]), early=early, restarts=restarts)
-    held, kept = split(len(columns[0]), share if learns else 0.0, seed)
-    if learns and num_components is not None and len(kept) < num_components:
+    held, kept = split(columns, share if learns else 0.0, seed)
+    if learns and len(kept) < (num_components or 1):
         raise DataError(
-            f"expected at least as many rows as components, {num_components}; "
+            f"expected at least as many rows as components, {num_components or 1}; "
             f"got {len(kept)}, with {len(held)} held out"
         )
     lengths = _lengths(
