@@ -7,6 +7,7 @@ import pandas as pd
 
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import SiteError
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the state of the gate, and the statistics that differ from the model's."""
     fitted, _, test = runs.restore(options.run, options.data, **choices.reading(options))
     which = f"of {options.data}" if options.data else "that were not fitted"
-    print(f"{options.run}: {len(test):,} rows {which}", flush=True)
+    print(in_one_line(f"{options.run}: {len(test):,} rows {which}", longest=None), flush=True)
     try:
         gate = criticism.health(fitted, test)
         print(f"effective number of components: {gate.effective_components:.2f}")
@@ -51,5 +52,6 @@ def run(options: argparse.Namespace) -> None:
     if len(table):
         shown = table[COLUMNS + P_VALUES].astype({"component": object})
         shown = shown.where(shown.notna(), "").rename(columns=PRINTED)
+        shown["column"] = shown["column"].map(in_one_line)
         with pd.option_context("display.width", None, "display.max_rows", None):
             print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

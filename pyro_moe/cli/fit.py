@@ -22,6 +22,7 @@ from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.models.parts.conditionals import LIKELIHOODS
 from pyro_moe.models.parts.experts import CONTEXTS, FAMILIES
 from pyro_moe.models.parts.mixture import COVARIANCES
+from pyro_moe.text import in_one_line
 
 from . import choices, scoring
 
@@ -128,10 +129,11 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     folder = Path(options.out or _new_folder(options))
     new = not folder.exists()
     runs.prepare(folder, file)
-    name = f"{options.story} on {options.data}"
+    name = in_one_line(f"{options.story} on {options.data}", longest=None)
     print(f"{name}: {len(train):,} rows to fit, {len(test):,} to test", flush=True)
     for target, names in source.classes.items():
-        print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
+        numbers = ", ".join(f"{in_one_line(name)} = {i}" for i, name in enumerate(names))
+        print(f"  {in_one_line(target)}: {numbers}")
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonFiniteWarning)  # printed below
@@ -161,11 +163,11 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     save(scores=scores)
     for key, value in scores.items():
         print(f"  {scoring.NAMES.get(key, key):<36}{value:>10.4g}")
-    print(f"run folder: {folder}")
+    print(in_one_line(f"run folder: {folder}", longest=None))
     for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
         path = folder / f"{picture}.png"
         figure.savefig(path, dpi=150)
-        print(f"  {path}")
+        print(in_one_line(f"  {path}", longest=None))
     return fitted, scores
 
 

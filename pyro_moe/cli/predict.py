@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from pyro_moe import datasets, evaluation, runs
 from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{(p_value < UNLIKE).sum():,} rows differ from the fitted rows (p < {UNLIKE})")
     table = pd.DataFrame(columns)
     table.to_csv(options.out, index=False)
-    print(f"{len(table):,} rows predicted: {options.out}")
+    print(in_one_line(f"{len(table):,} rows predicted: {options.out}", longest=None))
 
 
 def _of_classes(

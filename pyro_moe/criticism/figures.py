@@ -11,6 +11,7 @@ from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
+from pyro_moe.plots.names import label
 from pyro_moe.plots.style import GRAY, PALETTE, color, panels_of
 from pyro_moe.rows import Rows, numbered
 
@@ -76,8 +77,8 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     axes.axhspan(low, high, color=MODEL, alpha=0.5, label=BAND)
     for m, column in enumerate(pit.T):
         counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
-        label = "data" if pit.shape[1] == 1 else f"data, y{m}"
-        axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=label)
+        of = "data" if pit.shape[1] == 1 else f"data, y{m}"
+        axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=of)
     axes.set(
         title="Probability integral transform",
         xlabel="F(y | x)",
@@ -145,11 +146,11 @@ def _densities(data: np.ndarray, made: np.ndarray, names: tuple[str, ...]) -> Fi
         edges = _bins(data[:, m])
         for s, replicate in enumerate(made):
             counts, _ = np.histogram(replicate[:, m].clip(edges[0], edges[-1]), edges)
-            label = "replicates" if s == 0 else None
-            axes.stairs(counts, edges, color=MODEL, alpha=0.4, linewidth=0.8, label=label)
+            first = "replicates" if s == 0 else None
+            axes.stairs(counts, edges, color=MODEL, alpha=0.4, linewidth=0.8, label=first)
         counts, _ = np.histogram(data[:, m], edges)
         axes.stairs(counts, edges, color=DATA, linewidth=1.5, label="data")
-        axes.set(title=name, ylabel="rows" if m % 3 == 0 else "")
+        axes.set(title=label(name), ylabel="rows" if m % 3 == 0 else "")
     panels[0].legend(fontsize="small")
     return figure
 
@@ -221,9 +222,9 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
         if d >= number:
             axes.set_visible(False)
             continue
-        axes.set_xlabel(names[d])
+        axes.set_xlabel(label(names[d]))
         if d % 3 == 0:
-            axes.set_ylabel((rows.targets or ("y",))[0])
+            axes.set_ylabel(label((rows.targets or ("y",))[0]))
     panels[0].legend(title="expert", fontsize="small", title_fontsize="small")
     return figure
 

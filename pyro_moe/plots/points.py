@@ -10,6 +10,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.rows import Rows, numbered
 
+from .names import label
 from .style import GRAY, color
 
 
@@ -88,7 +89,7 @@ def histogram(
 def label_plane(axes: Axes, names: tuple[str, ...] | None) -> None:
     """Name the two axes of the plane of x and give them the same scale."""
     first, second = names or numbered("x", 2)
-    axes.set(xlabel=first, ylabel=second, aspect="equal")
+    axes.set(xlabel=label(first), ylabel=label(second), aspect="equal")
     axes.locator_params(nbins=5)
     axes.label_outer()
 
