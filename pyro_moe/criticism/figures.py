@@ -12,7 +12,7 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
 from pyro_moe.plots.names import label
-from pyro_moe.plots.style import GRAY, PALETTE, color, panels_of
+from pyro_moe.plots.style import GRAY, PALETTE, color, margin, panels_of
 from pyro_moe.rows import Rows, numbered
 
 from .predictive_check import Check
@@ -161,9 +161,9 @@ def _bins(values: np.ndarray) -> np.ndarray:
     different = np.unique(values)
     if len(different) < 40 and (different == different.round()).all():
         return np.arange(low - 1.5, high + 2)
-    margin = 0.15 * (high - low) or 1.0
+    beyond = margin(low, high, 0.15)
     number = int(np.clip(2 * len(values) ** 0.5, 10, 40))
-    return np.linspace(low - margin, high + margin, number + 1)
+    return np.linspace(low - beyond, high + beyond, number + 1)
 
 
 def _shares(data: np.ndarray, made: np.ndarray, classes: int) -> Figure:

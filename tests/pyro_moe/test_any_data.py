@@ -159,7 +159,7 @@ def cases(draw: Any) -> Case:
         draw(rarely("numpy", "tensor", "frame", "list", "Rows")),
         fit,
         start,
-        draw(sometimes(*TOOLS)),
+        draw(sometimes(*TOOLS, *["none"] * len(TOOLS))),
         draw(st.integers(0, 1000)),
     )
 
