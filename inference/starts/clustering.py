@@ -53,7 +53,7 @@ def cluster(
         if groups is not None:
             return torch.as_tensor(groups)
     else:
-        array = neighbor_embedding(array, embedding, seed=seed)
+        array = _in_one_unit(neighbor_embedding(array, embedding, seed=seed).astype(np.float64))
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=RIDGE, random_state=seed)
     with _no_warnings_of_data():
         return torch.as_tensor(mixture.fit(array).predict_proba(array))

@@ -44,6 +44,14 @@ def test_the_fewest_rows_are_embedded(width):
     assert np.isfinite(neighbor_embedding(points, "tsne", seed=0)).all()
 
 
+def test_an_embedding_of_any_size_is_clustered():
+    generator = torch.Generator().manual_seed(0)
+    for rows in (5, 6, 8):
+        points = torch.randn(rows, 2, generator=generator)
+        r = cluster(points, 2, embedding="tsne")
+        assert_close(r.sum(1), torch.ones(rows).double())
+
+
 @pytest.mark.parametrize("embedding", [None, "tsne"])
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_fewer_different_rows_than_components_share_components(embedding, number):
