@@ -21,7 +21,7 @@ BELOW = {
     "progress": set(),
     "text": set(),
     "rows": {"inference"},
-    "datasets": {"rows", "inference"},
+    "datasets": {"rows", "text", "inference"},
     "fitted": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
