@@ -19,6 +19,7 @@ from .predictive_check import Check
 
 DATA = "black"
 MODEL = PALETTE[4]
+MOST_BINS = 40
 BAND = "95 % band if the model is correct"
 
 
@@ -159,10 +160,11 @@ def _bins(values: np.ndarray) -> np.ndarray:
     """Edges of bins: one for each whole number if there are few, or about two times √N."""
     low, high = values.min(), values.max()
     different = np.unique(values)
-    if len(different) < 40 and (different == different.round()).all():
+    whole = (different == different.round()).all()
+    if whole and len(different) < MOST_BINS and high - low < 10 * MOST_BINS:
         return np.arange(low - 1.5, high + 2)
     beyond = margin(low, high, 0.15)
-    number = int(np.clip(2 * len(values) ** 0.5, 10, 40))
+    number = int(np.clip(2 * len(values) ** 0.5, 10, MOST_BINS))
     return np.linspace(low - beyond, high + beyond, number + 1)
 
 
