@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,14 @@ def reproducible(*seeds: int) -> Iterator[None]:
 
 
 def stream(*seeds: int) -> int:
-    """Hash several seeds into one that torch, numpy and scikit-learn accept."""
+    """Hash several seeds into one that torch, numpy and scikit-learn accept.
+
+    Raises:
+        ValueError: If a seed is not an integer of at least 0.
+    """
+    for seed in seeds:
+        if not isinstance(seed, Integral) or seed < 0:
+            raise ValueError(f"expected seed to be an integer of at least 0; got {seed!r}")
     # SeedSequence ignores trailing zeros. The number of seeds distinguishes (1,) from (1, 0).
     return int(np.random.SeedSequence((len(seeds), *seeds)).generate_state(1, np.uint32)[0])
 

@@ -1,20 +1,26 @@
 """Clusterings of points for the initialization of training."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
 
 from ..errors import DataError
+from ..programs import ONE_THREAD
 
 GRAPH_ROWS = 2000
 NEIGHBORS = (5, 10, 20, 40)
 RIDGE = 1e-5  # for points of unit variance in the widest column
+LEAST_ROWS = {"tsne": 4, "umap": 16}  # that have neighbors, and others
 
 
 def cluster(
@@ -24,7 +30,7 @@ def cluster(
 
     If the points form exactly K separate groups of any shape, these are the clusters, see
     `separate_groups`. Otherwise a full-covariance Gaussian mixture is fitted by EM. The best of
-    ten runs is taken.
+    ten runs is taken. Points of K different places or fewer are clustered by place.
 
     Args:
         points: Shape (N, L). If N and L exceed 50, the first 50 principal components replace the
@@ -37,8 +43,10 @@ def cluster(
     Returns:
         Responsibilities, shape (N, K).
     """
-    array = points.double().cpu().numpy()
-    array = array / max(array.std(0).max(), np.finfo(np.float64).tiny)  # the ridge has a unit
+    array = _in_one_unit(points.double().cpu().numpy())
+    places = few_places(array, num_components)
+    if places is not None:
+        return torch.as_tensor(places)
     if min(array.shape) > 50:
         array = PCA(50, random_state=seed).fit_transform(array)
     if embedding is None:
@@ -46,9 +54,54 @@ def cluster(
         if groups is not None:
             return torch.as_tensor(groups)
     else:
-        array = neighbor_embedding(array, embedding, seed=seed)
+        array = _in_one_unit(neighbor_embedding(array, embedding, seed=seed).astype(np.float64))
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=RIDGE, random_state=seed)
-    return torch.as_tensor(mixture.fit(array).predict_proba(array))
+    with _no_warnings_of_data():
+        return torch.as_tensor(mixture.fit(array).predict_proba(array))
+
+
+def _in_one_unit(points: np.ndarray) -> np.ndarray:
+    """Centered points whose widest column has unit variance, or zeros if they are equal."""
+    centered = points - points.mean(0)
+    unit = centered.std(0).max()
+    rounding = 1e-12 * np.abs(points).max()
+    return centered / unit if unit > rounding else np.zeros_like(points)
+
+
+def few_places(points: np.ndarray, number: int) -> np.ndarray | None:
+    """Clusters of points that are at K different places or fewer, which no method can separate.
+
+    Components in excess share a place.
+
+    Args:
+        points: Shape (N, L), of about unit variance. Places differ by more than a millionth.
+        number: K.
+
+    Returns:
+        Responsibilities, shape (N, K), or None if there are more than K places, and K > 1.
+
+    Example:
+        >>> few_places(np.array([[0.0], [1.0], [0.0]]), 3)
+        array([[0.5, 0. , 0.5],
+               [0. , 1. , 0. ],
+               [0.5, 0. , 0.5]])
+    """
+    if number == 1:
+        return np.ones((len(points), 1))
+    places, place = np.unique(points.round(6), axis=0, return_inverse=True)
+    if len(places) > number:
+        return None
+    shares = place.reshape(-1, 1) == np.arange(number) % len(places)
+    return shares / shares.sum(1, keepdims=True)
+
+
+@contextmanager
+def _no_warnings_of_data() -> Iterator[None]:
+    """A start need not converge, and the graph of neighbors may have several parts."""
+    with ONE_THREAD, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", module=r"umap|sklearn\.manifold")
+        yield
 
 
 def unit_variance(points: torch.Tensor) -> torch.Tensor:
@@ -119,18 +172,20 @@ def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndar
         raise DataError("expected rows whose codes differ; got one code for all rows")
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
-        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+        init = "pca" if min(points.shape) > 1 else "random"
+        return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)
     expect_umap()
-    from umap import UMAP
+    with _no_warnings_of_data():
+        from umap import UMAP
 
-    reducer = UMAP(
-        n_components=min(10, len(points) - 2),
-        n_neighbors=min(20, len(points) - 1),
-        min_dist=0.0,
-        random_state=seed,
-        n_jobs=1,
-    )
-    return reducer.fit_transform(points)
+        reducer = UMAP(
+            n_components=min(10, len(points) - 2),
+            n_neighbors=min(20, len(points) - 1),
+            min_dist=0.0,
+            random_state=seed,
+            n_jobs=1,
+        )
+        return reducer.fit_transform(points)
 
 
 def expect_umap() -> None:

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from ..context import reproducible, stream
 from ..em import EM
-from .clustering import unit_variance
+from .clustering import few_places, unit_variance
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
 ROWS = 4000
@@ -72,13 +72,16 @@ def _objective(run: EM) -> float:
 
 
 def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
-    """One-hot responsibilities (N, K): at random, or of a k-means clustering."""
+    """Responsibilities (N, K): one-hot at random, or of a k-means clustering."""
     x = run.data[0]
     seed = stream(run.seed, 0, 8)
     if random:
         labels = np.random.default_rng(seed).permutation(len(x)) % num_components
     else:
         points = _standardized(run.data)
+        places = few_places(points, num_components)
+        if places is not None:
+            return torch.as_tensor(places, device=x.device)
         labels = KMeans(num_components, n_init=1, random_state=seed).fit_predict(points)
     one_hot = np.eye(num_components)[labels]
     return torch.as_tensor(one_hot, dtype=torch.float64, device=x.device)

@@ -130,6 +130,8 @@ class GeneralizedLinear(Experts):
         with torch.no_grad():
             for k, start in enumerate(maps.coefficients.double()):
                 used = weights[:, k] > 1e-12
+                if not used.any():
+                    continue
                 found = self.newton_step(inputs[used], y[used], weights[used, k], start)
                 maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
 

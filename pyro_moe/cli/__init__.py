@@ -5,6 +5,7 @@ command.
 """
 
 import argparse
+import io
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ import torch
 from pyro_moe.inference.context import learning
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.runs import story_file
+from pyro_moe.text import in_one_line
 
 from . import check, compare, demo, fit, new, predict, report, reproduce
 
@@ -53,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for an error in the command, its data or a story file, and
         130 for an interruption by Ctrl-C or SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of an encoding that may lack some letters
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = parser().parse_args(argv)
         with _terminated_as_interrupted(), _torch_as_started(), warnings.catch_warnings():
@@ -103,7 +108,7 @@ _EXPECTED = (SiteError, ValueError, ImportError, OSError)
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"pyro-moe: {message}", file=sys.stderr)
+    print(f"pyro-moe: {in_one_line(str(message), longest=None)}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

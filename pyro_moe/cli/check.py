@@ -7,6 +7,7 @@ import pandas as pd
 
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import SiteError
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         options.run, options.data, trust_code=options.trust, **choices.reading(options)
     )
     which = f"of {options.data}" if options.data else "that were not fitted"
-    print(f"{options.run}: {len(test):,} rows {which}", flush=True)
+    print(in_one_line(f"{options.run}: {len(test):,} rows {which}", longest=None), flush=True)
     try:
         gate = criticism.health(fitted, test)
         print(f"effective number of components: {gate.effective_components:.2f}")
@@ -54,5 +55,6 @@ def run(options: argparse.Namespace) -> None:
     if len(table):
         shown = table[COLUMNS + P_VALUES].astype({"component": object})
         shown = shown.where(shown.notna(), "").rename(columns=PRINTED)
+        shown["column"] = shown["column"].map(in_one_line)
         with pd.option_context("display.width", None, "display.max_rows", None):
             print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

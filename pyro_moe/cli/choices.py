@@ -17,6 +17,7 @@ from pyro_moe.inference.handlers import Discretize
 from pyro_moe.rows import Rows, looks_like_classes
 from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
+from pyro_moe.text import in_one_line
 
 # Arguments of a story's constructor by data set, unless the command line sets them.
 STORY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -141,7 +142,7 @@ def _classes(options: argparse.Namespace, known: Parameters) -> dict[str, tuple[
         if names is None:
             continue
         if len(names) != 2 and not _wants_classes(options, known):
-            some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            some = ", ".join(map(in_one_line, names[:5])) + (", …" if len(names) > 5 else "")
             hint = "; for more classes, give Story num_classes instead of y_dim" if in_file else ""
             raise ValueError(
                 f"expected two classes in column {target!r} of {options.data}; "

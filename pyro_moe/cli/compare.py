@@ -5,6 +5,7 @@ from typing import Any
 
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import DataError
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -32,9 +33,10 @@ def run(options: argparse.Namespace) -> None:
                 f"{options.runs[0]}"
             )
     table = criticism.compare({name: fitted for name, (fitted, _, _) in restored.items()}, test)
-    which = f"of {options.data}" if options.data else "that were not fitted"
+    which = f"of {in_one_line(options.data)}" if options.data else "that were not fitted"
     print(f"log density of {len(test):,} rows {which}, nats per row")
     columns = ["log_density", "standard_error", "difference", "difference_standard_error"]
     if table["loo"].notna().any():
         columns += ["loo", "loo_standard_error"]
-    print(table[columns].to_string(float_format=lambda value: f"{value:.4f}"))
+    shown = table[columns].rename(index=in_one_line)
+    print(shown.to_string(float_format=lambda value: f"{value:.4f}"))

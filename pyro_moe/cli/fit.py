@@ -4,7 +4,6 @@ import argparse
 import io
 import shutil
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -18,6 +17,7 @@ from pyro_moe import files, plots, runs
 from pyro_moe.datasets.reading import is_table
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
@@ -26,6 +26,7 @@ from pyro_moe.models.parts.conditionals import LIKELIHOODS
 from pyro_moe.models.parts.experts import CONTEXTS, FAMILIES
 from pyro_moe.models.parts.mixture import COVARIANCES
 from pyro_moe.rows import Rows
+from pyro_moe.text import in_one_line
 
 from . import choices, scoring
 
@@ -140,12 +141,11 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         options.resume or options.out or _new_folder(options),
         code=None if file is None else file.content,
     ) as folder:
-        print(
-            f"{options.story} on {options.data}: {len(train):,} rows to fit, {len(test):,} to test",
-            flush=True,
-        )
+        name = in_one_line(f"{options.story} on {options.data}", longest=None)
+        print(f"{name}: {len(train):,} rows to fit, {len(test):,} to test", flush=True)
         for target, names in source.classes.items():
-            print(f"  {target}: " + ", ".join(f"{name} = {i}" for i, name in enumerate(names)))
+            numbers = ", ".join(f"{in_one_line(name)} = {i}" for i, name in enumerate(names))
+            print(f"  {in_one_line(target)}: {numbers}")
         checkpoint = folder / "checkpoint"
         fitted, seconds = _fitted(story, train, options, checkpoint)
         save = partial(
@@ -168,9 +168,10 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         save(scores=scores)
         for key, value in scores.items():
             print(f"  {scoring.NAMES.get(key, key):<36}{value:>10.4g}")
-        print(f"run folder: {folder}")
+        print(in_one_line(f"run folder: {folder}", longest=None))
         for picture, figure in plots.pictures(fitted, scoring.known(test)).items():
-            print(f"  {_drawn(figure, folder / f'{picture}.png')}")
+            path = _drawn(figure, folder / f"{picture}.png")
+            print(in_one_line(f"  {path}", longest=None))
     if fitted.interrupted:
         raise KeyboardInterrupt(
             f"{fitted.stopped}; the same command with --resume {folder} goes on"
@@ -186,8 +187,7 @@ def _fitted(
     if options.resume:
         arguments["resume"] = checkpoint
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NonFiniteWarning)  # printed by the caller
+    with without_warnings(NonFiniteWarning):  # printed by the caller
         fitted = fit(story.model, story.guide, train, **arguments)
     if fitted.interrupted and not fitted.history:
         raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing is saved")

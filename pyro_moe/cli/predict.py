@@ -16,6 +16,7 @@ from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     with files.folder(out.parent):
         table = _predicted(options, settings, source, rows)
         writing.write(out, table, escape=not options.no_escape)
-    print(f"{len(table):,} rows predicted: {options.out}")
+    print(in_one_line(f"{len(table):,} rows predicted: {options.out}", longest=None))
 
 
 def _predicted(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_moe import runs
+from pyro_moe.text import in_one_line
 
 from . import choices
 
@@ -28,4 +29,4 @@ def run(options: argparse.Namespace) -> None:
     )
     out = Path(options.out or Path(options.run, "report.html"))
     fitted.report(out, test, title=Path(options.run).name)
-    print(f"report: {out}")
+    print(in_one_line(f"report: {out}", longest=None))

@@ -11,13 +11,15 @@ from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
-from pyro_moe.plots.style import GRAY, PALETTE, color, panels_of
+from pyro_moe.plots.names import label
+from pyro_moe.plots.style import GRAY, PALETTE, color, margin, panels_of
 from pyro_moe.rows import Rows, numbered
 
 from .predictive_check import Check
 
 DATA = "black"
 MODEL = PALETTE[4]
+MOST_BINS = 40
 BAND = "95 % band if the model is correct"
 
 
@@ -76,8 +78,8 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     axes.axhspan(low, high, color=MODEL, alpha=0.5, label=BAND)
     for m, column in enumerate(pit.T):
         counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
-        label = "data" if pit.shape[1] == 1 else f"data, y{m}"
-        axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=label)
+        of = "data" if pit.shape[1] == 1 else f"data, y{m}"
+        axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=of)
     axes.set(
         title="Probability integral transform",
         xlabel="F(y | x)",
@@ -145,11 +147,11 @@ def _densities(data: np.ndarray, made: np.ndarray, names: tuple[str, ...]) -> Fi
         edges = _bins(data[:, m])
         for s, replicate in enumerate(made):
             counts, _ = np.histogram(replicate[:, m].clip(edges[0], edges[-1]), edges)
-            label = "replicates" if s == 0 else None
-            axes.stairs(counts, edges, color=MODEL, alpha=0.4, linewidth=0.8, label=label)
+            first = "replicates" if s == 0 else None
+            axes.stairs(counts, edges, color=MODEL, alpha=0.4, linewidth=0.8, label=first)
         counts, _ = np.histogram(data[:, m], edges)
         axes.stairs(counts, edges, color=DATA, linewidth=1.5, label="data")
-        axes.set(title=name, ylabel="rows" if m % 3 == 0 else "")
+        axes.set(title=label(name), ylabel="rows" if m % 3 == 0 else "")
     panels[0].legend(fontsize="small")
     return figure
 
@@ -158,11 +160,12 @@ def _bins(values: np.ndarray) -> np.ndarray:
     """Edges of bins: one for each whole number if there are few, or about two times √N."""
     low, high = values.min(), values.max()
     different = np.unique(values)
-    if len(different) < 40 and (different == different.round()).all():
+    whole = (different == different.round()).all()
+    if whole and len(different) < MOST_BINS and high - low < 10 * MOST_BINS:
         return np.arange(low - 1.5, high + 2)
-    margin = 0.15 * (high - low) or 1.0
-    number = int(np.clip(2 * len(values) ** 0.5, 10, 40))
-    return np.linspace(low - margin, high + margin, number + 1)
+    beyond = margin(low, high, 0.15)
+    number = int(np.clip(2 * len(values) ** 0.5, 10, MOST_BINS))
+    return np.linspace(low - beyond, high + beyond, number + 1)
 
 
 def _shares(data: np.ndarray, made: np.ndarray, classes: int) -> Figure:
@@ -221,9 +224,9 @@ def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Fig
         if d >= number:
             axes.set_visible(False)
             continue
-        axes.set_xlabel(names[d])
+        axes.set_xlabel(label(names[d]))
         if d % 3 == 0:
-            axes.set_ylabel((rows.targets or ("y",))[0])
+            axes.set_ylabel(label((rows.targets or ("y",))[0]))
     panels[0].legend(title="expert", fontsize="small", title_fontsize="small")
     return figure
 

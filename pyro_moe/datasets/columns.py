@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_moe.inference.errors import DataError
+from pyro_moe.text import in_one_line
 
 from .reading import MISSING
 
@@ -90,8 +91,9 @@ def class_numbers(column: pd.Series, names: Sequence[str], path: Path) -> pd.Ser
     known = column.dropna().astype(str)
     strange = known[~known.isin(names)]
     if len(strange):
+        known_names = ", ".join(map(in_one_line, names))
         raise DataError(
-            f"expected one of {', '.join(names)} in column {column.name!r} of {path}; "
+            f"expected one of {known_names} in column {column.name!r} of {path}; "
             f"got {strange.iloc[0]!r} in row {strange.index[0]}"
         )
     number = {name: place for place, name in enumerate(names)}

@@ -16,6 +16,7 @@ import pandas as pd
 from pandas.errors import ParserWarning
 
 from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.programs import ONE_THREAD
 
 from .download import one_line
 
@@ -245,7 +246,7 @@ def _body(path: Path, width: int, form: Format, options: dict[str, Any]) -> pd.D
     """The rows below the header. The rows may have one empty value more than there are names."""
     options = {**options, **NULLABLE, "decimal": form.decimal}
     try:
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)
             return pd.read_csv(path, header=0, names=range(width), **options)
     except ParserWarning as error:

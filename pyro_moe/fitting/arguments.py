@@ -1,10 +1,10 @@
 """Validation of the arguments of `fit`."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 
 from pyro_moe.inference.context import reproducible
@@ -13,6 +13,8 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
 from pyro_moe.inference.programs import Program
+from pyro_moe.inference.starts.clustering import LEAST_ROWS
+from pyro_moe.rows import as_tensor, has_target
 
 PRIORS = {"weak": WEAK, "none": FLAT}
 
@@ -48,18 +50,24 @@ def check_prior(prior: Any) -> Prior | None:
 
 
 def check_start(initialize: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
-    """The name of a start, or responsibilities as a tensor (N, K)."""
+    """The name of a start, or responsibilities as a tensor (N, K), one-hot for labels (N,)."""
     if isinstance(initialize, str):
         if initialize not in STARTS:
             raise ValueError(
-                f"expected initialize in {STARTS} or responsibilities (N, K); got {initialize!r}"
+                f"expected initialize in {STARTS}, responsibilities (N, K) or labels (N,); "
+                f"got {initialize!r}"
+            )
+        least = LEAST_ROWS.get(initialize, 1)
+        if num_rows < least:
+            raise DataError(
+                f"expected at least {least} rows for initialize={initialize!r}; got {num_rows}"
             )
         return initialize
-    if torch.is_tensor(initialize):
-        initialize = initialize.detach().cpu()
-    responsibilities = torch.as_tensor(np.asarray(initialize), dtype=torch.float64)
+    responsibilities = as_tensor(initialize, "initialize").double().cpu()
     if num_components is None:
         return responsibilities  # `phases` raises the error
+    if responsibilities.shape == (num_rows,):
+        return _one_hot(responsibilities, num_components)
     if responsibilities.shape != (num_rows, num_components):
         raise DataError(
             f"expected responsibilities of shape ({num_rows}, {num_components}); "
@@ -75,14 +83,27 @@ def check_start(initialize: Any, num_rows: int, num_components: int | None) -> s
     return responsibilities
 
 
+def _one_hot(labels: torch.Tensor, num_components: int) -> torch.Tensor:
+    known = (labels == labels.round()) & (labels >= 0) & (labels < num_components)
+    if not known.all():
+        row = int((~known).nonzero()[0])
+        raise DataError(
+            f"expected labels from 0 to {num_components - 1}, or responsibilities "
+            f"({len(labels)}, {num_components}); got {labels[row].item():g} in row {row}"
+        )
+    return torch.nn.functional.one_hot(labels.long(), num_components).double()
+
+
 def held_share(validation: float | None, num_rows: int, *, early: bool, restarts: int) -> float:
     """The share of rows to hold out.
 
     If it is not given, it is zero unless training may stop early or there are several starts. It
-    is then a tenth of the rows, or up to a quarter of them if a tenth is less than fifty rows.
+    is then a tenth of the rows, or up to a quarter of them if a tenth is less than fifty rows. A
+    single row is not held out.
     """
     if validation is None:
-        return max(0.1, min(0.25, 50.0 / num_rows)) if early or restarts > 1 else 0.0
+        wanted = num_rows > 1 and (early or restarts > 1)
+        return max(0.1, min(0.25, 50.0 / num_rows)) if wanted else 0.0
     if not (isinstance(validation, Real) and 0 <= validation < 1):
         raise ValueError(f"expected validation of at least 0 and below 1; got {validation!r}")
     if validation == 0 and restarts > 1:
@@ -90,12 +111,24 @@ def held_share(validation: float | None, num_rows: int, *, early: bool, restarts
     return float(validation)
 
 
-def split(num_rows: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of held-out rows and of the other rows."""
+def split(
+    columns: Sequence[torch.Tensor], share: float, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of held-out rows and of the other rows, with the same share of known targets.
+
+    If targets are missing, at least one known target is kept.
+    """
+    number = len(columns[0])
     with reproducible(seed):
-        order = torch.randperm(num_rows)
-    num_held = math.ceil(share * num_rows)
-    return order[:num_held].sort().values, order[num_held:].sort().values
+        order = torch.randperm(number)
+    known = has_target(columns[1]).cpu()[order] if len(columns) > 1 else torch.ones(number).bool()
+    num_known = math.ceil(share * int(known.sum()))
+    if not known.all():
+        num_known = min(num_known, int(known.sum()) - 1)
+    num_others = math.ceil(share * int((~known).sum()))
+    parts = (order[known].tensor_split([num_known]), order[~known].tensor_split([num_others]))
+    held, kept = (torch.cat(each).sort().values for each in zip(*parts, strict=True))
+    return held, kept
 
 
 def has_em(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> bool:

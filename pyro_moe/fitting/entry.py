@@ -91,8 +91,8 @@ def fit(
             it. ``"keep"``: the given parameters. ``"autoencoder"``: train an autoencoder without
             noise and prior, and cluster its codes, see `inference.clustering`. ``"tsne"`` and
             ``"umap"``: the same with a neighbor embedding of the codes. Or responsibilities
-            (N, K) of any clustering. With all but the first two, a phase of training with fixed
-            assignments comes before the training itself.
+            (N, K) of any clustering, or labels (N,) from 0 to K - 1. With all but the first two, a
+            phase of training with fixed assignments comes before the training itself.
         initial_epochs: Epochs of the autoencoder. If None, ``epochs``, or a third of the training
             if ``epochs`` is None, too. The phase with fixed assignments takes a fifth as many.
         restarts: Number of starts. If None, EM has twelve short ones, see

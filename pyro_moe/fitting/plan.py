@@ -101,10 +101,10 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if not by_em:
         early = epochs is None and prior.rows < 1.0
         share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
-    held, kept = split(len(columns[0]), share if learns else 0.0, seed)
-    if learns and num_components is not None and len(kept) < num_components:
+    held, kept = split(columns, share if learns else 0.0, seed)
+    if learns and len(kept) < (num_components or 1):
         raise DataError(
-            f"expected at least as many rows as components, {num_components}; "
+            f"expected at least as many rows as components, {num_components or 1}; "
             f"got {len(kept)}, with {len(held)} held out"
         )
     patience = options["patience"]

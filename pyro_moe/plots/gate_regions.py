@@ -9,7 +9,7 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.rows import Rows
 
 from .points import expect_image_or_plane, label_plane, number_groups
-from .style import color, panels_of
+from .style import color, margin, panels_of
 
 
 @strange_rows_expected()
@@ -31,8 +31,9 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
     expect_image_or_plane(fit, None)
     shown = fit.in_order(rows).subsample(2000, seed)
     points = shown.x.cpu().numpy()
-    margin = 0.08 * np.ptp(points, axis=0).max() or 1.0
-    low, high = points.min(0) - margin, points.max(0) + margin
+    low, high = points.min(0), points.max(0)
+    beyond = max(margin(*ends, 0.08) for ends in zip(low, high, strict=True))
+    low, high = low - beyond, high + beyond
     sides = [np.linspace(low[d], high[d], resolution) for d in range(2)]
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
     g = evaluation.gate(fit, grid).cpu().numpy()

@@ -45,7 +45,7 @@ def latent_map(fit: Fit, rows: Rows, *, max_rows: int = 2000, seed: int = 0) -> 
     rows = fit.in_order(rows).subsample(max_rows, seed)
     codes = evaluation.encode(fit, rows).cpu().numpy()
     components = likeliest(fit, rows)
-    views: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
+    views: list[tuple[str, np.ndarray | None, dict[int, int] | None]] = []
     if components is not None:
         views.append(("Components", components, None))
     if rows.labels is not None:

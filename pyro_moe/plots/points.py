@@ -10,6 +10,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.rows import Rows, numbered
 
+from .names import label
 from .style import GRAY, color
 
 
@@ -27,25 +28,27 @@ def likeliest(fit: Fit, rows: Rows) -> np.ndarray | None:
     return None if g is None else g.argmax(1)
 
 
-def match(labels: np.ndarray, components: np.ndarray | None) -> np.ndarray | None:
+def match(labels: np.ndarray, components: np.ndarray | None) -> dict[int, int] | None:
     """The component that matches each label best, by a one-to-one assignment."""
     if components is None:
         return None
-    size = 1 + max(labels.max(), components.max())
+    names, places = np.unique(labels, return_inverse=True)
+    size = max(len(names), 1 + components.max())
     counts = np.zeros((size, size))
-    np.add.at(counts, (labels, components), 1)
-    return linear_sum_assignment(counts, maximize=True)[1]
+    np.add.at(counts, (places, components), 1)
+    matched = linear_sum_assignment(counts, maximize=True)[1]
+    return dict(zip(names.tolist(), matched.tolist(), strict=False))
 
 
 def scatter(
-    axes: Axes, points: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None = None
+    axes: Axes, points: np.ndarray, groups: np.ndarray | None, colors: dict[int, int] | None = None
 ) -> None:
     """Plot points in the plane, each group in its color and with its number."""
     size = float(np.clip(6000 / len(points), 3, 16))
     if groups is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=GRAY, linewidths=0)
         return
-    chosen = groups if colors is None else colors[groups]
+    chosen = groups if colors is None else [colors[group] for group in groups.tolist()]
     axes.scatter(
         points[:, 0], points[:, 1], s=size, c=list(map(color, chosen)), linewidths=0, alpha=0.8
     )
@@ -69,7 +72,7 @@ def number_groups(axes: Axes, points: np.ndarray, groups: np.ndarray) -> None:
 
 
 def histogram(
-    axes: Axes, values: np.ndarray, groups: np.ndarray | None, colors: np.ndarray | None
+    axes: Axes, values: np.ndarray, groups: np.ndarray | None, colors: dict[int, int] | None
 ) -> None:
     """Plot a stacked histogram of the values of each group."""
     groups = np.zeros(len(values), dtype=int) if groups is None else groups
@@ -78,7 +81,7 @@ def histogram(
         [values[groups == group] for group in present],
         bins=60,
         stacked=True,
-        color=[color(group if colors is None else colors[group]) for group in present],
+        color=[color(group if colors is None else colors[int(group)]) for group in present],
         label=[str(group) for group in present],
     )
     if len(present) > 1:
@@ -88,7 +91,7 @@ def histogram(
 def label_plane(axes: Axes, names: tuple[str, ...] | None) -> None:
     """Name the two axes of the plane of x and give them the same scale."""
     first, second = names or numbered("x", 2)
-    axes.set(xlabel=first, ylabel=second, aspect="equal")
+    axes.set(xlabel=label(first), ylabel=label(second), aspect="equal")
     axes.locator_params(nbins=5)
     axes.label_outer()
 

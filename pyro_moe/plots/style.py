@@ -38,6 +38,17 @@ def panels_of(
     return figure, panels.reshape(-1)
 
 
+def margin(low: float, high: float, share: float) -> float:
+    """A share of the range of values, or a width that can be seen where all are nearly equal.
+
+    Example:
+        >>> margin(0.0, 10.0, 0.1), margin(2.0, 2.0, 0.1)
+        (1.0, 1.0)
+    """
+    wide, size = share * (high - low), max(abs(low), abs(high))
+    return float(wide if wide > 1e-6 * size else max(1.0, 1e-3 * size))
+
+
 def color(index: int) -> str:
     """The color of a component."""
     return PALETTE[index % len(PALETTE)]

@@ -9,6 +9,7 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
+from .names import label
 from .style import GRAY, color, panels_of
 
 
@@ -58,7 +59,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
             )
         ends = [mean[:, m].min(), mean[:, m].max()]
         axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
-        axes.set(title=name, xlabel="predicted mean, with 90 % interval")
+        axes.set(title=label(name), xlabel="predicted mean, with 90 % interval")
     panels[0].set_ylabel("target")
     panels[0].legend(title="most probable expert", fontsize="small", title_fontsize="small")
     return figure

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe.fitted import Fit
 
-from .style import PALETTE, panels_of
+from .style import PALETTE, margin, panels_of
 
 
 def history(fit: Fit) -> Figure:
@@ -39,5 +39,5 @@ def _robust_limits(values: np.ndarray) -> tuple[float, float]:
     if not len(values):
         return (0.0, 1.0)
     low, high = np.quantile(values, 0.2, method="higher"), values.max()
-    margin = 0.08 * (high - low) or 1.0
-    return (low - margin, high + margin)
+    beyond = margin(low, high, 0.08)
+    return (low - beyond, high + beyond)

@@ -1,6 +1,5 @@
 """The fit of a run folder, with rows."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pyro_moe.fitted import Fit, Training
 from pyro_moe.fitted.matching import as_fitted, expect_width, in_order
 from pyro_moe.fitted.training import fingerprint
 from pyro_moe.fitting import fit
-from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.context import reproducible, running, without_warnings
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, DataWarning, warn
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.inference.traces import enumerated_traces
@@ -61,8 +60,7 @@ def _fit_of(run: Run, data: Data) -> Fit:
         data, dtype=torch.float64, missing_targets=asked["missing_targets"]
     )
     columns = _like_those_of(training, *columns)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # of training rows, which these need not be
+    with without_warnings(DataWarning):  # of training rows, which these need not be
         kept = fit(
             story.model,
             story.guide,

@@ -33,19 +33,33 @@ def unresolved(columns: Sequence[torch.Tensor], dtype: torch.dtype) -> list[str]
     for name, column in zip("xy", columns, strict=False):
         if not column.is_floating_point():
             continue
-        values = column.reshape(len(column), -1).cpu().numpy()
-        low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
-        deviation = np.where(high > low, (high - low) / 1.349, np.nanstd(values, axis=0))
-        step = torch.finfo(dtype).eps * np.abs(median)
-        extreme = (deviation < 1 / SQUARES) | (np.abs(np.nanmax(np.abs(values), axis=0)) > SQUARES)
-        varies = deviation > np.finfo(np.float64).eps * np.abs(median)
-        for index in np.flatnonzero(((step > 1e-3 * deviation) | extreme) & varies):
-            found.append(
-                f"expected columns that {dtype} resolves; got a median of {median[index]:.4g} and "
-                f"a deviation of {deviation[index]:.4g} in column {index} of {name}: subtract a "
-                "constant, change the unit, or use float64"
-            )
+        for index, values in enumerate(column.reshape(len(column), -1).cpu().numpy().T):
+            known = values[~np.isnan(values)]
+            if len(known) and _is_unresolved(known, dtype):
+                median, deviation = _middle(known)
+                found.append(
+                    f"expected columns that {dtype} resolves; got a median of {median:.4g} and "
+                    f"a deviation of {deviation:.4g} in column {index} of {name}: subtract a "
+                    "constant, change the unit, or use float64"
+                )
     return found
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """The median of values (N,), and the deviation of their middle half, or else of all."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    if high > low:
+        return median, (high - low) / 1.349
+    unit = np.abs(values - median).max() or 1.0  # whose square may overflow
+    return median, unit * ((values - median) / unit).std()
+
+
+def _is_unresolved(values: np.ndarray, dtype: torch.dtype) -> bool:
+    median, deviation = _middle(values)
+    step = torch.finfo(dtype).eps * abs(median)
+    extreme = deviation < 1 / SQUARES or np.abs(values).max() > SQUARES
+    varies = deviation > np.finfo(np.float64).eps * abs(median)
+    return bool((step > 1e-3 * deviation or extreme) and varies)
 
 
 def check_columns(columns: Sequence[torch.Tensor], names: tuple[str, ...] | None) -> None:

@@ -1,5 +1,6 @@
 """Validation of a model and a guide with their data before training."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ def check(
     for story in modules(model, guide):
         if isinstance(story, HasWidth) and x.shape[1] != story.x_dim:
             raise DataError(f"expected x with x_dim={story.x_dim} columns; got {x.shape[1]}")
+    for program in (model, guide):
+        _check_arguments(program, columns)
     num_components = None
     with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
         for first in range(0, len(x), 4096):
@@ -77,6 +80,19 @@ def check(
     elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
         check_rounding(columns[1])
     return num_components
+
+
+def _check_arguments(program: Program, columns: Sequence[torch.Tensor]) -> None:
+    try:
+        taken = inspect.signature(program)
+    except (TypeError, ValueError):  # a callable without one
+        return
+    try:
+        taken.bind(*columns)
+    except TypeError as error:
+        names = ", ".join(taken.parameters)
+        got = "x alone" if len(columns) == 1 else f"({', '.join(('x', 'y', '…')[: len(columns)])})"
+        raise DataError(f"expected data ({names}), as the story takes; got {got}") from error
 
 
 def _traced(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pyro_moe.plots.names import label
 from pyro_moe.plots.style import GRAY, PALETTE
 
 from . import uniformity
@@ -89,7 +90,7 @@ class SimulationBasedCalibration:
             axes.fill_between(points, low, high, color=PALETTE[4], alpha=0.4, linewidth=0)
             axes.axhline(0.0, color=GRAY, linewidth=0.8)
             axes.plot(points, shares - points, color=PALETTE[1])
-            axes.set_title(f"{name} (p = {self.p_values[name]:.2g})", fontsize="medium")
+            axes.set_title(f"{label(name)} (p = {self.p_values[name]:.2g})", fontsize="medium")
         for axes in grid.flat[self.ranks.shape[1] :]:
             axes.remove()
         figure.supxlabel("rank of the true value, as a share of the draws")

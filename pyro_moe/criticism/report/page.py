@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pyro_moe.text import in_one_line
+
 WIDE = 6.0  # inches from which on a picture is scrolled on a narrow screen, not shrunk
 LONG = 15  # characters of text in a cell that is wide enough to break in few lines
 
@@ -20,28 +22,38 @@ def page(title: str, sections: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body><main>"
-        f"<h1>{escape(title)}</h1>\n"
+        f"<title>{plain(title)}</title>\n<style>\n{style}</style></head>\n<body><main>"
+        f"<h1>{plain(title)}</h1>\n"
         + "\n".join(part for part in sections if part)
         + "</main></body></html>\n"
     )
 
 
+def plain(text: str) -> str:
+    r"""Text as HTML that shows it, whatever characters it has.
+
+    Example:
+        >>> plain("<b>\n")
+        '&lt;b&gt;\\n'
+    """
+    return escape(in_one_line(text, longest=None))
+
+
 def section(title: str, *parts: str, kind: str | None = None) -> str:
     """A section with a heading; its kind is its class in the style sheet."""
     attribute = "" if kind is None else f' class="{kind}"'
-    return f"<section{attribute}><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+    return f"<section{attribute}><h2>{plain(title)}</h2>{''.join(parts)}</section>"
 
 
 def paragraph(text: str, *, soft: bool = False) -> str:
     """A paragraph of plain text, in gray if it is soft."""
     attribute = ' class="soft"' if soft else ""
-    return f"<p{attribute}>{escape(sentence(text))}</p>"
+    return f"<p{attribute}>{plain(sentence(text))}</p>"
 
 
 def bullets(texts: Iterable[str]) -> str:
     """A list of sentences."""
-    return f"<ul>{''.join(f'<li>{escape(sentence(text))}</li>' for text in texts)}</ul>"
+    return f"<ul>{''.join(f'<li>{plain(sentence(text))}</li>' for text in texts)}</ul>"
 
 
 def sentence(text: str) -> str:
@@ -68,7 +80,7 @@ def table(frame: pd.DataFrame) -> str:
 def _head(name: str, column: pd.Series) -> str:
     """Aligned as the column is: text to the left, numbers to the right."""
     attribute = ' class="text"' if any(isinstance(value, str) for value in column) else ""
-    return f"<th{attribute}>{escape(name.replace('_', ' '))}</th>"
+    return f"<th{attribute}>{plain(name.replace('_', ' '))}</th>"
 
 
 def _scrolled(rows: str) -> str:
@@ -85,8 +97,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"<td>{value:.4g}</td>"
     if not isinstance(value, str):
-        return f"<td>{escape(str(value))}</td>"
-    return f'<td class="text{" long" if len(value) > LONG else ""}">{escape(value)}</td>'
+        return f"<td>{plain(str(value))}</td>"
+    return f'<td class="text{" long" if len(value) > LONG else ""}">{plain(value)}</td>'
 
 
 def picture(figure: Figure, caption: str) -> str:
@@ -97,7 +109,7 @@ def picture(figure: Figure, caption: str) -> str:
     inches = figure.get_size_inches()[0]
     wide = ' class="wide"' if inches > WIDE else ""
     return (
-        f'<figure><div class="scroll"><img{wide} width="{inches * 96:.0f}" alt="{escape(caption)}" '
+        f'<figure><div class="scroll"><img{wide} width="{inches * 96:.0f}" alt="{plain(caption)}" '
         f'src="data:image/png;base64,{data}"></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figcaption>{plain(caption)}</figcaption></figure>"
     )

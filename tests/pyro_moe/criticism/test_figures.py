@@ -20,6 +20,7 @@ from pyro_moe.criticism import (
     pit_histogram,
     replicates,
 )
+from pyro_moe.criticism.figures import _bins
 from pyro_moe.plots.style import color
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -237,3 +238,8 @@ def test_an_expert_that_rules_nowhere_has_no_mean(as_it_is):
 def test_rows_without_a_target_are_not_in_the_table(fits, rows_of):
     fit = fits("me, missing targets")
     assert expert_table(fit, rows_of(fit))["rows"].sum() == (~fit.data[1].isnan()).sum()
+
+
+def test_whole_numbers_that_are_far_apart_have_few_bins():
+    assert len(_bins(np.array([0.0, 1e30]))) < 50
+    assert len(_bins(np.array([0.0, 3.0]))) == 7

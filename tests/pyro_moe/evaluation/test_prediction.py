@@ -679,3 +679,13 @@ def test_quantiles_of_tails_too_heavy_for_a_variance(df, q):
     assert_close(prediction.cdf(value[:, 0]), torch.full_like(value, q), rtol=1e-6, atol=0)
     alone = scipy.stats.t(df, 0.0, 1.0).ppf(q)
     assert value[1].item() == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.3, 0.95])
+def test_a_quantile_of_narrow_experts_that_are_far_apart(q):
+    means = torch.tensor([[-1e22, 0.0]]).double()
+    shares = torch.tensor([[[0.1, 0.9]]]).double()
+    p = Prediction(shares.log(), (dist.Normal(means, 1.0),))
+    value = p.quantile(q).reshape(-1)
+    expected = torch.tensor([(q - 0.1) / 0.9]).double()
+    assert_close(dist.Normal(0.0, 1.0).cdf(value), expected)

@@ -142,7 +142,8 @@ def test_the_latent_map_shows_codes_by_component_and_by_label(plane):
 def test_labels_take_the_colors_of_their_components():
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
     components = np.array([2, 2, 0, 0, 0, 1, 1])
-    assert list(match(labels, components)) == [2, 0, 1]
+    assert match(labels, components) == {0: 2, 1: 0, 2: 1}
+    assert match(10**12 * labels - 1, components) == {-1: 2, 10**12 - 1: 0, 2 * 10**12 - 1: 1}
     assert match(labels, None) is None
 
 
