@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
-SOURCES := $(shell find pyro_moe models inference -name '*.py')
+SOURCES := pyro_moe_program.py $(shell find pyro_moe models inference -name '*.py')
 
 .PHONY: demo test check docs
 

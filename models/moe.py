@@ -1,6 +1,7 @@
 """Mixtures of experts with a conditional gate: softmax, neural or hierarchical (paper §4)."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -272,3 +273,9 @@ class HierarchicalME(MixtureOfExperts):
         root = level(num_components)
         super().__init__(root.gate, root.experts, units=units)
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, tuple(num_components)
+        self.family, self.common_scale = experts, common_scale
+
+    def shallow(self) -> ME:
+        """A mixture of the experts at the leaves with one softmax gate."""
+        options: Any = {"experts": self.family, "common_scale": self.common_scale}
+        return ME(self.x_dim, self.y_dim, math.prod(self.num_components), **options)

@@ -58,9 +58,9 @@ def chosen_prior(
     Without targets it is the density of x. There are five folds. The weak prior is kept if the
     story then predicts better than with the strongest ones, which make all components one model.
     Otherwise it is the strongest whose sum is at most one standard error below the best. Deep
-    stories are represented by their shallow counterpart, see `protocols.HasShallow`. Nothing
-    is compared if there are more than 2,000 rows or 50 columns, or more than fifty rows for each
-    coefficient of the experts.
+    stories and trees are represented by their shallow counterpart, see `protocols.HasShallow`.
+    Nothing is compared if there are more than 2,000 rows or 50 columns, or more than fifty rows
+    for each coefficient of the experts.
 
     Args:
         model: The model.
@@ -79,9 +79,9 @@ def chosen_prior(
     if not (isinstance(loss, str) and loss in ("em", "marginal")):
         return WEAK
     story = owner(model)
-    if isinstance(story, HasShallow) and loss == "marginal":
+    if isinstance(story, HasShallow):
         shallow: Any = story.shallow()
-        model, guide = shallow.model, shallow.guide
+        model, guide, num_components = shallow.model, shallow.guide, shallow.num_components
     if standardizes(model, guide):
         columns = tuple(c.double() if c.is_floating_point() else c for c in columns)
     first = _begin(model, guide, columns, seed, 0)

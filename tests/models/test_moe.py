@@ -18,7 +18,7 @@ from pyro_moe.models import (
     NormalConditional,
     SoftmaxGate,
 )
-from pyro_moe.models.parts.experts import experts_of
+from pyro_moe.models.parts.experts import PoissonExperts, experts_of
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K, M = 12, 3, 4, 2
@@ -286,3 +286,10 @@ def test_a_tree_of_one_level_is_an_error():
     for num_components in (4, (4,)):
         with pytest.raises(ValueError, match="expected two levels or more; got num_components="):
             HierarchicalME(D, M, num_components)
+
+
+def test_a_tree_is_represented_by_a_mixture_of_its_leaves():
+    shallow = HierarchicalME(2, 1, (2, 3), experts="poisson").shallow()
+    assert isinstance(shallow, ME)
+    assert shallow.num_components == 6
+    assert isinstance(shallow.experts, PoissonExperts)
