@@ -87,9 +87,7 @@ def _folder(line: str, options: argparse.Namespace) -> Path:
 def _fit(line: str, options: argparse.Namespace) -> Scores:
     """The scores of a fit by the command ``fit``, which writes a run folder."""
     words = [*line.split(), "--out", str(_folder(line, options))]
-    fitted, scores = _command(words + ["--quiet"] * options.quiet)
-    if fitted.interrupted:
-        raise KeyboardInterrupt
+    _, scores = _command(words + ["--quiet"] * options.quiet)
     return scores
 
 

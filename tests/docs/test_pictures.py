@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-APART = {"progress", "images", "table1"}  # single files, which the page names in its text
+APART = {
+    "progress",
+    "files",
+    "text",
+    "images",
+    "table1",
+}  # single files, which the page names in its text
 
 
 def module(path):

@@ -221,7 +221,7 @@ def data_of(case: Case) -> Any:
         y = values_of(case.y, generator, np.asarray(x, dtype=complex))
         parts.append(y[:, 0] if case.y.get("flat") else y)
     if case.container == "Rows":
-        parts = [torch.as_tensor(part.astype(float).real) for part in parts]
+        parts = [torch.as_tensor(part.real.astype(float)) for part in parts]
         return pyro_moe.Rows(*parts)
     made = {
         "numpy": np.asarray,

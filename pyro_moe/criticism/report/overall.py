@@ -1,6 +1,7 @@
 """Sections on the model as a whole: warnings, training, scores, predictive checks."""
 
 from importlib.metadata import version
+from typing import Any
 
 import pandas as pd
 import torch
@@ -57,6 +58,12 @@ def _discrepancy(checked: Check) -> str:
     )
 
 
+def _shown(setting: Any) -> str:
+    if isinstance(setting, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in setting.items())
+    return str(setting)
+
+
 def training(fit: Fit, rows: Rows, *, seen: bool) -> str:
     """The size of data and model, the settings of `fit`, and the history of training."""
     settings = {key: value for key, value in fit.settings.items() if not callable(value)}
@@ -67,7 +74,7 @@ def training(fit: Fit, rows: Rows, *, seen: bool) -> str:
         "columns of x": str(fit.x_dim),
         "parameters": f"{size:,}",
         "epochs completed": f"{len(fit.history):,}",
-        **{key.replace("_", " "): str(value) for key, value in settings.items()},
+        **{key.replace("_", " "): _shown(value) for key, value in settings.items()},
         "versions": ", ".join(f"{p} {version(p)}" for p in ("pyro-moe", "pyro-ppl", "torch")),
     }
     history = picture(

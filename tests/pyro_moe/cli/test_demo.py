@@ -60,7 +60,7 @@ def test_an_interruption_ends_it(small, capsys, monkeypatch):
     monkeypatch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
     assert cli.main(["demo", "--quiet"]) == 130
     told = capsys.readouterr()
-    assert told.err == "pyro-moe: interrupted\n"
+    assert told.err.startswith("pyro-moe: interrupted after 1 of ")
     assert told.out.count("$ pyro-moe") == 1
 
 
