@@ -82,9 +82,10 @@ class EM:
         """
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
-            log_joint = self.log_joint()
-            elbo = log_joint.logsumexp(0).mean().item()
-            log_prior = self._log_prior(log_joint) + log_ridge(self.model)
+            with torch.no_grad():
+                log_joint = self.log_joint()
+                elbo = log_joint.logsumexp(0).mean().item()
+                log_prior = self._log_prior(log_joint).item()
             self.check_steps()
             with all_or_nothing(self.store, self.model):
                 self.m_step(log_joint.softmax(0).T)
@@ -104,13 +105,21 @@ class EM:
         weights, points, data = rows
         maximize(self.model, weights, points, *data)
 
-    def _log_prior(self, log_joint: torch.Tensor) -> float:
-        """The terms of the prior of all rows, before the M-step of which the record tells."""
-        if not self.prior.null_rows or len(self.data) < 2:
-            return prior_rows(self.prior, [log_joint])
-        copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-        null = (self.log_joint(copy) for copy in copies)
-        return prior_rows(self.prior, [log_joint, *null])
+    def log_posterior(self) -> torch.Tensor:
+        r"""The objective of all rows with its gradients, a scalar, in nats.
+
+        .. math:: \sum_n \log p_\theta(d_n) + \log p(\theta)
+        """
+        log_joint = self._joint(self.data)
+        return log_joint.logsumexp(0).sum() + self._log_prior(log_joint)
+
+    def _log_prior(self, log_joint: torch.Tensor) -> torch.Tensor:
+        """Log p(θ) given log p(d, c=k) of all rows, shape (K, N)."""
+        joints = [log_joint]
+        if self.prior.null_rows and len(self.data) > 1:
+            copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
+            joints += [self._joint(copy) for copy in copies]
+        return prior_rows(self.prior, joints) + log_ridge(self.model)
 
     def check_steps(self) -> None:
         """Check that every parameter belongs to a part that has an M-step.
@@ -136,10 +145,15 @@ class EM:
             data: Other rows than those of the run. None stands for an unknown target.
             rows_at_once: Rows in a minibatch.
         """
-        columns = self.data if data is None else data
+        with torch.no_grad():
+            return self._joint(self.data if data is None else data, rows_at_once)
+
+    def _joint(
+        self, columns: tuple[torch.Tensor | None, ...], rows_at_once: int = 4096
+    ) -> torch.Tensor:
         parts = (repeat(None) if c is None else c.split(rows_at_once) for c in columns)
         batches = zip(*parts, strict=False)
-        with torch.no_grad(), running(self.store), reproducible(self.seed):
+        with running(self.store), reproducible(self.seed):
             return torch.cat([self._log_joint(*batch) for batch in batches], -1)
 
     def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:

@@ -75,10 +75,10 @@ def with_ridge(prior: Prior, *programs: Program) -> None:
             part.ridge = getattr(type(part), "ridge", 0.0)
 
 
-def log_ridge(*programs: Program) -> float:
-    """The last term of log p(θ), of gates and of experts."""
-    parts = penalized(*programs)
-    return -0.5 * sum(part.ridge * part.squared_weights().item() for part in parts)
+def log_ridge(*programs: Program) -> torch.Tensor:
+    """The last term of log p(θ), of gates and of experts, a scalar."""
+    terms = [part.ridge * part.squared_weights() for part in penalized(*programs) if part.ridge]
+    return -0.5 * sum(terms, torch.zeros((), dtype=torch.float64))
 
 
 def penalized(*programs: Program) -> list[Penalized]:
@@ -179,8 +179,8 @@ def _masked(site: Any, each: torch.Tensor, shift: int) -> torch.Tensor:
     return torch.where(torch.as_tensor(mask).expand(each.shape).roll(shift, -1), each, 0.0)
 
 
-def prior_rows(prior: Prior, log_joints: Iterable[torch.Tensor]) -> float:
+def prior_rows(prior: Prior, log_joints: Iterable[torch.Tensor]) -> torch.Tensor:
     """The first two terms of log p(θ), from Σ_nk of the rows and of the permuted rows."""
-    joint, *null = [each.sum().item() / each.shape[1] for each in log_joints]
-    total = prior.rows * joint if prior.rows else 0.0
-    return total + (prior.null_rows * sum(null) / PERMUTATIONS if null else 0.0)
+    joint, *null = [each.sum() / each.shape[1] for each in log_joints]
+    total = prior.rows * joint if prior.rows else torch.zeros_like(joint)
+    return total + prior.null_rows * sum(null, torch.zeros_like(joint)) / PERMUTATIONS

@@ -50,6 +50,11 @@ class BayesianExperts(nn.Module):
     at the initial experts, also those of restarts and clusterings, and its scales are small.
     Predictions average over q and thus include the uncertainty about the experts' parameters.
 
+    The parameters are independent in q. Where columns of x correlate, such as x and x², their
+    deviations are therefore too small, by a factor √(1 - ρ²) for two columns of correlation ρ, and
+    gradients need many steps to find the means. For stories without latent variables besides
+    ``c``, `pyro_moe.laplace` has all covariances, those with the gate, too.
+
     Args:
         story: A mixture of experts with a module ``experts``. It is changed in place.
         prior: A function of a parameter's name and value that returns its prior.

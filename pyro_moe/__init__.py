@@ -8,7 +8,7 @@ __path__ = extend_path(__path__, __name__)
 
 from . import criticism, datasets, evaluation, images, models, plots, runs
 from .fitted import Fit
-from .fitting import fit, resume
+from .fitting import fit, laplace, resume
 from .inference.errors import (
     ConvergenceWarning,
     DataError,
@@ -37,6 +37,7 @@ __all__ = [
     "evaluation",
     "fit",
     "images",
+    "laplace",
     "models",
     "plots",
     "resume",

@@ -1,6 +1,7 @@
-"""Fitting of models: `fit` and `resume`."""
+"""Fitting of models: `fit`, `resume` and `laplace`."""
 
 from .entry import fit, resume
+from .laplace import Laplace, laplace
 from .training import geometric
 
-__all__ = ["fit", "geometric", "resume"]
+__all__ = ["Laplace", "fit", "geometric", "laplace", "resume"]
