@@ -14,7 +14,7 @@ expected = {
     for package, folder in folders["package-dir"].items()
     for path in Path(folder).rglob("*")
     if path.is_file() and "__pycache__" not in path.parts
-}
+} | {f"{module}.py" for module in folders["py-modules"]}
 with zipfile.ZipFile(sys.argv[1]) as wheel:
     names = [name for name in wheel.namelist() if not name.endswith("/")]
 got = {name for name in names if ".dist-info/" not in name}
