@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and folders that do not stay empty."""
 
+import json
 import os
 import secrets
 import tempfile
@@ -74,6 +75,16 @@ def create(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: its header is preceded by its length.
+
+    Args:
+        content: The content of a file that `safetensors.torch.load` accepts.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]).get("__metadata__", {})
 
 
 @contextmanager

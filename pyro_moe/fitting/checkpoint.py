@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from safetensors.torch import save as serialized
 
 from pyro_moe import files
+from pyro_moe.fitted.training import fingerprint
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.inference.programs import restore, state
@@ -106,9 +108,7 @@ class Checkpoint:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:16] != path.stem.rpartition("-")[2]:
                 return None
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                values = json.loads(file.metadata()["values"])
+            tensors, values = load(content), json.loads(files.metadata(content)["values"])
         except (OSError, SafetensorError):
             return None
         if values["plan"] != self.plan:
@@ -134,14 +134,11 @@ def _fingerprint(plan: Plan) -> str:
         name: value if isinstance(value, str | int | float | dict | None) else type(value).__name__
         for name, value in plan.settings.items()
     }
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    tensors = [*plan.columns, plan.start] if torch.is_tensor(plan.start) else plan.columns
-    for column in tensors:
-        digest.update(f"{tuple(column.shape)}{column.dtype}".encode())
-        digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+    start = (plan.start,) if torch.is_tensor(plan.start) else ()
     named = state({"params": {}}, plan.model, plan.guide)
-    digest.update(str({name: tuple(value.shape) for name, value in named.items()}).encode())
-    return digest.hexdigest()
+    shapes = {name: tuple(value.shape) for name, value in named.items()}
+    parts = [plain, fingerprint((*plan.columns, *start)), shapes]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -157,7 +154,7 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
             for p, moments in run.optimizer.state.items():
                 parts |= {f"moments.{names[id(p)]}": moments}
     tensors = {
-        f"{part}/{name}": value.detach().clone().contiguous()
+        f"{part}/{name}": value.detach().contiguous()
         for part, named in parts.items()
         for name, value in named.items()
     }

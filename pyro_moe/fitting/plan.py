@@ -81,6 +81,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         ValueError: If an argument is invalid.
     """
     _check(options)
+    prior = check_prior(options["prior"])
     initialize = options["initialize"]
     if initialize is None:
         story = owner(model)
@@ -94,9 +95,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if restarts is None:
         several = by_em and epochs is None and isinstance(start, str) and start == "random"
         restarts = STARTS_OF_EM if several else 1
-    prior = check_prior(options["prior"]) or chosen_prior(
-        model, guide, columns, num_components, loss, learns, seed
-    )
+    prior = prior or chosen_prior(model, guide, columns, num_components, loss, learns, seed)
     share = 0.0
     if not by_em:
         early = epochs is None and prior.rows < 1.0
@@ -137,7 +136,6 @@ def _check(options: dict[str, Any]) -> None:
     }
     check_numbers(**{name: (options[name], value) for name, value in least.items()})
     check_schedules(options["learning_rate"], options["temperature"])
-    check_prior(options["prior"])
 
 
 def _resolved(

@@ -1,12 +1,12 @@
 """What a run folder says of the training rows: the file ``training.safetensors``."""
 
-import json
 import re
 from dataclasses import replace
 
 import torch
 from safetensors.torch import load, save
 
+from pyro_moe import files
 from pyro_moe.evaluation.novelty import training_log_densities
 from pyro_moe.fitted import Fit, Training
 from pyro_moe.fitted.training import fingerprint
@@ -58,16 +58,12 @@ def remembered(content: bytes) -> Training:
     low, high = (tuple(tensors[f"{end}.{i}"] for i in range(count)) for end in ("low", "high"))
     mean, densities = tensors["mean"], tensors.get("log_densities")
     _check(low, high, mean, densities)
-    rows = re.fullmatch("([1-9][0-9]{0,17}) ([0-9a-f]{64})", _metadata(content).get("rows", ""))
+    rows = re.fullmatch(
+        "([1-9][0-9]{0,17}) ([0-9a-f]{64})", files.metadata(content).get("rows", "")
+    )
     if rows is None:
         raise ValueError("expected the number and the fingerprint of the rows; got others")
     return Training(int(rows[1]), low, high, mean, rows[2], densities)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a content that `load` accepts: its header is preceded by its length."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    return json.loads(content[8:end]).get("__metadata__", {})
 
 
 def _check(
