@@ -39,8 +39,17 @@ def reproducible(*seeds: int) -> Iterator[None]:
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with ONE_THREAD, late_imports(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream(*seeds))
+        _seed(stream(*seeds))
         yield
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators in use. `torch.manual_seed` also prepares devices that are not."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 def stream(*seeds: int) -> int:

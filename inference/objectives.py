@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
 
@@ -78,7 +79,7 @@ def objective(
     if loss == "categorical-kl":
         return TraceMeanField_ELBO(), _with_categorical_kl
     if loss == "relaxed":
-        return Trace_ELBO(), _relaxed
+        return RelaxedELBO(), _relaxed
     names = (*LOSSES, "em")
     raise ValueError(f"expected loss in {names} or a Pyro ELBO object; got {loss!r}")
 
@@ -196,6 +197,29 @@ class MarginalELBO(_DifferentiableELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return enumerated_traces(model, guide, *args, **kwargs)
+
+
+class RelaxedELBO(Trace_ELBO):
+    r"""Pyro's `Trace_ELBO` of reparameterized sites, as one tensor.
+
+    .. math:: L = E_q[\log p(x, z, \zeta) - \log q(z, \zeta)]
+
+    `Trace_ELBO` reads numbers from its tensors, so that its steps cannot be replayed.
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative bound. It is that of `Trace_ELBO` if a site is not reparameterized."""
+        particles = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            guide_trace = prune_subsample_sites(guide_trace)
+            drawn = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
+            if not all(site["fn"].has_rsample for site in drawn):
+                return super().differentiable_loss(model, guide, *args, **kwargs)
+            total = model_trace.log_prob_sum()
+            particles.append(total - sum(site["score_parts"].entropy_term.sum() for site in drawn))
+        return -torch.stack(particles).mean()
 
 
 class AssignedELBO(_DifferentiableELBO):

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +15,9 @@ from .context import reproducible, running, training_mode, without_warnings
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Treatment
-from .programs import Program, isolated, learned, restore, state
+from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
+from .replay import Gradients
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
@@ -64,6 +64,7 @@ class SVI:
         store: The state of Pyro's parameter store that belongs to this run.
         optimizer: Adam with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
+        gradients: How the gradients of a minibatch are computed.
     """
 
     model: Program
@@ -83,6 +84,7 @@ class SVI:
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
     best: dict[str, torch.Tensor] | None = None
+    gradients: Gradients = field(default_factory=Gradients, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -141,7 +143,7 @@ class SVI:
             self.best = state(self.store, self.model, self.guide)
 
     def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        moments = None if self.optimizer is None else deepcopy(self.optimizer.state_dict())
+        moments = None if self.optimizer is None else _moments(self.optimizer)
         return state(self.store, self.model, self.guide), moments
 
     def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
@@ -181,20 +183,23 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
+        at_once = isinstance(self.elbo, Differentiable)
         with (
             reproducible(self.seed, epoch),
             running(self.store),
             training_mode(self.model, self.guide),
-            self._shared(),
+            evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
             for index, rows in enumerate(batches):
+                remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[rows] for column in self.data)
                 try:
-                    total += self._step(batch, done)
+                    total += self._step(batch, buffers, done, remaining)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
@@ -206,18 +211,26 @@ class SVI:
             "seconds": time.perf_counter() - started,
         }
 
-    def _shared(self) -> AbstractContextManager[None]:
-        """Evaluate gates and experts once in each step if the ELBO is one differentiable loss."""
-        at_once = isinstance(self.elbo, Differentiable)
-        return evaluated_once(self.model, self.guide) if at_once else nullcontext()
+    def _step(self, batch: Data, buffers: list[torch.Tensor], done: float, remaining: int) -> float:
+        temperature, num_rows = at(self.temperature, done), len(batch[0])
 
-    def _step(self, batch: Data, done: float) -> float:
-        temperature = at(self.temperature, done)
-        num_rows = len(batch[0])
-        model, guide = self._treated(temperature)
-        with MinibatchScale(num_rows / len(self.data[0])):
-            loss = _loss_and_gradients(self.elbo, model, guide, batch)
-        optimizer = self._optimizer()
+        def evaluate() -> float:
+            with MinibatchScale(num_rows / len(self.data[0])):
+                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch)
+            self._optimizer()
+            return loss
+
+        def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
+            with MinibatchScale(num_rows / len(self.data[0])):
+                return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
+
+        if self.optimizer is None or not remaining:
+            loss = evaluate()
+        else:
+            (group,) = self.optimizer.param_groups
+            arguments = (group["params"], buffers, batch, temperature, remaining)
+            loss = self.gradients(evaluate, loss_of, *arguments)
+        optimizer = self._optimizer() if self.optimizer is None else self.optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
@@ -289,6 +302,16 @@ def marginal_elbo(
             for _ in range(num_particles):
                 total += row_bounds(*enumerated_traces(model, guide, *batch)).sum().item()
     return total / num_particles / len(columns[0])
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of an optimizer's state."""
+    found = optimizer.state_dict()
+    found["state"] = {
+        number: {name: value.clone() for name, value in tensors.items()}
+        for number, tensors in found["state"].items()
+    }
+    return found
 
 
 def steps_in_epoch(num_rows: int, batch_size: int) -> int:

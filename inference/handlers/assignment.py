@@ -68,12 +68,21 @@ class Relax(Messenger):
         msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds)
 
 
+class _OneHotCategorical(dist.OneHotCategorical):
+    """The same distribution. Torch's reads numbers from the indices that it draws."""
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        indices = self._categorical.sample(torch.Size(sample_shape))
+        probs = self._categorical.probs
+        return torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[indices]
+
+
 class Discretize(Messenger):
     """Make ``c`` a one-hot categorical variable, the limit of the relaxed one as τ → 0."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_assignment(msg):
-            msg["fn"] = dist.OneHotCategorical(logits=log_probabilities(msg["fn"]))
+            msg["fn"] = _OneHotCategorical(logits=log_probabilities(msg["fn"]))
 
 
 class Enumerate(Discretize):
