@@ -27,7 +27,8 @@ from .traces import (
     row_log_weights,
 )
 
-Treatment = Callable[[Program, Program, float, bool], tuple[Program, Program]]
+Temperature = float | torch.Tensor
+Treatment = Callable[[Program, Program, Temperature, bool], tuple[Program, Program]]
 PRIOR_SHARE = PRIOR_TEMPERATURE / TEMPERATURE
 
 
@@ -93,7 +94,7 @@ def _enumerated(model: Program, guide: Program, *_: Any) -> tuple[Program, Progr
 
 
 def _relaxed(
-    model: Program, guide: Program, temperature: float, as_written: bool = False
+    model: Program, guide: Program, temperature: Temperature, as_written: bool = False
 ) -> tuple[Program, Program]:
     if not as_written:
         set_temperature(temperature, model, guide)
@@ -103,7 +104,7 @@ def _relaxed(
 
 
 def _with_categorical_kl(
-    model: Program, guide: Program, temperature: float, as_written: bool = False
+    model: Program, guide: Program, temperature: Temperature, as_written: bool = False
 ) -> tuple[Program, Program]:
     if not as_written:
         set_temperature(temperature, model, guide)
@@ -116,7 +117,7 @@ def has_temperatures(*programs: Program) -> bool:
     return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
 
 
-def set_temperature(temperature: float, *programs: Program) -> None:
+def set_temperature(temperature: Temperature, *programs: Program) -> None:
     """Set the temperatures of q(c) and p(c) in stories that hold them as buffers."""
     values = {"temperature": temperature, "prior_temperature": PRIOR_SHARE * temperature}
     for outermost in modules(*programs):

@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from .context import reproducible, running, training_mode, without_warnings
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
-from .objectives import Treatment
+from .objectives import Temperature, Treatment
 from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
 from .replay import Gradients
@@ -245,7 +245,7 @@ class SVI:
         optimizer.zero_grad()
         return loss
 
-    def _treated(self, temperature: float) -> tuple[Program, Program]:
+    def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
         return self.treatment(self.model, self.guide, temperature, self.as_written)
 

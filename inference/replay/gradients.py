@@ -105,7 +105,7 @@ class Recording:
 
     def __init__(self, graph: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
         (output,) = graph.graph.find_nodes(op="output")
-        self._known = [result is not None for result in output.args[0]]
+        self._known = [result is not None for result in output.args[0][1:]]
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
         self._run: Callable[..., Sequence[torch.Tensor]] = graph
@@ -115,9 +115,9 @@ class Recording:
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The loss, and the gradients or None."""
         with torch.no_grad():
-            results = iter(self._run(*tensors))
-        value, *gradients = [next(results) if known else None for known in self._known]
-        return value, gradients
+            value, *rest = self._run(*tensors)
+        results = iter(rest)
+        return value, [next(results) if known else None for known in self._known]
 
 
 def record(

@@ -26,27 +26,29 @@ def simplify(recorded: GraphModule) -> GraphModule:
     return recorded
 
 
-def _is_operation(node: Node) -> bool:
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+def _operation(node: Node) -> torch._ops.OpOverload | None:
+    target = node.target
+    return target if isinstance(target, torch._ops.OpOverload) else None
 
 
 def _writes(node: Node) -> bool:
-    return _is_operation(node) and node.target._schema.is_mutable
-
-
-def _is_random(node: Node) -> bool:
-    return _is_operation(node) and torch.Tag.nondeterministic_seeded in node.target.tags
+    operation = _operation(node)
+    return operation is not None and operation._schema.is_mutable
 
 
 def _must_stay(node: Node) -> bool:
-    return node.op in ("placeholder", "output") or _writes(node) or _is_random(node)
+    operation = _operation(node)
+    if operation is None:
+        return node.op in ("placeholder", "output")
+    return _writes(node) or torch.Tag.nondeterministic_seeded in operation.tags
 
 
 def _may_alias(node: Node) -> bool:
     """Whether the result of a node shares memory with an argument."""
-    if not _is_operation(node):
+    operation = _operation(node)
+    if operation is None:
         return node.op == "call_function"  # an element of several results
-    return any(result.alias_info is not None for result in node.target._schema.returns)
+    return any(result.alias_info is not None for result in operation._schema.returns)
 
 
 def _written(recorded: GraphModule) -> set[Node]:
@@ -69,7 +71,7 @@ def _merge(recorded: GraphModule, written: set[Node]) -> None:
     """Let equal operations be one, and remove those that do nothing."""
     first: dict[Any, Node] = {}
     for node in list(recorded.graph.nodes):
-        if not _is_operation(node) or _must_stay(node) or node in written:
+        if _operation(node) is None or _must_stay(node) or node in written:
             continue
         same = first.setdefault(_key(node), node)
         (source, *_) = node.all_input_nodes or [node]
@@ -100,12 +102,13 @@ def _fold(recorded: GraphModule, written: set[Node]) -> None:
     for node in list(graph.nodes):
         if node.op == "get_attr":
             known[node] = getattr(recorded, node.target)
-        if not _is_operation(node) or _must_stay(node) or node in written:
+        operation = _operation(node)
+        if operation is None or _must_stay(node) or node in written:
             continue
         if all(source in known for source in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
-                known[node] = node.target(*args, **kwargs)
+                known[node] = operation(*args, **kwargs)
     for number, (node, value) in enumerate(known.items()):
         if node.op == "get_attr" or all(user in known for user in node.users):
             continue
