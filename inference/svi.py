@@ -11,13 +11,13 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from .context import reproducible, running, training_mode, without_warnings
+from .context import reproducible, running, stream, training_mode, without_warnings
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
-from .replay import Gradients
+from .steps import Gradients, Processes
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
@@ -42,6 +42,9 @@ class SVI:
 
     The random numbers of an epoch depend only on the seed and the number of the epoch. Learning
     rate and temperature depend only on the share of the run that is completed.
+
+    In a process group of `torch.distributed` each process takes its share of the rows of every
+    minibatch, and the gradients are summed. All processes are given the same rows and seed.
 
     Attributes:
         model: A Pyro program. Its parameters are updated in place.
@@ -96,6 +99,9 @@ class SVI:
             NonFiniteError: If a loss or gradient is not finite. The parameters are then reset to
                 the start or to the last end of an epoch from which a step was finite.
         """
+        processes = Processes.running()
+        processes.expect_alike("rows", self.data)
+        processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         proven = latest = self._checkpoint()
         while len(self.history) < self.epochs and not self.stalled:
             try:
@@ -138,6 +144,7 @@ class SVI:
             return
         before = self.held_out_elbo
         bound = marginal_elbo(self.model, self.guide, self.store, self.held_out, self.seed)
+        bound = Processes.running().agree(bound)
         record["held_out_elbo"] = bound if math.isfinite(bound) else -math.inf
         if before is None or record["held_out_elbo"] > before:
             self.best = state(self.store, self.model, self.guide)
@@ -183,6 +190,7 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
+        processes = Processes.running()
         at_once = isinstance(self.elbo, Differentiable)
         with (
             reproducible(self.seed, epoch),
@@ -193,16 +201,19 @@ class SVI:
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            if processes.size > 1:
+                torch.manual_seed(stream(self.seed, epoch, processes.rank))
             buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
             for index, rows in enumerate(batches):
                 remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
                 done = (epoch + index / len(batches)) / self.epochs
-                batch = tuple(column[rows] for column in self.data)
+                batch = tuple(column[processes.share(rows)] for column in self.data)
                 try:
-                    total += self._step(batch, buffers, done, remaining)
+                    total += self._step(batch, len(rows), buffers, done, remaining)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
+            processes.average([b for b in buffers if b.is_floating_point()])
         return {
             "epoch": epoch + 1,
             "elbo": -total / num_rows,
@@ -211,17 +222,25 @@ class SVI:
             "seconds": time.perf_counter() - started,
         }
 
-    def _step(self, batch: Data, buffers: list[torch.Tensor], done: float, remaining: int) -> float:
-        temperature, num_rows = at(self.temperature, done), len(batch[0])
+    def _step(
+        self,
+        batch: Data,
+        num_rows: int,
+        buffers: list[torch.Tensor],
+        done: float,
+        remaining: int,
+    ) -> float:
+        """Take a step. The batch has the rows of this process, out of ``num_rows``."""
+        temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
 
         def evaluate() -> float:
-            with MinibatchScale(num_rows / len(self.data[0])):
+            with MinibatchScale(share):
                 loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch)
             self._optimizer()
             return loss
 
         def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
-            with MinibatchScale(num_rows / len(self.data[0])):
+            with MinibatchScale(share):
                 return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
 
         if self.optimizer is None or not remaining:
@@ -235,6 +254,7 @@ class SVI:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
+        loss = _of_all_processes(loss, gradients)
         torch._foreach_div_(gradients, float(num_rows))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
@@ -298,10 +318,20 @@ def marginal_elbo(
     """
     total = 0.0
     with torch.no_grad(), reproducible(seed, 0, 2), running(store):
-        for batch in zip(*(column.split(4096) for column in columns), strict=True):
-            for _ in range(num_particles):
-                total += row_bounds(*enumerated_traces(model, guide, *batch)).sum().item()
+        for batch in zip(*(column.split(512) for column in columns), strict=True):
+            rows = (column.repeat(num_particles, *[1] * (column.dim() - 1)) for column in batch)
+            total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()
     return total / num_particles / len(columns[0])
+
+
+def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:
+    """The loss summed over the processes, after the gradients have been summed in place."""
+    processes = Processes.running()
+    if processes.size == 1:
+        return loss
+    total = torch.tensor([loss], dtype=torch.float64, device=gradients[0].device)
+    processes.add([*gradients, total])
+    return total.item()
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from pyro_moe.inference import AssignedELBO, Reconstruction
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.replay import gradients
-from pyro_moe.inference.replay.simplify import simplify
+from pyro_moe.inference.steps import gradients
+from pyro_moe.inference.steps.simplify import simplify
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DMVAE, GMM, DeepMoE, DVMoE, GMMMoE, VaDE, VaDEMoE
 
@@ -37,7 +37,7 @@ def worthwhile(monkeypatch):
     monkeypatch.setattr(gradients, "WORTHWHILE", 1)
 
 
-def run_of(model, guide, data, loss="marginal", *, prior=None, epochs=5, **choices):
+def run_of(model, guide, data, loss="marginal", *, prior=None, epochs=3, **choices):
     elbo, treatment = objective(loss, **({"prior": prior, "num_rows": N} if prior else {}))
     settings = {"batch_size": 8, "learning_rate": 1e-2, "temperature": 0.5, "seed": 0} | choices
     return SVI(model, guide, data, elbo, treatment, epochs=epochs, **settings)
@@ -71,7 +71,7 @@ def test_a_replayed_run_is_the_run_itself(name, monkeypatch):
     data = (torch.randn(N, D), torch.randn(N, 1))[: 1 if name in ("gmm", "vade", "dmvae") else 2]
     # 22 rows in batches of 8, 7 and 7: two shapes; the first step creates the optimizer
     assert_same(
-        lambda: of(STORIES[name]()), monkeypatch, data, prior=Prior(1.0, 1.0), replays=5 * 3 - 1
+        lambda: of(STORIES[name]()), monkeypatch, data, prior=Prior(1.0, 1.0), replays=3 * 3 - 1
     )
 
 
@@ -85,20 +85,20 @@ def test_temperatures_and_missing_targets_are_replayed(loss, monkeypatch):
         (torch.randn(N, D), y),
         loss,
         temperature=lambda done: 1.0 - 0.5 * done,
-        replays=14,
+        replays=8,
     )
 
 
 @pytest.mark.parametrize("elbo", [AssignedELBO(), Reconstruction(), AssignedELBO(num_particles=2)])
 def test_the_phases_of_a_start_are_replayed(elbo, monkeypatch):
     data = (torch.randn(N, D), torch.full((N, K), 1 / K))[: 1 + isinstance(elbo, AssignedELBO)]
-    assert_same(lambda: of(STORIES["dmvae"]()), monkeypatch, data, elbo, replays=14)
+    assert_same(lambda: of(STORIES["dmvae"]()), monkeypatch, data, elbo, replays=8)
 
 
 def test_dropout_and_batch_normalization_are_replayed(monkeypatch):
     layers = nn.Linear(D, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, K)
     make = lambda: of(DeepMoE(D, 1, K, gate=nn.Sequential(*map(_fresh, layers))))  # noqa: E731
-    assert_same(make, monkeypatch, (torch.randn(N, D), torch.randn(N, 1)), replays=14)
+    assert_same(make, monkeypatch, (torch.randn(N, D), torch.randn(N, 1)), replays=8)
 
 
 def _fresh(layer):
@@ -138,7 +138,7 @@ def test_params_and_automatic_guides_are_replayed(monkeypatch):
         _, expected, _ = trained(
             lambda: (model, AutoNormal(model)), monkeypatch, data, loss, replay=False
         )
-        assert one.gradients.replayed == 14
+        assert one.gradients.replayed == 8
         assert len(parameters) == 3
         assert_close(parameters, expected, **SAME)
 
@@ -189,7 +189,7 @@ def test_short_runs_and_copies_record_nothing(monkeypatch):
     monkeypatch.setattr(gradients, "WORTHWHILE", 1)
     run = run_of(*of(STORIES["gmm"]()), (torch.randn(N, D),))
     list(run)
-    assert run.gradients.replayed == 14
+    assert run.gradients.replayed == 8
     assert run.copy(epochs=6).gradients.replayed == 0
 
 
