@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -91,6 +91,24 @@ def learning() -> Iterator[None]:
     """Compute gradients, whatever the caller has turned off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def as_started() -> Iterator[None]:
+    """Torch's settings as in a new process, and afterwards those of the caller."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    on_cpu = torch.get_default_device().type == "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            learning(),
+            torch.random.fork_rng(()),
+            nullcontext() if on_cpu else torch.device("cpu"),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)  # what runs in the block may use one
+        torch.set_default_dtype(dtype)
 
 
 @contextmanager

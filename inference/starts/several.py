@@ -7,7 +7,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 
 from ..context import reproducible, stream
 from ..em import EM
@@ -82,6 +81,8 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
         places = few_places(points, num_components)
         if places is not None:
             return torch.as_tensor(places, device=x.device)
+        from sklearn.cluster import KMeans
+
         labels = KMeans(num_components, n_init=1, random_state=seed).fit_predict(points)
     one_hot = np.eye(num_components)[labels]
     return torch.as_tensor(one_hot, dtype=torch.float64, device=x.device)

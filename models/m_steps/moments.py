@@ -1,7 +1,6 @@
 """Weighted moments: the M-step of a Gaussian mixture."""
 
 import torch
-from sklearn.cluster import kmeans_plusplus
 
 
 def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +63,8 @@ def shrunk(
 
 def distant_rows(x: torch.Tensor, number: int) -> torch.Tensor:
     """Indices of ``number`` distant rows of x, shape (N, D), by k-means++ and torch's generator."""
+    from sklearn.cluster import kmeans_plusplus
+
     seed = int(torch.randint(2**31 - 1, ()))
     _, rows = kmeans_plusplus(x.cpu().numpy(), number, random_state=seed)
     return torch.as_tensor(rows, dtype=torch.long)

@@ -1,27 +1,10 @@
 """``pyro-moe new``: creation of a story file to be edited."""
 
 import argparse
-from typing import Any
 
-from pyro_moe import runs
 from pyro_moe.runs import story_file
 
 from . import choices
-
-
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("new", help="write the source code of a story to a file")
-    parser.add_argument("file", metavar="FILE", help="the file to write, such as my_story.py")
-    parser.add_argument(
-        "--from",
-        dest="story",
-        required=True,
-        choices=tuple(runs.STORIES),
-        metavar="STORY",
-        help="the story: %(choices)s",
-    )
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:

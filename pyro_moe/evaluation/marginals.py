@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import scipy.special
 import torch
 from torch.distributions import (
     Bernoulli,
@@ -82,16 +81,20 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
     if isinstance(p, MultivariateNormal):
         return Normal(p.loc, p.variance.sqrt()).cdf(value)
     if isinstance(p, StudentT):
+        from scipy.special import stdtr
+
         standard = (value - p.loc) / p.scale
-        below = scipy.special.stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
+        below = stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
         return torch.as_tensor(below).to(value)
     if isinstance(p, Poisson):
         below = torch.special.gammaincc(value.double().floor().clamp_min(0.0) + 1.0, p.rate)
         return torch.where(value < 0, torch.zeros_like(below), below)
     if isinstance(p, NegativeBinomial):
+        from scipy.special import betainc
+
         failure = torch.sigmoid(-p.logits)
         known = (p.total_count, value.double().floor().clamp_min(0.0) + 1.0, failure)
-        below = torch.as_tensor(scipy.special.betainc(*(part.cpu().numpy() for part in known)))
+        below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known)))
         return torch.where(value < 0, torch.zeros_like(value), below.to(value))
     if isinstance(p, Bernoulli):
         below = (1.0 - p.probs) * (value >= 0)

@@ -5,9 +5,6 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from pyro_moe.inference.errors import DataError
@@ -40,6 +37,10 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         >>> clustering_scores([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [1, 0, 0])["accuracy"]
         1.0
     """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     clusters, truth = as_tensor(gate, "gate"), as_tensor(labels, "labels")
     if clusters.dim() == 2:
         clusters = clusters.argmax(-1)

@@ -14,6 +14,7 @@ from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
+from pyro_moe.lazy import method
 from pyro_moe.rows import Data, Rows, as_tensors
 
 from .matching import as_fitted, expect_width, in_order
@@ -81,7 +82,7 @@ class Fit:
         others = {name: value for name, value in vars(self).items() if name not in copied}
         return _made(type(self), copied | copy.deepcopy(others, memo))
 
-    # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
+    # Assigned below: their functions are in modules that import this one.
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
 
@@ -208,6 +209,10 @@ class Fit:
             of_images = self.image_shape is not None
             self.training.warn_of_far(columns[0], self.columns, of_images=of_images)
         return columns
+
+
+Fit.report = method("pyro_moe.criticism", "report")
+Fit.resume = method("pyro_moe.fitting", "resume")
 
 
 def _in_store(program: Program, store: dict[str, Any]) -> Program:

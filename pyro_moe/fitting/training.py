@@ -85,7 +85,7 @@ def train(
     fitted: Fit,
     runs: Iterable[tuple[str, SVI | EM]],
     progress: Progress,
-    callback: Callable[[Fit], None] | None,
+    callback: Callable[[Fit], Any] | None,
     checkpoint: Checkpoint | None = None,
     start: str = "last",
 ) -> Fit:
@@ -107,8 +107,8 @@ def train(
                         progress.advance(record)
                         if checkpoint:
                             checkpoint.keep(name, run)
-                        if callback is not None:
-                            callback(fitted)
+                        if callback is not None and callback(fitted) is True:
+                            raise KeyboardInterrupt
                 finally:
                     if checkpoint:
                         checkpoint.keep(name, run, now=True)
@@ -132,7 +132,7 @@ def train(
 def finish(
     fitted: Fit,
     progress: bool,
-    callback: Callable[[Fit], None] | None,
+    callback: Callable[[Fit], Any] | None,
     checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """A last phase with all rows, if some were held out.

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 APART = {
     "progress",
     "files",
+    "lazy",
     "text",
     "images",
     "table1",
