@@ -1,6 +1,8 @@
 """The processes of `torch.distributed` that train one model together, each with its own rows."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +36,26 @@ class Processes:
         if group.is_available() and group.is_initialized():
             return cls(group.get_rank(), group.get_world_size())
         return cls()
+
+    @classmethod
+    @contextmanager
+    def launched(cls, device: str | None = None) -> Iterator["Processes"]:
+        """The process group that `torchrun` asks for in the environment, if it does.
+
+        Args:
+            device: The device of the training. Processes on GPUs use NCCL, others gloo.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or group.is_initialized():
+            yield cls.running()
+            return
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        group.init_process_group("nccl" if on_gpu else "gloo")
+        try:
+            yield cls.running()
+        finally:
+            group.destroy_process_group()
 
     def share(self, rows: torch.Tensor) -> torch.Tensor:
         """The numbers of the rows of this process, out of a minibatch."""

@@ -20,11 +20,13 @@ from pyro_moe.fitting import fit
 from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.prior import FLAT, Prior
+from pyro_moe.inference.steps import Processes
 from pyro_moe.rows import Rows
 from pyro_moe.text import in_one_line
 
 from . import choices, scoring
 
+CHECKPOINT = "checkpoint"
 FIT_OPTIONS = (
     "epochs",
     "restarts",
@@ -40,7 +42,15 @@ FIT_OPTIONS = (
 
 
 def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
-    """Fit, save, score and draw. The fit is saved first, in case of an interruption."""
+    """Fit, save, score and draw. The fit is saved first, in case of an interruption.
+
+    Processes of `torchrun` share the rows of each minibatch. The first of them prints and writes.
+    """
+    with Processes.launched(options.device) as processes:
+        return _run(options, processes)
+
+
+def _run(options: argparse.Namespace, processes: Processes) -> tuple[Fit, dict[str, float]]:
     if options.out and options.resume:
         raise ValueError("expected --resume RUN without --out, because RUN is the run folder")
     if options.device is not None:
@@ -56,6 +66,9 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     story: Any = story_class(**arguments)
     if options.missing_targets:
         choices.check_missing_targets(story, train)
+    if processes.rank > 0:
+        fitted, seconds = _fitted(story, train, options, None)
+        return fitted, {"seconds": seconds}
     with runs.writer(
         options.resume or options.out or _new_folder(options),
         code=None if file is None else file.content,
@@ -65,7 +78,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
         for target, names in source.classes.items():
             numbers = ", ".join(f"{in_one_line(name)} = {i}" for i, name in enumerate(names))
             print(f"  {in_one_line(target)}: {numbers}")
-        checkpoint = folder / "checkpoint"
+        checkpoint = folder / CHECKPOINT
         fitted, seconds = _fitted(story, train, options, checkpoint)
         save = partial(
             runs.save,
@@ -99,12 +112,14 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
 
 
 def _fitted(
-    story: Any, train: Rows, options: argparse.Namespace, checkpoint: Path
+    story: Any, train: Rows, options: argparse.Namespace, checkpoint: Path | None
 ) -> tuple[Fit, float]:
-    """The fit, and its seconds."""
+    """The fit, and its seconds. Without a folder for checkpoints it is silent, too."""
     arguments = _fit_arguments(options) | {"checkpoint": checkpoint}
     if options.resume:
-        arguments["resume"] = checkpoint
+        arguments["resume"] = Path(options.resume, CHECKPOINT)
+    if checkpoint is None:
+        arguments["progress"] = False
     started = time.perf_counter()
     with without_warnings(NonFiniteWarning):  # printed by the caller
         fitted = fit(story.model, story.guide, train, **arguments)

@@ -88,3 +88,23 @@ def test_one_process_keeps_its_rows_and_numbers():
     processes.add(values)
     assert_close(values, [torch.ones(2)])
     assert processes.agree(3.0) == 3.0
+
+
+def test_nothing_is_launched_without_torchrun(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with Processes.launched() as processes:
+        assert processes == Processes(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with Processes.launched("cpu") as processes:
+        assert processes == Processes(0, 1)
+
+
+def test_torchrun_launches_a_group(monkeypatch, tmp_path):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr("torch.distributed.init_process_group", asked.append)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: asked.append("end"))
+    with Processes.launched("cpu"):
+        assert asked == ["gloo"]
+    assert asked == ["gloo", "end"]
