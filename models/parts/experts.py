@@ -44,11 +44,34 @@ class Experts(nn.Module):
 
     Attributes:
         ridge: λ, see `inference.prior`.
+        offset_column: The number of a column of the context that is added to every map, in the
+            units of the linear predictor, such as the logarithm of an exposure; or None.
     """
 
     evaluated_once = True
     ridge: float = 1e-3
     is_gate = False
+    offset_column: int | None = None
+
+    def offsets(self, context: torch.Tensor) -> torch.Tensor:
+        """The offset of each row, in double precision, shape (N,); a zero if there is none."""
+        if self.offset_column is None:
+            return context.new_zeros((), dtype=torch.float64)
+        return context[..., self.offset_column].double()
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, in the units of the data: (K, P, D + 1).
+
+        Args:
+            width: The number of columns of the context.
+
+        Raises:
+            ValueError: If the maps are not affine.
+        """
+        maps = getattr(self, "network", None)
+        if not hasattr(maps, "in_units"):
+            raise ValueError(f"expected affine maps; got {type(maps).__name__}")
+        return maps.in_units(width).double()
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, iterations: int = 50
@@ -87,7 +110,12 @@ class GeneralizedLinear(Experts):
     network: nn.Module
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        offset: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert.
 
@@ -96,6 +124,7 @@ class GeneralizedLinear(Experts):
             y: Targets, shape (N,) or (N, M).
             weights: The expert's responsibilities, shape (N,).
             start: Coefficients of its map, shape (P, C + 1).
+            offset: The known part of the linear predictor, shape (N,).
 
         Returns:
             New coefficients, shape (P, C + 1).
@@ -127,12 +156,15 @@ class GeneralizedLinear(Experts):
             return
         y, context, weights = known_rows(y, context, weights)
         inputs, weights = maps.inputs(context), weights.double()
+        offset = self.offsets(context).expand(len(y))
         with torch.no_grad():
             for k, start in enumerate(maps.coefficients.double()):
                 used = weights[:, k] > 1e-12
                 if not used.any():
                     continue
-                found = self.newton_step(inputs[used], y[used], weights[used, k], start)
+                found = self.newton_step(
+                    inputs[used], y[used], weights[used, k], start, offset[used]
+                )
                 maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
 
 
@@ -199,19 +231,27 @@ class NormalExperts(Experts):
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units and the lower limit of the scales from training targets y, (N, M)."""
-        self.units.adapt(y)
+        self.units.adapt(y - self.offsets(x)[..., None].to(y))
         self.floor.copy_((rounding_error(y) / self.units.scale).clamp_min(self.min_scale))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double())
-        floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
-        scale = self.units.scale * (floor + self.log_scale.double().exp())
+        loc = self.units.inverse(self.network(context).double()) + self.offsets(context)[..., None, None]
+        scale = self.scales()
         if self.covariance != "full":
             return rounded(Normal(loc, scale), self.log_scale.dtype).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
+
+    def scales(self) -> torch.Tensor:
+        """The scales of Γ_k in the units of y, shape (K, M); if it is full, of its factor."""
+        floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
+        return self.units.scale * (floor + self.log_scale.double().exp())
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, see `Experts`."""
+        return in_units_of(self.units, super().linear_predictor(width))
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
@@ -233,7 +273,8 @@ class NormalExperts(Experts):
             super().maximize(context, y, weights, **step)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
-        targets = self.units(y.reshape(len(y), -1).double())
+        offset = self.offsets(context)[..., None]
+        targets = self.units(y.reshape(len(y), -1).double() - offset)
         residuals = self.network.least_squares(context, targets, weights)
         share = weights.double() / weights.double().sum(0).clamp_min(1e-12)
         covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
@@ -298,12 +339,20 @@ class StudentTExperts(Experts):
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units from training targets y, shape (N, M)."""
-        self.units.adapt(y)
+        self.units.adapt(y - self.offsets(x)[..., None].to(y))
+
+    def scales(self) -> torch.Tensor:
+        """The scales σ in the units of y, shape (K, M)."""
+        return self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, see `Experts`."""
+        return in_units_of(self.units, super().linear_predictor(width))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double())
-        scale = self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+        loc = self.units.inverse(self.network(context).double()) + self.offsets(context)[..., None, None]
+        scale = self.scales()
         df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
         return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
 
@@ -332,7 +381,12 @@ class CategoricalExperts(GeneralizedLinear):
         return dist.Categorical(logits=self.network(context))
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        offset: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
         one_hot = nn.functional.one_hot(y.reshape(-1).long(), len(start)).double()
@@ -361,14 +415,23 @@ class BernoulliExperts(GeneralizedLinear):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        return dist.Bernoulli(logits=self.network(context)).to_event(1)
+        logits = self.network(context)
+        if self.offset_column is not None:
+            logits = logits + self.offsets(context)[..., None, None].to(logits)
+        return dist.Bernoulli(logits=logits).to_event(1)
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        offset: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            logit = logit + offset
             p = logit.sigmoid()
             log_p = value * logit - nn.functional.softplus(logit)
             return log_p, value - p, -p * (1.0 - p)
@@ -401,25 +464,39 @@ class PoissonExperts(GeneralizedLinear):
         self.network = network
         self.register_buffer("offset", torch.zeros(y_dim))
 
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of the log-rate, see `Experts`."""
+        coefficients = super().linear_predictor(width)
+        shift = torch.zeros_like(coefficients)
+        shift[..., -1] = self.offset.double()
+        return coefficients + shift
+
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Set a from the counts y, shape (N, M)."""
-        self.offset.copy_(y.mean(0).clamp_min(1e-3).log())
+        """Set a from the counts y, shape (N, M), and from their exposures."""
+        exposure = self.offsets(x).exp().mean()
+        self.offset.copy_((y.mean(0) / exposure).clamp_min(1e-3).log())
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         offset = self.offset.double()
         log_rate = (offset + self.network(context)).clamp_min(-20.0)
-        rate = torch.minimum(log_rate, offset + 20.0).exp()
+        log_rate = torch.minimum(log_rate, offset + 20.0) + self.offsets(context)[..., None, None]
+        rate = log_rate.exp()
         return rounded(Poisson(rate), self.offset.dtype).to_event(1)
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        offset: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
         scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            rate = logit.clamp(max=20.0).exp()
+            rate = logit.clamp(max=20.0).add(offset).exp()
             return value * logit - rate, value - rate, -rate
 
         return by_column(self, derivatives, inputs, scaled, weights, start)
@@ -441,6 +518,14 @@ def by_column(
         for y_m, a in columns
     ]
     return torch.stack(found)
+
+
+def in_units_of(units: Standardize, coefficients: torch.Tensor) -> torch.Tensor:
+    """Slopes and intercepts (K, P, D + 1) of standardized targets, in the units of the targets."""
+    coefficients = coefficients * units.scale.double().unsqueeze(-1)
+    shift = torch.zeros_like(coefficients)
+    shift[..., -1] = units.loc.double()
+    return coefficients + shift
 
 
 class StackedExperts(Experts):
@@ -489,6 +574,9 @@ def experts_of(
     y_dim: int = 0,
     *,
     units: nn.Module | None = None,
+    columns: Sequence[int] | None = None,
+    intercept: bool = True,
+    offset_column: int | None = None,
 ) -> nn.Module:
     """A module of affine experts by the name of its family, or the given modules as experts.
 
@@ -501,14 +589,22 @@ def experts_of(
         num_components: K.
         y_dim: M, columns of y or number of classes.
         units: The units of the context, or None for a context in standard units.
+        columns: The numbers of the columns of the context that the maps read; all if None.
+        intercept: Whether the maps have intercepts.
+        offset_column: A column that is added to every map, see `Experts`.
 
     Raises:
-        ValueError: If the name is none of these, or the number of modules is not K.
+        ValueError: If the name is none of these, if the number of modules is not K, or if classes
+            have an offset.
 
     Example:
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
         torch.Size([1])
     """
+    if not isinstance(experts, str) and (columns, intercept, offset_column) != (None, True, None):
+        raise ValueError(
+            f"expected a family of experts, by name, to have columns or an offset; got {experts!r}"
+        )
     if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
         return experts
     if not isinstance(experts, str):
@@ -519,7 +615,28 @@ def experts_of(
         return StackedExperts(list(experts))
     if num_components < 1:
         raise ValueError(f"expected num_components of at least 1; got {num_components}")
-    network = AffineMaps(in_features, num_components, y_dim, units=units)
+    if experts not in FAMILIES:
+        raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
+    if experts == "categorical" and offset_column is not None:
+        raise ValueError("expected no offset for experts='categorical'; got one")
+    found = _affine(experts, in_features, num_components, y_dim, units, columns, intercept)
+    found.offset_column = offset_column
+    return found
+
+
+def _affine(
+    experts: str,
+    in_features: int,
+    num_components: int,
+    y_dim: int,
+    units: nn.Module | None,
+    columns: Sequence[int] | None,
+    intercept: bool,
+) -> Experts:
+    width = in_features if columns is None else len(columns)
+    network = AffineMaps(
+        width, num_components, y_dim, units=units, columns=columns, intercept=intercept
+    )
     if experts in ("normal", "normal-scalar", "normal-full"):
         covariance = experts.removeprefix("normal").removeprefix("-") or "diagonal"
         return NormalExperts(network, num_components, y_dim, covariance=covariance)
@@ -529,9 +646,7 @@ def experts_of(
         return CategoricalExperts(network)
     if experts == "bernoulli":
         return BernoulliExperts(network)
-    if experts == "poisson":
-        return PoissonExperts(network, y_dim)
-    raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
+    return PoissonExperts(network, y_dim)
 
 
 def adapt_experts(experts: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:

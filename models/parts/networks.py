@@ -101,18 +101,25 @@ class AffineMaps(nn.Module):
     .. math:: f_k(x) = \frac{1}{\sqrt D} V_k\, \frac{x - m}{s} + b_k
 
     The learned parameters are V_k and b_k. The factor 1/√D makes the change of the output in a
-    step of Adam nearly independent of the number of columns.
+    step of Adam nearly independent of the number of columns. The maps may read some columns of x
+    alone. Maps of no column are constants.
 
     Args:
         in_features: D, length of the input.
         num_components: K.
         out_features: P, length of each output.
         units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
+        columns: The numbers of the columns of x that are the input; all of them if None.
+        intercept: Whether f_k(0) is free. If it is not, f_k(0) = 0, and x is not centered.
 
     Example:
         >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
         torch.Size([7, 5, 3])
+        >>> AffineMaps(1, 5, 3, columns=[1])(torch.zeros(7, 2)).shape
+        torch.Size([7, 5, 3])
     """
+
+    bias: torch.Tensor
 
     def __init__(
         self,
@@ -121,33 +128,67 @@ class AffineMaps(nn.Module):
         out_features: int,
         *,
         units: nn.Module | None = None,
+        columns: Sequence[int] | None = None,
+        intercept: bool = True,
     ) -> None:
         super().__init__()
         self.units = nn.Identity() if units is None else units
+        self.columns = None if columns is None else list(columns)
+        self.intercept = intercept
         self.weight = nn.Parameter(torch.empty(num_components, out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(num_components, out_features))
+        bias = torch.zeros(num_components, out_features)
+        self.bias = nn.Parameter(bias) if intercept else nn.Buffer(bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw different maps: V_k from N(0, 1) and b_k from N(0, 0.25), entry by entry."""
-        nn.init.normal_(self.weight)
-        nn.init.normal_(self.bias, std=0.5)
+        if self.weight.numel():
+            nn.init.normal_(self.weight)
+        if self.intercept:
+            nn.init.normal_(self.bias, std=0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
-        u = self.units(x) / math.sqrt(x.shape[-1])
-        flat = nn.functional.linear(u, self.weight.flatten(0, 1), self.bias.flatten())
+        flat = nn.functional.linear(
+            self.features(x), self.weight.flatten(0, 1), self.bias.flatten()
+        )
         return flat.unflatten(-1, self.bias.shape)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of V_k, (..., D): the columns of x in standard units, divided by √D."""
+        u = self.units(x)
+        if not self.intercept:
+            u = u - self.units(torch.zeros_like(x))
+        if self.columns is not None:
+            u = u[..., self.columns]
+        return u / math.sqrt(max(u.shape[-1], 1))
 
     @property
     def coefficients(self) -> torch.Tensor:
         """V_k and b_k, shape (K, P, D + 1), with the intercept in the last column."""
         return torch.cat([self.weight, self.bias.unsqueeze(-1)], -1)
 
+    def in_units(self, width: int) -> torch.Tensor:
+        r"""The slopes and the intercepts of the maps in the units of x, shape (K, P, D + 1).
+
+        .. math:: f_k(x) = A_k\, (x, 1)
+
+        Args:
+            width: The number of columns of x, of which the maps may read some.
+        """
+        columns = list(range(width)) if self.columns is None else self.columns
+        like = self.weight.detach()
+        origin = self(like.new_zeros(1, width))
+        slopes = self(torch.eye(width, dtype=like.dtype, device=like.device)[columns]) - origin
+        return torch.cat([slopes, origin]).permute(1, 2, 0)
+
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
-        """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision."""
-        u = self.units(x).double() / math.sqrt(x.shape[-1])
-        return torch.cat([u, torch.ones_like(u[:, :1])], -1)
+        """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision.
+
+        The last column is one, or zero without an intercept.
+        """
+        u = self.features(x).double()
+        return torch.cat([u, u.new_full((len(u), 1), float(self.intercept))], -1)
 
     def least_squares(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
@@ -162,9 +203,10 @@ class AffineMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        u = self.units(x) / math.sqrt(x.shape[-1])
         with torch.no_grad():
-            coefficients = weighted_least_squares(u, targets, weights)
+            coefficients = weighted_least_squares(
+                self.features(x), targets, weights, intercept=self.intercept
+            )
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])
             return targets.double().unsqueeze(1) - self(x).double()
