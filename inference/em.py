@@ -37,8 +37,9 @@ class EM:
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(d_n, c_n = k)
 
     with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
-    are conditional on x. A model may scale its rows by weights w_n, with `pyro.poutine.scale`, and
-    may give rows of a group one c, with ``infer={"groups": ...}`` at its site ``c``. The E-step is Bayes' rule on the model's log-probabilities at each k.
+    are conditional on x. A model may scale its rows by weights, with `pyro.poutine.scale`, and may
+    give the rows of a group one c, with ``infer={"groups": ...}`` at its site ``c``. The E-step is
+    Bayes' rule on the model's log-probabilities at each k.
     The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
     `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
     prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
@@ -121,6 +122,11 @@ class EM:
         """
         log_joint, scale = self._joint(self.data)
         return scale * log_joint.logsumexp(0)
+
+    def shares(self) -> torch.Tensor:
+        """The weight of each row, or its share of its group, shape (N,)."""
+        with torch.no_grad():
+            return self._joint(self.data)[1]
 
     def _log_prior(self, log_joint: torch.Tensor) -> torch.Tensor:
         """Log p(θ) given log p(d, c=k) of all rows, shape (K, N)."""

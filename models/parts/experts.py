@@ -68,7 +68,7 @@ class Experts(nn.Module):
         Raises:
             ValueError: If the maps are not affine.
         """
-        maps = getattr(self, "network", None)
+        maps: Any = getattr(self, "network", None)
         if not hasattr(maps, "in_units"):
             raise ValueError(f"expected affine maps; got {type(maps).__name__}")
         return maps.in_units(width).double()
@@ -236,7 +236,10 @@ class NormalExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double()) + self.offsets(context)[..., None, None]
+        loc = (
+            self.units.inverse(self.network(context).double())
+            + self.offsets(context)[..., None, None]
+        )
         scale = self.scales()
         if self.covariance != "full":
             return rounded(Normal(loc, scale), self.log_scale.dtype).to_event(1)
@@ -351,7 +354,10 @@ class StudentTExperts(Experts):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double()) + self.offsets(context)[..., None, None]
+        loc = (
+            self.units.inverse(self.network(context).double())
+            + self.offsets(context)[..., None, None]
+        )
         scale = self.scales()
         df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
         return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)

@@ -1,0 +1,254 @@
+"""The function `mixture`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_moe.fitting import fit
+from pyro_moe.inference.em import EM, TOLERANCE
+from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
+from pyro_moe.inference.prior import Prior
+from pyro_moe.models import ME
+
+from .coefficients import named_parameters
+from .design import Design, designed, formula_of, has_intercept, variable
+from .information import polish
+from .result import MixtureFit
+
+FAMILIES = (
+    "normal",
+    "normal-scalar",
+    "normal-full",
+    "student-t",
+    "poisson",
+    "bernoulli",
+    "categorical",
+)
+
+
+def mixture(
+    formula: str | None = None,
+    data: Any = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    experts: Sequence[str] | None = None,
+    gate: Sequence[str] = (),
+    num_components: int = 2,
+    family: str = "normal",
+    offset: str | None = None,
+    weights: str | None = None,
+    groups: str | None = None,
+    missing: str = "raise",
+    unseen: str = "raise",
+    order: Any = "size",
+    initialize: Any = None,
+    restarts: int | None = None,
+    epochs: int | None = None,
+    tolerance: float = TOLERANCE,
+    prior: str | Prior = "none",
+    seed: int = 0,
+    progress: bool = False,
+) -> MixtureFit:
+    r"""Fit a mixture of regressions by maximum likelihood.
+
+    .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x), \quad
+              g_k(x) = \mathrm{softmax}_k(\langle v_k, x \rangle + a_k)
+
+    It is the story `models.ME`, fitted by EM from several starts, and then by Newton's method.
+
+    Args:
+        formula: ``"y ~ experts | gate"``, as of ``formulaic``: transformations, factors,
+            interactions, several targets (``"y1 + y2 ~ x"``). Without a second part the gate is
+            constant.
+        data: A data frame, or a mapping of columns.
+        target: Name of the target, or names of targets, instead of a formula.
+        experts: Names of the experts' columns, instead of a formula.
+        gate: Names of the gate's columns, instead of a formula.
+        num_components: K.
+        family: The family of the experts, ``"normal"``, ``"normal-full"`` (correlated targets),
+            ``"student-t"``, ``"poisson"``, ``"bernoulli"`` or ``"categorical"``.
+        offset: A column, or an expression as ``"log(time)"``, that is added to the linear
+            predictor of all experts.
+        weights: A column that says for how many rows each row stands. Rows of weight zero are
+            left out.
+        groups: A column. The rows of a group are from one component. The gate's columns must not
+            differ in a group.
+        missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
+        unseen: What is done in new rows with levels of a factor that the training rows lack:
+            ``"raise"`` an error, or code them as the ``"reference"``.
+        order: The order of the components, see `MixtureFit.relabel`; ``"fitted"`` for that of EM.
+        initialize: Responsibilities (N, K) or labels (N,) to start from, instead of several
+            starts.
+        restarts: The number of starts, 12 if None.
+        epochs: The maximum number of iterations of EM.
+        tolerance: EM ends when all further iterations are expected to add less, in nats.
+        prior: ``"none"``, ``"weak"`` or a `Prior`, see `fit`. A prior keeps the likelihood
+            bounded where an expert could fit a few rows exactly.
+        seed: Seed of the starts.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A `MixtureFit`, which is a `Fit`.
+
+    Raises:
+        DataError: If the data lack a column, have gaps, or do not determine the coefficients.
+        ValueError: If an argument is invalid.
+
+    Warns:
+        ConvergenceWarning: If the parameters are at no maximum.
+        EmptyComponentWarning: If a component has few rows.
+
+    Example:
+        >>> x = np.linspace(0.0, 1.0, 60)
+        >>> y = np.where(np.arange(60) % 2, 2.0 * x, 1.0 - x) + 0.05 * np.sin(np.arange(60.0) ** 2)
+        >>> fitted = mixture("y ~ x", {"x": x, "y": y}, order="x")
+        >>> fitted.params[:, "y", "x"].round(1).tolist()
+        [-1.0, 2.0]
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"expected family in {FAMILIES}; got {family!r}")
+    formula = stated(formula, target, experts, gate)
+    table = as_frame(data)
+    if weights is not None:
+        table = table[weighing(table, weights) != 0]
+    design, table = designed(
+        formula,
+        table,
+        classes=family == "categorical",
+        offset=offset,
+        weights=weights,
+        groups=groups,
+        missing=missing,
+        unseen=unseen,
+    )
+    columns = columns_of(design, table)
+    story = story_of(design, columns, num_components, family)
+    fitted = fit(
+        story.model,
+        story.guide,
+        columns,
+        loss="em",
+        initialize=initialize,
+        restarts=restarts,
+        epochs=epochs,
+        tolerance=tolerance,
+        prior=prior,
+        seed=seed,
+        progress=progress,
+    )
+    run = fitted.run
+    remaining = ended(run, fitted.story, design, epochs)
+    values = {**vars(fitted), "design": design, "family": family, "remaining": remaining}
+    found = MixtureFit(**{k: v for k, v in values.items() if k in MixtureFit.__dataclass_fields__})
+    if not found.converged:
+        warn(
+            "expected EM and Newton's method to end at a maximum; got an expected increase of "
+            f"{remaining:.2g} nats: give more epochs, more restarts, or fewer components",
+            ConvergenceWarning,
+        )
+    return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
+
+
+def ended(run: EM, story: Any, design: Design, epochs: int | None) -> float:
+    """Go to the maximum; return the increase that is still expected."""
+    if epochs == 0:
+        return float("inf")
+    return polish(run, lambda: named_parameters(story, design)[1])
+
+
+def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> str:
+    """The formula, or that of columns by name.
+
+    Raises:
+        ValueError: If there are both, or neither.
+    """
+    if formula is None and target is not None:
+        return formula_of(target, list(experts or ()), list(gate))
+    if not isinstance(formula, str) or target is not None or experts is not None or len(gate):
+        raise ValueError(
+            "expected a formula, or target= with experts= and gate=; got "
+            f"formula={formula!r}, target={target!r}, experts={experts!r}, gate={gate!r}"
+        )
+    return formula
+
+
+def as_frame(data: Any) -> pd.DataFrame:
+    """A data frame with rows numbered from 0.
+
+    Raises:
+        DataError: If data are no table.
+    """
+    if not isinstance(data, pd.DataFrame):
+        try:
+            data = pd.DataFrame(data)
+        except ValueError as error:
+            raise DataError(f"expected a table with named columns; got {error}") from error
+    if data.empty:
+        raise DataError(f"expected a table with rows and columns; got shape {data.shape}")
+    return data.reset_index(drop=True)
+
+
+def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
+    """The weights of rows.
+
+    Raises:
+        DataError: If one is not a number of at least zero.
+    """
+    found = pd.to_numeric(variable(table, name), errors="coerce").to_numpy(float, na_value=np.nan)
+    wrong = ~(np.isfinite(found) & (found >= 0))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"expected weights {name!r} of at least 0; got {table[name].iloc[row]!r} in row {row}"
+        )
+    return found
+
+
+def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
+    """The rows x and y as data frames, and the weights and the groups, if any."""
+    x, y = design.features(table), design.target(table)
+    if design.weights is None and design.groups is None:
+        return x, y
+    weights = np.ones(len(x)) if design.weights is None else weighing(table, design.weights)
+    if design.groups is None:
+        return x, y, torch.from_numpy(weights)
+    place, _ = pd.factorize(variable(table, design.groups))
+    check_groups(design, x, place)
+    return x, y, torch.from_numpy(weights), torch.from_numpy(place.astype(np.int64))
+
+
+def check_groups(design: Design, x: pd.DataFrame, place: np.ndarray) -> None:
+    """Check that the gate's columns do not differ in a group.
+
+    Raises:
+        DataError: If one does.
+    """
+    for name in design.gate_terms:
+        by_group = x[name].groupby(place)
+        differing = by_group.max() != by_group.min()
+        if differing.any():
+            raise DataError(
+                f"expected columns of the gate that are constant in each group of "
+                f"{design.groups!r}; got different values of {name!r}"
+            )
+
+
+def story_of(design: Design, columns: tuple[Any, ...], num_components: int, family: str) -> ME:
+    """The story of a design."""
+    x, y = columns[:2]
+    width = 1 if y.ndim == 1 else y.shape[1]
+    of_offset = None if design.offset is None else design.places(design.offset.column_names)[0]
+    return ME(
+        x.shape[1],
+        width if design.classes is None else len(design.classes),
+        num_components,
+        experts=family,
+        expert_columns=design.places(design.expert_terms),
+        gate_columns=design.places(design.gate_terms),
+        offset_column=of_offset,
+        expert_intercept=has_intercept(design.experts),
+        gate_intercept=has_intercept(design.gate),
+    )
