@@ -20,7 +20,7 @@ from pyro_moe.distributions import (
 )
 
 from .parts.conditionals import CategoricalConditional
-from .parts.experts import adapt_experts, experts_of
+from .parts.experts import ALL_COLUMNS, Predictor, adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
 from .parts.networks import MLP, Standardize
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
@@ -142,7 +142,7 @@ class MixtureOfExperts(nn.Module):
         weights: torch.Tensor | None = None,
         groups: torch.Tensor | None = None,
     ) -> None:
-        """The exact posterior of c given x and, if it is known, y, for rows without groups."""
+        """The exact posterior of c given x and, if it is known, y, of each row by itself."""
         pyro.module("moe", self)
         with pyro.plate("data", len(x)), standing_for(weights):
             # p(c = k | x, y) ∝ g_k(x) p_k(y | x), by Bayes' rule
@@ -154,6 +154,7 @@ class MixtureOfExperts(nn.Module):
                 RelaxedOneHotCategorical(
                     self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
                 ),
+                infer={"groups": groups},
             )
 
 
@@ -188,14 +189,13 @@ class ME(MixtureOfExperts):
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
-            ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
+            ``"bernoulli"`` or ``"poisson"``; names of families, one for each column of y; or
+            modules, see `MixtureOfExperts`.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
-        expert_columns: The numbers of the columns of x that the affine experts read; all if None.
-        gate_columns: The numbers of the columns that the gate reads. If there are none, ``()``,
-            the gate is constant: a finite mixture of regressions.
-        offset_column: The number of a column that is added to the linear predictor of all
-            experts, such as the logarithm of an exposure, or None.
-        expert_intercept: Whether the experts have intercepts.
+        predictor: What the linear predictors of affine experts are made of: columns, an offset,
+            shared coefficients, see `Predictor`; or one for each family of a list.
+        gate_columns: The numbers of the columns that the gate reads; all if None. If there are
+            none, ``()``, the gate is constant: a finite mixture of regressions.
         gate_intercept: Whether the gate has intercepts.
 
     Raises:
@@ -215,24 +215,17 @@ class ME(MixtureOfExperts):
         y_dim: int,
         num_components: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         common_scale: bool = False,
-        expert_columns: Sequence[int] | None = None,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
         gate_columns: Sequence[int] | None = None,
-        offset_column: int | None = None,
-        expert_intercept: bool = True,
         gate_intercept: bool = True,
     ) -> None:
         units = Standardize(x_dim, common=common_scale)
         gate = SoftmaxGate(
             x_dim, num_components, units=units, columns=gate_columns, intercept=gate_intercept
         )
-        of_affine: dict[str, Any] = {
-            "columns": expert_columns,
-            "intercept": expert_intercept,
-            "offset_column": offset_column,
-        }
-        found = experts_of(experts, x_dim, num_components, y_dim, units=units, **of_affine)
+        found = experts_of(experts, x_dim, num_components, y_dim, units=units, predictor=predictor)
         super().__init__(gate, found, units=units)
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
 

@@ -6,6 +6,7 @@ context: the features x or the latent mean E[z|x].
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from pyro_moe.distributions import (
+    Joint,
     MultivariateNormal,
     Normal,
     Poisson,
@@ -25,7 +27,7 @@ from pyro_moe.distributions import (
 
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
-from .networks import AffineMaps, Standardize
+from .networks import AffineMaps, PartlySharedMaps, Standardize
 from .targets import known_rows, precise_log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
@@ -151,12 +153,20 @@ class GeneralizedLinear(Experts):
             **step: Arguments of the step of `Experts`.
         """
         maps = self.network
-        if not isinstance(maps, AffineMaps) or maps.weight[0].numel() > MAX_SIZE:
+        small = isinstance(maps, AffineMaps) and maps.weight[0].numel() <= MAX_SIZE
+        if not small and not isinstance(maps, PartlySharedMaps):
             super().maximize(context, y, weights, **step)
             return
         y, context, weights = known_rows(y, context, weights)
         inputs, weights = maps.inputs(context), weights.double()
         offset = self.offsets(context).expand(len(y))
+        if isinstance(maps, PartlySharedMaps):
+            number, start = weights.shape[1], maps.coefficients.detach().double()
+            many = y.repeat(number, *(1 for _ in y.shape[1:]))
+            maps.take(
+                self.newton_step(inputs, many, weights.T.flatten(), start, offset.repeat(number))
+            )
+            return
         with torch.no_grad():
             for k, start in enumerate(maps.coefficients.double()):
                 used = weights[:, k] > 1e-12
@@ -184,6 +194,7 @@ class NormalExperts(Experts):
         y_dim: M.
         covariance: Γ_k ``"scalar"``, ``"diagonal"`` or ``"full"``.
         initial_scale: Initial scales of Γ_k, in standard deviations of the target.
+        shared_scale: Whether all experts have the same Γ.
         min_scale: Lower limit of the scales, in the same unit. For almost noise-free targets with
             many inputs a larger value is advisable: gradient steps otherwise are much longer than
             the noise scale.
@@ -207,6 +218,7 @@ class NormalExperts(Experts):
         *,
         covariance: str = "diagonal",
         initial_scale: float = 1.0,
+        shared_scale: bool = False,
         min_scale: float = MIN_SCALE,
     ) -> None:
         super().__init__()
@@ -217,10 +229,11 @@ class NormalExperts(Experts):
         self.units = Standardize(y_dim)
         self.floor = nn.Buffer(torch.full((y_dim,), min_scale))
         width = 1 if covariance == "scalar" else y_dim
-        self.log_scale = nn.Parameter(torch.empty(num_components, width))
+        number = 1 if shared_scale else num_components
+        self.log_scale = nn.Parameter(torch.empty(number, width))
         if covariance == "full":
             # L_k = diag(s_k) (I + strictly lower triangle), Γ_k = L_k L_k^T
-            self.correlation = nn.Parameter(torch.empty(num_components, y_dim, y_dim))
+            self.correlation = nn.Parameter(torch.empty(number, y_dim, y_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -272,15 +285,23 @@ class NormalExperts(Experts):
             **step: Arguments of the step of `Experts`.
         """
         y, context, weights = known_rows(y, context, weights)
-        if not isinstance(self.network, AffineMaps):
+        shared = isinstance(self.network, PartlySharedMaps) and self.covariance != "full"
+        if not isinstance(self.network, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
         offset = self.offsets(context)[..., None]
         targets = self.units(y.reshape(len(y), -1).double() - offset)
-        residuals = self.network.least_squares(context, targets, weights)
-        share = weights.double() / weights.double().sum(0).clamp_min(1e-12)
+        if isinstance(self.network, PartlySharedMaps):
+            variance = (self.scales() / self.units.scale).detach().double().square()
+            residuals = self.network.least_squares(context, targets, weights, variance)
+        else:
+            residuals = self.network.least_squares(context, targets, weights)
+        total = weights.double().sum(0)
+        share = weights.double() / total.clamp_min(1e-12)
         covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
+        if len(self.log_scale) < len(total):  # one for all experts
+            covariance = torch.einsum("k,kij->ij", total / total.sum(), covariance).unsqueeze(0)
         with torch.no_grad():
             self._take(covariance)
 
@@ -561,6 +582,50 @@ class StackedExperts(Experts):
         return Stacked([expert(context) for expert in self.experts])
 
 
+class JointExperts(nn.Module):
+    r"""Experts of several targets, each of a family of its own.
+
+    .. math:: p_k(y \mid x) = \prod_m p_{km}(y_m \mid x)
+
+    Args:
+        parts: Experts of one column of y each, with the same number of components.
+
+    Example:
+        >>> parts = [experts_of(family, 2, 5, 1) for family in ("normal", "poisson")]
+        >>> JointExperts(parts)(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 5, 2])
+    """
+
+    evaluated_once = True
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Set the units of each part from training rows x, shape (N, D), and y, (N, M)."""
+        for part, column in zip(self.parts, y.split(1, -1), strict=True):
+            adapt_experts(part, x, column)
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The K distributions of y given a context, event shape ``(M,)``."""
+        return Joint([part(context) for part in self.parts])
+
+    def maximize(
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
+    ) -> None:
+        """Update each part by its M-step, see there."""
+        y, context, weights = known_rows(y, context, weights)
+        for part, column in zip(self.parts, y.split(1, -1), strict=True):
+            part_of: Any = part
+            part_of.maximize(context, column, weights, **step)
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of all targets, see `Experts`."""
+        parts: Any = self.parts
+        return torch.cat([part.linear_predictor(width) for part in parts], 1)
+
+
 CONTEXTS = ("x", "z")
 FAMILIES = (
     "normal",
@@ -573,79 +638,131 @@ FAMILIES = (
 )
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """What the linear predictors of affine experts are made of.
+
+    Attributes:
+        columns: The numbers of the columns of the context that they read; all if None.
+        intercept: Whether they have intercepts.
+        offset_column: A column that is added to them, see `Experts`, or None.
+        shared: The numbers of the columns whose coefficients are the same in all experts.
+        shared_intercept: Whether the intercept is the same in all experts.
+        shared_scale: Whether normal experts have the same covariance.
+    """
+
+    columns: Sequence[int] | None = None
+    intercept: bool = True
+    offset_column: int | None = None
+    shared: Sequence[int] = ()
+    shared_intercept: bool = False
+    shared_scale: bool = False
+
+    def maps(
+        self, width: int, num_components: int, out_features: int, units: nn.Module | None
+    ) -> nn.Module:
+        """The affine maps of K experts of a context of a width."""
+        columns = range(width) if self.columns is None else self.columns
+        if self.shared or self.shared_intercept:
+            return PartlySharedMaps(
+                columns,
+                self.shared,
+                num_components,
+                out_features,
+                units=units,
+                intercept=self.intercept,
+                shared_intercept=self.shared_intercept,
+            )
+        return AffineMaps(
+            len(columns),
+            num_components,
+            out_features,
+            units=units,
+            columns=self.columns,
+            intercept=self.intercept,
+        )
+
+
+ALL_COLUMNS = Predictor()
+
+
 def experts_of(
-    experts: str | nn.Module | Sequence[nn.Module],
+    experts: str | nn.Module | Sequence[nn.Module] | Sequence[str],
     in_features: int = 0,
     num_components: int = 0,
     y_dim: int = 0,
     *,
     units: nn.Module | None = None,
-    columns: Sequence[int] | None = None,
-    intercept: bool = True,
-    offset_column: int | None = None,
+    predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
 ) -> nn.Module:
     """A module of affine experts by the name of its family, or the given modules as experts.
 
     Args:
         experts: ``"normal"`` (with diagonal Γ_k), ``"normal-scalar"``, ``"normal-full"``,
             ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"`` or ``"poisson"``;
-            a module from a context to a distribution of batch shape (N, K); or K modules, each to
-            a distribution of batch shape (N,).
+            a list of such names, one for each column of y; a module from a context to a
+            distribution of batch shape (N, K); or K modules, each to a distribution of batch
+            shape (N,).
         in_features: Length of the context. This and the following are for affine experts.
         num_components: K.
         y_dim: M, columns of y or number of classes.
         units: The units of the context, or None for a context in standard units.
-        columns: The numbers of the columns of the context that the maps read; all if None.
-        intercept: Whether the maps have intercepts.
-        offset_column: A column that is added to every map, see `Experts`.
+        predictor: What the linear predictors are made of; one for each family of a list, or one
+            for all.
 
     Raises:
-        ValueError: If the name is none of these, if the number of modules is not K, or if classes
-            have an offset.
+        ValueError: If the name is none of these, if the number of modules is not K or that of
+            names not M, if modules have a predictor, or if classes have an offset.
 
     Example:
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
         torch.Size([1])
     """
-    if not isinstance(experts, str) and (columns, intercept, offset_column) != (None, True, None):
-        raise ValueError(
-            f"expected a family of experts, by name, to have columns or an offset; got {experts!r}"
+    if isinstance(experts, list | tuple) and all(isinstance(each, str) for each in experts):
+        each = [predictor] * y_dim if isinstance(predictor, Predictor) else list(predictor)
+        if len(experts) != y_dim or len(each) != y_dim:
+            raise ValueError(f"expected a family for each of {y_dim} targets; got {experts!r}")
+        pairs = zip(experts, each, strict=True)
+        return JointExperts(
+            [
+                experts_of(family, in_features, num_components, 1, units=units, predictor=one)
+                for family, one in pairs
+            ]
         )
-    if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
-        return experts
     if not isinstance(experts, str):
+        if predictor != ALL_COLUMNS:
+            raise ValueError(f"expected a family, by name, to have columns; got {experts!r}")
+        if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
+            return experts
         if num_components and len(experts) != num_components:
             raise ValueError(
                 f"expected an expert for each of {num_components} components; got {len(experts)}"
             )
-        return StackedExperts(list(experts))
+        return StackedExperts(list(experts))  # type: ignore[arg-type]
     if num_components < 1:
         raise ValueError(f"expected num_components of at least 1; got {num_components}")
     if experts not in FAMILIES:
         raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
-    if experts == "categorical" and offset_column is not None:
+    if not isinstance(predictor, Predictor):
+        raise ValueError(f"expected a family for each predictor; got {experts!r}")
+    if experts == "categorical" and predictor.offset_column is not None:
         raise ValueError("expected no offset for experts='categorical'; got one")
-    found = _affine(experts, in_features, num_components, y_dim, units, columns, intercept)
-    found.offset_column = offset_column
+    network = predictor.maps(in_features, num_components, y_dim, units)
+    found = _of_family(experts, network, num_components, y_dim, predictor.shared_scale)
+    found.offset_column = predictor.offset_column
     return found
 
 
-def _affine(
-    experts: str,
-    in_features: int,
-    num_components: int,
-    y_dim: int,
-    units: nn.Module | None,
-    columns: Sequence[int] | None,
-    intercept: bool,
+def _of_family(
+    experts: str, network: nn.Module, num_components: int, y_dim: int, shared_scale: bool
 ) -> Experts:
-    width = in_features if columns is None else len(columns)
-    network = AffineMaps(
-        width, num_components, y_dim, units=units, columns=columns, intercept=intercept
-    )
     if experts in ("normal", "normal-scalar", "normal-full"):
         covariance = experts.removeprefix("normal").removeprefix("-") or "diagonal"
-        return NormalExperts(network, num_components, y_dim, covariance=covariance)
+        return NormalExperts(
+            network, num_components, y_dim, covariance=covariance, shared_scale=shared_scale
+        )
+    if shared_scale:
+        raise ValueError(f"expected normal experts to share a scale; got {experts!r}")
     if experts == "student-t":
         return StudentTExperts(network, num_components, y_dim)
     if experts == "categorical":

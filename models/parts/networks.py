@@ -174,13 +174,9 @@ class AffineMaps(nn.Module):
         .. math:: f_k(x) = A_k\, (x, 1)
 
         Args:
-            width: The number of columns of x, of which the maps may read some.
+            width: D, the number of columns of x. Those that are not read have zero slopes.
         """
-        columns = list(range(width)) if self.columns is None else self.columns
-        like = self.weight.detach()
-        origin = self(like.new_zeros(1, width))
-        slopes = self(torch.eye(width, dtype=like.dtype, device=like.device)[columns]) - origin
-        return torch.cat([slopes, origin]).permute(1, 2, 0)
+        return in_units(self, width)
 
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
         """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision.
@@ -210,3 +206,113 @@ class AffineMaps(nn.Module):
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])
             return targets.double().unsqueeze(1) - self(x).double()
+
+
+class PartlySharedMaps(nn.Module):
+    r"""K affine maps with coefficients of their own, and with common ones.
+
+    .. math:: f_k(x) = A_k\, x_O + b_k + B\, x_S
+
+    Args:
+        columns: The numbers of the columns of x that are the input, O and S.
+        shared: The numbers of the columns S, whose coefficients are common.
+        num_components: K.
+        out_features: P, length of each output.
+        units: As in `AffineMaps`.
+        intercept: Whether there is an intercept b_k.
+        shared_intercept: Whether it is the same in all maps.
+
+    Example:
+        >>> maps = PartlySharedMaps([0, 1], [1], num_components=5, out_features=3)
+        >>> slopes = maps.in_units(2)[..., :2]
+        >>> torch.equal(slopes[0, :, 1], slopes[4, :, 1]), torch.equal(slopes[0], slopes[4])
+        (True, False)
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[int],
+        shared: Sequence[int],
+        num_components: int,
+        out_features: int,
+        *,
+        units: nn.Module | None = None,
+        intercept: bool = True,
+        shared_intercept: bool = False,
+    ) -> None:
+        super().__init__()
+        own = [column for column in columns if column not in shared]
+        free, common = intercept and not shared_intercept, intercept and shared_intercept
+        self.own = AffineMaps(
+            len(own), num_components, out_features, units=units, columns=own, intercept=free
+        )
+        self.common = AffineMaps(
+            len(shared), 1, out_features, units=units, columns=shared, intercept=common
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
+        return self.own(x) + self.common(x)
+
+    def in_units(self, width: int) -> torch.Tensor:
+        """The slopes and the intercepts in the units of x, see `AffineMaps`."""
+        return in_units(self, width)
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """All coefficients of each output, shape (P, C): of each map, then the common ones."""
+        own = self.own.coefficients.transpose(0, 1).flatten(1)
+        return torch.cat([own, self.common.coefficients[0]], -1)
+
+    def inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of the coefficients for each map and each row, (K N, C), in double."""
+        own, common = self.own.inputs(x), self.common.inputs(x)
+        number = len(self.own.weight)
+        blocks = torch.block_diag(*(own for _ in range(number)))
+        return torch.cat([blocks, common.repeat(number, 1)], -1)
+
+    def least_squares(
+        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, variance: torch.Tensor
+    ) -> torch.Tensor:
+        """Set the maps to their weighted least-squares solution, and return the residuals.
+
+        Args:
+            x: Inputs, shape (N, D).
+            targets: t, shape (N, P).
+            weights: r, shape (N, K).
+            variance: The variance of each residual, shape (K, P), (1, P) or (K, 1).
+
+        Returns:
+            Residuals of every row under every map, shape (N, K, P), in double precision.
+        """
+        inputs, found = self.inputs(x), []
+        for values, v in zip(targets.T, variance.expand(-1, targets.shape[1]).T, strict=True):
+            many = values.repeat(weights.shape[1])
+            each = (weights.double() / v).T.flatten()
+            solution = weighted_least_squares(inputs, many[:, None], each[:, None], intercept=False)
+            found.append(solution[0, :-1, 0])
+        self.take(torch.stack(found))
+        with torch.no_grad():
+            return targets.double().unsqueeze(1) - self(x).double()
+
+    def take(self, coefficients: torch.Tensor) -> None:
+        """Set all coefficients, shape (P, C)."""
+        width = self.common.weight.shape[-1] + 1
+        own = coefficients[:, :-width].unflatten(1, (len(self.own.weight), -1)).transpose(0, 1)
+        with torch.no_grad():
+            for maps, values in ((self.own, own), (self.common, coefficients[None, :, -width:])):
+                maps.weight.copy_(values[..., :-1])
+                maps.bias.copy_(values[..., -1])
+
+
+def in_units(maps: nn.Module, width: int) -> torch.Tensor:
+    """The slopes in all columns of x and the intercepts of affine maps, (K, P, D + 1).
+
+    Args:
+        maps: A module from x, shape (N, D), to (N, K, P), affine in x.
+        width: D.
+    """
+    like = next(maps.parameters()).detach()
+    origin = maps(like.new_zeros(1, width))
+    slopes = maps(torch.eye(width, dtype=like.dtype, device=like.device)) - origin
+    return torch.cat([slopes, origin]).permute(1, 2, 0)

@@ -12,6 +12,7 @@ from .double import (
     is_precise,
     rounded,
 )
+from .joint import Joint
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
     MAX_LOG_ODDS,
@@ -28,6 +29,7 @@ __all__ = [
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
     "ContinuousBernoulli",
+    "Joint",
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",

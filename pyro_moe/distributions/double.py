@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import Independent, MixtureSameFamily
 
+from .joint import Joint
 from .mixture import Mixture, Stacked
 from .relaxed import is_of_probs, log_probabilities_of
 
@@ -74,8 +75,8 @@ def in_double(p: Any) -> Any:
     if isinstance(p, Mixture):
         components = in_double(p.component_distribution)
         return Mixture(p.log_weights.double(), components, validate_args=False)
-    if isinstance(p, Stacked):
-        return Stacked([in_double(q) for q in p.distributions], validate_args=False)
+    if isinstance(p, Stacked | Joint):
+        return type(p)([in_double(q) for q in p.distributions], validate_args=False)
     if isinstance(p, MixtureSameFamily):
         weights = in_double(p.mixture_distribution)
         return type(p)(weights, in_double(p.component_distribution), validate_args=False)
@@ -113,7 +114,7 @@ def is_precise(p: Any) -> bool:
         return is_precise(p.base_dist)
     if isinstance(p, Mixture | MixtureSameFamily):
         return is_precise(p.component_distribution)
-    if isinstance(p, Stacked):
+    if isinstance(p, Stacked | Joint):
         return all(is_precise(q) for q in p.distributions)
     return _are_double(_given(p))
 

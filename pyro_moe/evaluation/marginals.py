@@ -16,7 +16,7 @@ from torch.distributions import (
     constraints,
 )
 
-from pyro_moe.distributions import Mixture, Stacked
+from pyro_moe.distributions import Joint, Mixture, Stacked
 from pyro_moe.inference.errors import DataError
 
 MIXTURES = (Mixture, MixtureSameFamily)
@@ -51,9 +51,25 @@ def families(p: Any) -> list[Any]:
     """The component distributions of a mixture or a stack."""
     if isinstance(p, MIXTURES):
         return families(p.component_distribution)
-    if isinstance(p, Stacked):
+    if isinstance(p, Stacked | Joint):
         return [leaf for q in p.distributions for leaf in families(q)]
     return families(p.base_dist) if isinstance(p, Independent) else [p]
+
+
+def discrete_columns(p: Any) -> list[int]:
+    """The columns of a target of several families that have a mass function."""
+    if isinstance(p, MIXTURES):
+        return discrete_columns(p.component_distribution)
+    if isinstance(p, Stacked):
+        return discrete_columns(p.distributions[0])
+    if not isinstance(p, Joint):
+        return []
+    flags = [
+        q.support.is_discrete
+        for q, width in zip(p.distributions, p.widths, strict=True)
+        for _ in range(width)
+    ]
+    return [column for column, flag in enumerate(flags) if flag]
 
 
 def of_one_column(support: Any) -> Any:
@@ -78,6 +94,9 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         each = value.expand(*torch.broadcast_shapes(value.shape, (*p.batch_shape, *p.event_shape)))
         pairs = zip(p.distributions, each.unbind(column), strict=True)
         return torch.stack([cdf_of(q, v) for q, v in pairs], column)
+    if isinstance(p, Joint):
+        blocks = zip(p.distributions, value.split(p.widths, -1), strict=True)
+        return torch.cat([cdf_of(q, block) for q, block in blocks], -1)
     if isinstance(p, MultivariateNormal):
         return Normal(p.loc, p.variance.sqrt()).cdf(value)
     if isinstance(p, StudentT):

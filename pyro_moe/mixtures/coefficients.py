@@ -5,10 +5,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .design import INTERCEPT, Design, has_intercept
+from .design import INTERCEPT, Design, has_intercept, terms
 
 LEVELS = ["component", "equation", "term"]
-GATE = "gate"
+GATE, ALL = "gate", "all"
+Key = tuple[Any, str, str]
 
 
 def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.Tensor]:
@@ -26,34 +27,67 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     Returns:
         Names (component, equation, term), and values, shape (P,).
     """
-    keys: list[tuple[int, str, str]] = []
-    values: list[torch.Tensor] = []
     width, experts = len(design.columns), story.experts
     predictors = experts.linear_predictor(width)
+    scales = scales_of(experts, len(design.target_names))
+    specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:
         predictors = predictors[:, 1:] - predictors[:, :1]
-    equations = equation_names(design)
-    scales = experts.scales() if hasattr(experts, "scales") else None
+        specs, scales = specs * len(equations), scales * len(equations)
     gate = story.gate.maps.in_units(width)[0].double()
+    found: dict[Key, torch.Tensor] = {}
     for k, of_expert in enumerate(predictors):
-        for m, (equation, row) in enumerate(zip(equations, of_expert, strict=True)):
-            names, kept = in_order(design.experts, design.expert_terms, row)
-            keys += [(k, equation, name) for name in names]
-            values += kept
-            if scales is not None:
-                keys.append((k, equation, "sigma"))
-                values.append(scales[k, m if scales.shape[1] > 1 else 0])
+        for m, (equation, spec) in enumerate(zip(equations, specs, strict=True)):
+            for name, value in coefficients(design, spec, of_expert[m]):
+                found[(k, equation, name)] = value
+            if scales[m] is not None:
+                found[(k, equation, "sigma")] = scales[m][k % len(scales[m])]
         if hasattr(experts, "log_df"):
-            keys.append((k, equations[0], "df"))
-            values.append(2.0 + experts.log_df[k, 0].double().exp())
+            found[(k, equations[0], "df")] = 2.0 + experts.log_df[k, 0].double().exp()
         if k > 0:
-            names, kept = in_order(design.gate, design.gate_terms, gate[k] - gate[0])
-            keys += [(k, GATE, name) for name in names]
-            values += kept
-    return as_index(keys), torch.stack(values)
+            for name, value in coefficients(design, design.gate, gate[k] - gate[0]):
+                found[(k, GATE, name)] = value
+    found = with_shared(found, design.shared, equations)
+    return as_index(list(found)), torch.stack(list(found.values()))
 
 
-def as_index(keys: list[tuple[int, str, str]]) -> pd.MultiIndex:
+def coefficients(design: Design, spec: Any, row: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Names and values of one equation, the intercept first if there is one.
+
+    Args:
+        design: The design.
+        spec: The coding of the equation's columns.
+        row: Its slopes in all columns of x, and the intercept, shape (D + 1,).
+    """
+    first = [(INTERCEPT, row[-1])] if has_intercept(spec) else []
+    return first + [(name, row[design.columns.index(name)]) for name in terms(spec)]
+
+
+def with_shared(
+    found: dict[Key, torch.Tensor], shared: tuple[str, ...], equations: list[str]
+) -> dict[Key, torch.Tensor]:
+    """The parameters with those that all experts share once, first, as of component ``"all"``."""
+    common: dict[Key, torch.Tensor] = {}
+    others: dict[Key, torch.Tensor] = {}
+    for (k, equation, term), value in found.items():
+        if equation != GATE and term in shared:
+            common.setdefault((ALL, equation, term), value)
+        else:
+            others[(k, equation, term)] = value
+    return common | others
+
+
+def scales_of(experts: Any, number: int) -> list[Any]:
+    """The scales of each target, shape (K,), or None for a family without scales."""
+    if hasattr(experts, "parts"):
+        return [scale for part in experts.parts for scale in scales_of(part, 1)]
+    if not hasattr(experts, "scales"):
+        return [None] * number
+    scales = experts.scales()
+    return list(scales.expand(len(scales), number).unbind(1))
+
+
+def as_index(keys: list[Key]) -> pd.MultiIndex:
     """An index with levels in the order of the keys, so that pandas takes it for sorted."""
     levels = [list(dict.fromkeys(column)) for column in zip(*keys, strict=True)]
     codes = [[level.index(key[i]) for key in keys] for i, level in enumerate(levels)]
@@ -65,15 +99,6 @@ def equation_names(design: Design) -> list[str]:
     if design.classes is not None:
         return [str(value) for value in design.classes[1:]]
     return list(design.target_names)
-
-
-def in_order(
-    spec: Any, terms: tuple[str, ...], row: torch.Tensor
-) -> tuple[list[str], list[torch.Tensor]]:
-    """Names and values of one equation, the intercept first if there is one."""
-    values = list(row.unbind())
-    intercept = [values[-1]] if has_intercept(spec) else []
-    return [INTERCEPT] * len(intercept) + list(terms), intercept + values[:-1]
 
 
 def permute(story: Any, order: list[int]) -> None:

@@ -11,10 +11,11 @@ import pandas as pd
 from formulaic import Formula, ModelSpec
 from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.parser.types import Factor
+from formulaic.utils.variables import get_expression_variables
 
 from pyro_moe.inference.errors import DataError
 
-INTERCEPT = "Intercept"
+INTERCEPT, SIGMA = "Intercept", "sigma"
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
 
@@ -24,9 +25,9 @@ class Design:
     """How a table becomes x, y, weights and groups.
 
     Attributes:
-        formula: The formula, ``y ~ experts | gate``.
-        targets: The coding of the targets.
-        experts: The coding of the experts' columns.
+        formula: The formula, ``y ~ experts | gate``, or several, joined by semicolons.
+        targets: The coding of the targets, for each formula.
+        experts: The coding of the experts' columns, for each formula.
         gate: The coding of the gate's columns.
         columns: Names of the columns of x: those of the experts, then those of the gate that the
             experts lack, then the offset.
@@ -36,11 +37,12 @@ class Design:
         classes: The values of a categorical target, in the order of their numbers, or None.
         missing: What is done with rows with gaps, ``"raise"`` or ``"drop"``.
         unseen: What is done with levels of a factor that the training rows lack.
+        shared: Names of the coefficients that are the same in all experts, and ``"sigma"``.
     """
 
     formula: str
-    targets: ModelSpec
-    experts: ModelSpec
+    targets: tuple[ModelSpec, ...]
+    experts: tuple[ModelSpec, ...]
     gate: ModelSpec
     columns: tuple[str, ...]
     offset: ModelSpec | None = None
@@ -49,11 +51,13 @@ class Design:
     classes: tuple[Any, ...] | None = None
     missing: str = "raise"
     unseen: str = "raise"
+    shared: tuple[str, ...] = ()
 
     @property
-    def expert_terms(self) -> tuple[str, ...]:
-        """Names of the experts' columns, without the intercept."""
-        return terms(self.experts)
+    def predictors(self) -> list[ModelSpec]:
+        """The coding of the experts' columns, for each target."""
+        pairs = zip(self.targets, self.experts, strict=True)
+        return [spec for target, spec in pairs for _ in target.column_names]
 
     @property
     def gate_terms(self) -> tuple[str, ...]:
@@ -64,8 +68,8 @@ class Design:
     def target_names(self) -> tuple[str, ...]:
         """Names of the targets; that of the variable, if it has classes."""
         if self.classes is not None:
-            return (self.formula.partition("~")[0].strip(),)
-        return tuple(self.targets.column_names)
+            return (self.formula.partition("~")[0].strip(" `"),)
+        return tuple(name for spec in self.targets for name in spec.column_names)
 
     def places(self, names: Sequence[str]) -> list[int]:
         """The numbers of columns of x, by name."""
@@ -77,7 +81,7 @@ class Design:
         Raises:
             DataError: If a variable is absent, a value is missing, or a level is new.
         """
-        parts = [matrix(spec, data, self.unseen) for spec in (self.experts, self.gate)]
+        parts = [matrix(spec, data, self.unseen) for spec in (*self.experts, self.gate)]
         if self.offset is not None:
             parts.append(matrix(self.offset, data, self.unseen))
         joined = pd.concat(parts, axis=1)
@@ -93,7 +97,8 @@ class Design:
             DataError: If a target is absent, is missing in a row, or is a class that is not known.
         """
         if self.classes is None:
-            return matrix(self.targets, data, "raise").astype(float)
+            parts = [matrix(spec, data, "raise") for spec in self.targets]
+            return pd.concat(parts, axis=1).astype(float)
         (name,) = self.target_names
         numbers = pd.Index(self.classes).get_indexer(variable(data, name))
         if (numbers < 0).any():
@@ -103,7 +108,7 @@ class Design:
 
 
 def designed(
-    formula: str,
+    formulas: Sequence[str],
     data: pd.DataFrame,
     *,
     classes: bool = False,
@@ -112,11 +117,13 @@ def designed(
     groups: str | None = None,
     missing: str = "raise",
     unseen: str = "raise",
+    shared: Sequence[str] = (),
 ) -> tuple[Design, pd.DataFrame]:
-    """A formula, coded by training rows.
+    """Formulas, coded by training rows.
 
     Args:
-        formula: ``y ~ experts | gate``; without a second part the gate is constant.
+        formulas: ``y ~ experts | gate``; without a second part the gate is constant. Or one for
+            each target, of which one has the gate.
         data: The training rows.
         classes: Whether the target is a class.
         offset: A column, or an expression such as ``"log(time)"``, or None.
@@ -124,35 +131,70 @@ def designed(
         groups: A column, or None.
         missing: ``"raise"`` or ``"drop"``.
         unseen: ``"raise"`` or ``"reference"``.
+        shared: Terms whose coefficients all experts share, and ``"sigma"``.
 
     Returns:
         The design, and the rows of data that are used.
 
     Raises:
         DataError: If data lack a variable, a value is missing, or columns are linearly dependent.
-        ValueError: If the formula or an option is invalid.
+        ValueError: If a formula or an option is invalid.
     """
     check_choice("missing", missing, MISSING)
     check_choice("unseen", unseen, UNSEEN)
-    left, right = parsed(formula)
-    expressions = [left, *right] + ([] if offset is None else [Formula(f"0 + {offset}")])
+    sides = [parsed(formula) for formula in formulas]
+    gates = [right[1] for _, right in sides if len(right) == 2]
+    if len(gates) > 1:
+        raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
+    gate = gates[0] if gates else Formula("1")
+    offsets = [] if offset is None else [Formula(f"0 + {offset}")]
+    lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, expressions, named, missing)
-    specs = [coding(each, data) for each in expressions]
-    targets, experts = specs[:2]
-    gate = specs[2] if len(right) == 2 else coding(Formula("1"), data)
-    of_offset = None if offset is None else specs[-1]
-    if of_offset is not None and len(of_offset.column_names) != 1:
+    data = complete(data, [*lefts, *rights, gate, *offsets], named, missing)
+    targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
+    of_gate, of_offset = coding(gate, data), [coding(each, data) for each in offsets]
+    if any(len(spec.column_names) != 1 for spec in of_offset):
         raise ValueError(f"expected an offset of one column; got {offset!r}")
-    names = [*terms(experts), *terms(gate), *(of_offset.column_names if of_offset else ())]
-    columns = tuple(dict.fromkeys(names)) or (INTERCEPT,)
-    found = tuple(sorted_values(data, left)) if classes else None
+    names = [*(name for spec in (*experts, of_gate) for name in terms(spec))]
+    names += [name for spec in of_offset for name in spec.column_names]
     design = Design(
-        formula, targets, experts, gate, columns, of_offset, weights, groups, found, missing, unseen
+        "; ".join(formulas),
+        targets,
+        experts,
+        of_gate,
+        tuple(dict.fromkeys(names)) or (INTERCEPT,),
+        of_offset[0] if of_offset else None,
+        weights,
+        groups,
+        tuple(sorted_values(data, lefts[0])) if classes else None,
+        missing,
+        unseen,
+        tuple(each for name in shared for each in shared_names(experts, name)),
     )
-    for spec, of in ((experts, "experts"), (gate, "gate")):
+    for spec, of in [*((each, "experts") for each in experts), (of_gate, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)
     return design, data
+
+
+def shared_names(experts: Sequence[ModelSpec], term: str) -> list[str]:
+    """The columns of a term of the experts, or ``"sigma"``.
+
+    Raises:
+        ValueError: If there is no such term.
+    """
+    found = [term] if term == SIGMA else []
+    known: dict[str, None] = {}
+    for spec in experts:
+        for structure in spec.structure:
+            known |= dict.fromkeys(structure.columns)
+            if str(structure.term).replace("`", "") == term or term in structure.columns:
+                found += [name for name in structure.columns if name not in found]
+    found = [term] if term in known else found
+    if INTERCEPT in found and term != INTERCEPT:
+        found.remove(INTERCEPT)
+    if not found:
+        raise ValueError(f"expected shared terms among {[*known, SIGMA]}; got {term!r}")
+    return found
 
 
 def parsed(formula: str) -> tuple[Formula, tuple[Formula, ...]]:
@@ -216,11 +258,8 @@ def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
         DataError: If a variable is absent or a value is missing; and if a level is new, unless
             ``unseen`` is ``"reference"``.
     """
-    found = variables(spec.formula, data)
     rows = complete(data, [spec.formula], [], "raise")
-    for name, levels in known_levels(spec).items():
-        if name not in found:
-            continue
+    for name, levels in known_levels(spec, data).items():
         values = pd.Series(rows[name])
         new = ~values.isin(levels)
         if not new.any():
@@ -259,23 +298,32 @@ def formula_text(formula: Any) -> str:
     return str(formula.formula if isinstance(formula, ModelSpec) else formula)
 
 
-def known_levels(spec: ModelSpec) -> dict[str, list[Any]]:
-    """The levels of each factor by the name of its variable, for plain variables and C(…)."""
+def known_levels(spec: ModelSpec, data: pd.DataFrame) -> dict[str, list[Any]]:
+    """The levels of each factor that is a column of the data, by itself or in C(…)."""
     found = {}
     for expression, (kind, state) in spec.encoder_state.items():
         if kind is Factor.Kind.CATEGORICAL and "categories" in state:
             inside = re.fullmatch(r"C\(\s*`?([^,()`]+?)`?\s*(,.*)?\)", str(expression))
             found[inside[1] if inside else str(expression)] = list(state["categories"])
-    return found
+    return {name: levels for name, levels in found.items() if name in data.columns}
 
 
 def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
     """The columns of the data that a formula uses.
 
     Raises:
-        DataError: If it uses a name that is neither a column nor a function.
+        DataError: If a term is a name that is no column.
     """
-    return [str(name) for name in formula.required_variables if str(name) in data.columns]
+    found: dict[str, None] = {}
+    for factor in (factor for term in formula for factor in term.factors):
+        expression = str(factor.expr)
+        if factor.eval_method is Factor.EvalMethod.LOOKUP:
+            found[str(variable(data, expression).name)] = None
+        elif factor.eval_method is Factor.EvalMethod.PYTHON:
+            quoted = re.findall("`([^`]+)`", expression)
+            others = map(str, get_expression_variables(re.sub("`[^`]+`", "0", expression)))
+            found |= dict.fromkeys(name for name in (*quoted, *others) if name in data.columns)
+    return list(found)
 
 
 def variable(data: pd.DataFrame, name: str) -> pd.Series:
@@ -298,9 +346,6 @@ def complete(
     Raises:
         DataError: If a column is absent; or if a value is missing and ``missing`` is ``"raise"``.
     """
-    for formula in formulas:
-        for name in formula.required_variables:
-            variable(data, str(name))
     used = dict.fromkeys(name for each in formulas for name in variables(each, data))
     used |= dict.fromkeys(variable(data, name).name for name in names)
     gaps = data[list(used)].isna()
@@ -321,7 +366,7 @@ def sorted_values(data: pd.DataFrame, left: Formula) -> list[Any]:
     Raises:
         ValueError: If there is not one variable.
     """
-    names = [str(name) for name in left.required_variables]
+    names = variables(left, data)
     if len(names) != 1:
         raise ValueError(f"expected one variable with classes; got {names}")
     values = variable(data, names[0])

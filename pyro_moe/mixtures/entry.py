@@ -11,10 +11,19 @@ from pyro_moe.fitting import fit
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
 from pyro_moe.inference.prior import Prior
-from pyro_moe.models import ME
+from pyro_moe.models import ME, Predictor
 
 from .coefficients import named_parameters
-from .design import Design, designed, formula_of, has_intercept, variable
+from .design import (
+    INTERCEPT,
+    SIGMA,
+    Design,
+    designed,
+    formula_of,
+    has_intercept,
+    terms,
+    variable,
+)
 from .information import polish
 from .result import MixtureFit
 
@@ -30,17 +39,18 @@ FAMILIES = (
 
 
 def mixture(
-    formula: str | None = None,
+    formula: str | Sequence[str] | None = None,
     data: Any = None,
     *,
     target: str | Sequence[str] | None = None,
     experts: Sequence[str] | None = None,
     gate: Sequence[str] = (),
     num_components: int = 2,
-    family: str = "normal",
+    family: str | Sequence[str] = "normal",
     offset: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
+    shared: Sequence[str] = (),
     missing: str = "raise",
     unseen: str = "raise",
     order: Any = "size",
@@ -62,20 +72,23 @@ def mixture(
     Args:
         formula: ``"y ~ experts | gate"``, as of ``formulaic``: transformations, factors,
             interactions, several targets (``"y1 + y2 ~ x"``). Without a second part the gate is
-            constant.
+            constant. Or a formula for each target.
         data: A data frame, or a mapping of columns.
         target: Name of the target, or names of targets, instead of a formula.
         experts: Names of the experts' columns, instead of a formula.
         gate: Names of the gate's columns, instead of a formula.
         num_components: K.
         family: The family of the experts, ``"normal"``, ``"normal-full"`` (correlated targets),
-            ``"student-t"``, ``"poisson"``, ``"bernoulli"`` or ``"categorical"``.
+            ``"student-t"``, ``"poisson"``, ``"bernoulli"`` or ``"categorical"``; or a family for
+            each target.
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
         weights: A column that says for how many rows each row stands. Rows of weight zero are
             left out.
         groups: A column. The rows of a group are from one component. The gate's columns must not
             differ in a group.
+        shared: Terms whose coefficients are the same in all experts, such as ``["treatment"]``;
+            ``"Intercept"``; and ``"sigma"``, for one scale.
         missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
         unseen: What is done in new rows with levels of a factor that the training rows lack:
             ``"raise"`` an error, or code them as the ``"reference"``.
@@ -108,14 +121,15 @@ def mixture(
         >>> fitted.params[:, "y", "x"].round(1).tolist()
         [-1.0, 2.0]
     """
-    if family not in FAMILIES:
-        raise ValueError(f"expected family in {FAMILIES}; got {family!r}")
-    formula = stated(formula, target, experts, gate)
+    families = [family] if isinstance(family, str) else list(family)
+    if not families or not set(families) <= set(FAMILIES):
+        raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
+    formulas = stated(formula, target, experts, gate)
     table = as_frame(data)
     if weights is not None:
         table = table[weighing(table, weights) != 0]
     design, table = designed(
-        formula,
+        formulas,
         table,
         classes=family == "categorical",
         offset=offset,
@@ -123,9 +137,10 @@ def mixture(
         groups=groups,
         missing=missing,
         unseen=unseen,
+        shared=shared,
     )
     columns = columns_of(design, table)
-    story = story_of(design, columns, num_components, family)
+    story = story_of(design, columns, num_components, families)
     fitted = fit(
         story.model,
         story.guide,
@@ -141,7 +156,12 @@ def mixture(
     )
     run = fitted.run
     remaining = ended(run, fitted.story, design, epochs)
-    values = {**vars(fitted), "design": design, "family": family, "remaining": remaining}
+    values = {
+        **vars(fitted),
+        "design": design,
+        "family": " and ".join(families),
+        "remaining": remaining,
+    }
     found = MixtureFit(**{k: v for k, v in values.items() if k in MixtureFit.__dataclass_fields__})
     if not found.converged:
         warn(
@@ -159,20 +179,27 @@ def ended(run: EM, story: Any, design: Design, epochs: int | None) -> float:
     return polish(run, lambda: named_parameters(story, design)[1])
 
 
-def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> str:
-    """The formula, or that of columns by name.
+def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> list[str]:
+    """The formulas, or that of columns by name.
 
     Raises:
         ValueError: If there are both, or neither.
     """
     if formula is None and target is not None:
-        return formula_of(target, list(experts or ()), list(gate))
-    if not isinstance(formula, str) or target is not None or experts is not None or len(gate):
+        return [formula_of(target, list(experts or ()), list(gate))]
+    formulas = [formula] if isinstance(formula, str) else list(formula or ())
+    if (
+        not formulas
+        or not all(isinstance(each, str) for each in formulas)
+        or target is not None
+        or experts is not None
+        or len(gate)
+    ):
         raise ValueError(
             "expected a formula, or target= with experts= and gate=; got "
             f"formula={formula!r}, target={target!r}, experts={experts!r}, gate={gate!r}"
         )
-    return formula
+    return formulas
 
 
 def as_frame(data: Any) -> pd.DataFrame:
@@ -236,19 +263,37 @@ def check_groups(design: Design, x: pd.DataFrame, place: np.ndarray) -> None:
             )
 
 
-def story_of(design: Design, columns: tuple[Any, ...], num_components: int, family: str) -> ME:
+def story_of(
+    design: Design, columns: tuple[Any, ...], num_components: int, families: list[str]
+) -> ME:
     """The story of a design."""
     x, y = columns[:2]
     width = 1 if y.ndim == 1 else y.shape[1]
-    of_offset = None if design.offset is None else design.places(design.offset.column_names)[0]
+    predictors = [predictor_of(design, spec) for spec in design.predictors]
+    joint = len(families) > 1 or len(design.experts) > 1
+    if joint and len(families) == 1:
+        families = families * width
     return ME(
         x.shape[1],
         width if design.classes is None else len(design.classes),
         num_components,
-        experts=family,
-        expert_columns=design.places(design.expert_terms),
-        gate_columns=design.places(design.gate_terms),
-        offset_column=of_offset,
-        expert_intercept=has_intercept(design.experts),
+        experts=families if joint else families[0],
+        predictor=predictors if joint else predictors[0],
+        gate_columns=design.places(terms(design.gate)),
         gate_intercept=has_intercept(design.gate),
+    )
+
+
+def predictor_of(design: Design, spec: Any) -> Predictor:
+    """The linear predictors of one formula."""
+    names = terms(spec)
+    return Predictor(
+        columns=design.places(names),
+        intercept=has_intercept(spec),
+        offset_column=(
+            None if design.offset is None else design.places(design.offset.column_names)[0]
+        ),
+        shared=design.places([name for name in names if name in design.shared]),
+        shared_intercept=INTERCEPT in design.shared,
+        shared_scale=SIGMA in design.shared,
     )

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .coefficients import GATE
+from .coefficients import ALL, GATE
+from .design import terms
 
 WIDTH = 78
 
@@ -54,21 +55,27 @@ def summarized(fit: Any, alpha: float) -> Summary:
         {
             "coef": fit.params,
             "std err": fit.bse,
-            "z": fit.tvalues,
+            "z": fit.tvalues.map(lambda z: "" if np.isnan(z) else f"{z:.3f}"),
             "P>|z|": fit.pvalues.map(shown_p),
             ends[0]: interval["lower"],
             ends[1]: interval["upper"],
         }
     )
     tables = [("", facts(fit)), ("Components", fit.sizes.rename(index="component {}".format))]
-    pairs = table.index.droplevel("term").unique()
-    for k, equation in sorted(pairs, key=lambda pair: (pair[1] == GATE, pair[0])):
+    for k, equation in sorted(table.index.droplevel("term").unique(), key=place):
         title = f"Component {k}: {equation}"
         if equation == GATE:
             title = f"Gate: component {k} against component 0"
+        if k == ALL:
+            title = f"All components: {equation}"
         tables.append((title, table.loc[(k, equation)]))
-    title = f"Mixture of {fit.num_components} {fit.family} regressions"
+    title = f"Mixture of {fit.num_components} {fit.family} regressions: {fit.design.formula}"
     return Summary(title, tuple(tables), tuple(notes(fit)))
+
+
+def place(pair: tuple[Any, str]) -> tuple[bool, int]:
+    """The place of an equation: what is shared, the experts, the gate."""
+    return pair[1] == GATE, -1 if pair[0] == ALL else pair[0]
 
 
 def facts(fit: Any) -> pd.DataFrame:
@@ -76,20 +83,20 @@ def facts(fit: Any) -> pd.DataFrame:
     rows = f"{fit.nobs:g}"
     if fit.design.groups is not None:
         rows += f" in {int(fit.training_rows[3].max()) + 1} groups"
-    left = {
-        "Formula:": fit.design.formula,
-        "Rows:": rows,
-        "Parameters:": str(fit.df_model),
-        "Covariance:": fit.cov_type,
-    }
-    right = {
-        "Log-likelihood:": f"{fit.llf:.3f}",
-        "AIC:": f"{fit.aic:.2f}",
-        "BIC:": f"{fit.bic:.2f}",
-        "ICL:": f"{fit.icl:.2f}",
-    }
-    entries = [(*one, *other) for one, other in zip(left.items(), right.items(), strict=True)]
+    left = {"Rows:": rows, "Parameters:": str(fit.df_model), "Covariance:": fit.cov_type}
+    right = {"Log-likelihood:": fit.llf, "AIC:": fit.aic, "BIC:": fit.bic}
+    entries = [
+        (*one, name, f"{value:.3f}")
+        for one, (name, value) in zip(left.items(), right.items(), strict=True)
+    ]
+    entries.append(("Gate:", gate_text(fit), "ICL:", f"{fit.icl:.3f}"))
     return pd.DataFrame(entries).set_index(0).rename_axis(None)
+
+
+def gate_text(fit: Any) -> str:
+    """What the gate depends on."""
+    names = terms(fit.design.gate)
+    return f"softmax of {', '.join(names)}" if names else "constant"
 
 
 def notes(fit: Any) -> list[str]:
@@ -101,17 +108,17 @@ def notes(fit: Any) -> list[str]:
     ]
     if fit.cov_type == "observed":
         found.append("Standard errors are from the observed information.")
-    for name in fit.undetermined:
-        component, equation, term = name
+    if fit.undetermined:
+        names = ", ".join(f"{term} of {equation} {k}" for k, equation, term in fit.undetermined)
         found.append(
-            f"No standard error of {term} of component {component} ({equation}): the information "
-            "is singular there, as the rows do not determine it."
+            f"No standard error of {names}: the information is singular there. The rows do not "
+            "determine them, or the likelihood has no maximum, as for separable classes."
         )
-    most = fit.params.index.get_level_values("component").value_counts().max()
+    most = fit.df_model / fit.num_components
     for k, rows in fit.sizes["posterior"].items():
         if rows < 5 * most:
             found.append(
-                f"Component {k} has {rows:.1f} rows for {most} parameters: its standard "
+                f"Component {k} has {rows:.1f} rows for {most:.0f} parameters: its standard "
                 "errors, which hold for many rows, may be too small."
             )
     return found
