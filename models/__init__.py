@@ -24,6 +24,7 @@ from .parts.convolutional import (
 )
 from .parts.experts import (
     BernoulliExperts,
+    BinomialExperts,
     CategoricalExperts,
     JointExperts,
     NormalExperts,
@@ -50,6 +51,7 @@ __all__ = [
     "BayesianExperts",
     "BernoulliExperts",
     "BernoulliLikelihood",
+    "BinomialExperts",
     "CategoricalConditional",
     "CategoricalExperts",
     "ContinuousBernoulliLikelihood",

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pyro_moe.distributions import (
+    Binomial,
     Joint,
     MultivariateNormal,
     Normal,
@@ -117,7 +118,7 @@ class GeneralizedLinear(Experts):
         y: torch.Tensor,
         weights: torch.Tensor,
         start: torch.Tensor,
-        offset: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert.
 
@@ -126,7 +127,7 @@ class GeneralizedLinear(Experts):
             y: Targets, shape (N,) or (N, M).
             weights: The expert's responsibilities, shape (N,).
             start: Coefficients of its map, shape (P, C + 1).
-            offset: The known part of the linear predictor, shape (N,).
+            context: The rows that the inputs are of, shape (N, D).
 
         Returns:
             New coefficients, shape (P, C + 1).
@@ -152,20 +153,18 @@ class GeneralizedLinear(Experts):
             weights: Responsibilities r, shape (N, K).
             **step: Arguments of the step of `Experts`.
         """
-        maps = self.network
+        maps: Any = self.network
         small = isinstance(maps, AffineMaps) and maps.weight[0].numel() <= MAX_SIZE
         if not small and not isinstance(maps, PartlySharedMaps):
             super().maximize(context, y, weights, **step)
             return
         y, context, weights = known_rows(y, context, weights)
         inputs, weights = maps.inputs(context), weights.double()
-        offset = self.offsets(context).expand(len(y))
         if isinstance(maps, PartlySharedMaps):
             number, start = weights.shape[1], maps.coefficients.detach().double()
             many = y.repeat(number, *(1 for _ in y.shape[1:]))
-            maps.take(
-                self.newton_step(inputs, many, weights.T.flatten(), start, offset.repeat(number))
-            )
+            rows = context.repeat(number, 1)
+            maps.take(self.newton_step(inputs, many, weights.T.flatten(), start, rows))
             return
         with torch.no_grad():
             for k, start in enumerate(maps.coefficients.double()):
@@ -173,7 +172,7 @@ class GeneralizedLinear(Experts):
                 if not used.any():
                     continue
                 found = self.newton_step(
-                    inputs[used], y[used], weights[used, k], start, offset[used]
+                    inputs[used], y[used], weights[used, k], start, context[used]
                 )
                 maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
 
@@ -285,18 +284,19 @@ class NormalExperts(Experts):
             **step: Arguments of the step of `Experts`.
         """
         y, context, weights = known_rows(y, context, weights)
-        shared = isinstance(self.network, PartlySharedMaps) and self.covariance != "full"
-        if not isinstance(self.network, AffineMaps) and not shared:
+        maps: Any = self.network
+        shared = isinstance(maps, PartlySharedMaps) and self.covariance != "full"
+        if not isinstance(maps, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
         weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
         offset = self.offsets(context)[..., None]
         targets = self.units(y.reshape(len(y), -1).double() - offset)
-        if isinstance(self.network, PartlySharedMaps):
+        if shared:
             variance = (self.scales() / self.units.scale).detach().double().square()
-            residuals = self.network.least_squares(context, targets, weights, variance)
+            residuals = maps.least_squares(context, targets, weights, variance)
         else:
-            residuals = self.network.least_squares(context, targets, weights)
+            residuals = maps.least_squares(context, targets, weights)
         total = weights.double().sum(0)
         share = weights.double() / total.clamp_min(1e-12)
         covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
@@ -413,7 +413,7 @@ class CategoricalExperts(GeneralizedLinear):
         y: torch.Tensor,
         weights: torch.Tensor,
         start: torch.Tensor,
-        offset: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
         one_hot = nn.functional.one_hot(y.reshape(-1).long(), len(start)).double()
@@ -442,10 +442,18 @@ class BernoulliExperts(GeneralizedLinear):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
+        return dist.Bernoulli(logits=self.logits(context)).to_event(1)
+
+    def logits(self, context: torch.Tensor) -> torch.Tensor:
+        """The logits (N, K, M), with the offset."""
         logits = self.network(context)
-        if self.offset_column is not None:
-            logits = logits + self.offsets(context)[..., None, None].to(logits)
-        return dist.Bernoulli(logits=logits).to_event(1)
+        if self.offset_column is None:
+            return logits
+        return logits + self.offsets(context)[..., None, None].to(logits)
+
+    def trials(self, context: torch.Tensor) -> torch.Tensor:
+        """The number of trials of each row, shape (N,) or ()."""
+        return context.new_ones(())
 
     def newton_step(
         self,
@@ -453,17 +461,47 @@ class BernoulliExperts(GeneralizedLinear):
         y: torch.Tensor,
         weights: torch.Tensor,
         start: torch.Tensor,
-        offset: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        offset, trials = self.offsets(context), self.trials(context)
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             logit = logit + offset
             p = logit.sigmoid()
-            log_p = value * logit - nn.functional.softplus(logit)
-            return log_p, value - p, -p * (1.0 - p)
+            log_p = value * logit - trials * nn.functional.softplus(logit)
+            return log_p, value - trials * p, -trials * p * (1.0 - p)
 
         return by_column(self, derivatives, inputs, y, weights, start)
+
+
+class BinomialExperts(BernoulliExperts):
+    r"""Experts of M counts of successes in a known number of trials.
+
+    .. math:: p_k(y \mid x) = \prod_m \mathrm{Bin}(y_m \mid n, \mathrm{logit} = f_k(x)_m)
+
+    Args:
+        network: Maps a context to logits ``(..., K, M)``.
+        trials_column: The number of the context's column with n.
+
+    Example:
+        >>> BinomialExperts(AffineMaps(1, 5, 1, columns=[0]), 1)(torch.ones(7, 2)).batch_shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, network: nn.Module, trials_column: int) -> None:
+        super().__init__(network)
+        self.trials_column = trials_column
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The K distributions of y given a context, event shape ``(M,)``."""
+        logits = self.logits(context)
+        trials = self.trials(context)[..., None, None].to(logits).expand(logits.shape)
+        return Binomial(total_count=trials, logits=logits).to_event(1)
+
+    def trials(self, context: torch.Tensor) -> torch.Tensor:
+        """The number of trials of each row, shape (N,)."""
+        return context[..., self.trials_column].double()
 
 
 class PoissonExperts(GeneralizedLinear):
@@ -517,10 +555,11 @@ class PoissonExperts(GeneralizedLinear):
         y: torch.Tensor,
         weights: torch.Tensor,
         start: torch.Tensor,
-        offset: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
         scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
+        offset = self.offsets(context)
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rate = logit.clamp(max=20.0).add(offset).exp()
@@ -634,6 +673,7 @@ FAMILIES = (
     "student-t",
     "categorical",
     "bernoulli",
+    "binomial",
     "poisson",
 )
 
@@ -646,6 +686,7 @@ class Predictor:
         columns: The numbers of the columns of the context that they read; all if None.
         intercept: Whether they have intercepts.
         offset_column: A column that is added to them, see `Experts`, or None.
+        trials_column: The column of the number of trials, of binomial experts.
         shared: The numbers of the columns whose coefficients are the same in all experts.
         shared_intercept: Whether the intercept is the same in all experts.
         shared_scale: Whether normal experts have the same covariance.
@@ -654,6 +695,7 @@ class Predictor:
     columns: Sequence[int] | None = None
     intercept: bool = True
     offset_column: int | None = None
+    trials_column: int | None = None
     shared: Sequence[int] = ()
     shared_intercept: bool = False
     shared_scale: bool = False
@@ -699,9 +741,9 @@ def experts_of(
 
     Args:
         experts: ``"normal"`` (with diagonal Γ_k), ``"normal-scalar"``, ``"normal-full"``,
-            ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"`` or ``"poisson"``;
-            a list of such names, one for each column of y; a module from a context to a
-            distribution of batch shape (N, K); or K modules, each to a distribution of batch
+            ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"``, ``"binomial"`` or
+            ``"poisson"``; a list of such names, one for each column of y; a module from a context
+            to a distribution of batch shape (N, K); or K modules, each to a distribution of batch
             shape (N,).
         in_features: Length of the context. This and the following are for affine experts.
         num_components: K.
@@ -748,20 +790,24 @@ def experts_of(
     if experts == "categorical" and predictor.offset_column is not None:
         raise ValueError("expected no offset for experts='categorical'; got one")
     network = predictor.maps(in_features, num_components, y_dim, units)
-    found = _of_family(experts, network, num_components, y_dim, predictor.shared_scale)
+    found = _of_family(experts, network, num_components, y_dim, predictor)
     found.offset_column = predictor.offset_column
     return found
 
 
 def _of_family(
-    experts: str, network: nn.Module, num_components: int, y_dim: int, shared_scale: bool
+    experts: str, network: nn.Module, num_components: int, y_dim: int, predictor: Predictor
 ) -> Experts:
     if experts in ("normal", "normal-scalar", "normal-full"):
         covariance = experts.removeprefix("normal").removeprefix("-") or "diagonal"
         return NormalExperts(
-            network, num_components, y_dim, covariance=covariance, shared_scale=shared_scale
+            network,
+            num_components,
+            y_dim,
+            covariance=covariance,
+            shared_scale=predictor.shared_scale,
         )
-    if shared_scale:
+    if predictor.shared_scale:
         raise ValueError(f"expected normal experts to share a scale; got {experts!r}")
     if experts == "student-t":
         return StudentTExperts(network, num_components, y_dim)
@@ -769,6 +815,10 @@ def _of_family(
         return CategoricalExperts(network)
     if experts == "bernoulli":
         return BernoulliExperts(network)
+    if experts == "binomial":
+        if predictor.trials_column is None:
+            raise ValueError("expected a column of trials for experts='binomial'; got none")
+        return BinomialExperts(network, predictor.trials_column)
     return PoissonExperts(network, y_dim)
 
 

@@ -2,6 +2,7 @@
 
 from .concatenation import concatenate
 from .double import (
+    Binomial,
     ContinuousBernoulli,
     MultivariateNormal,
     NegativeBinomial,
@@ -28,6 +29,7 @@ __all__ = [
     "MAX_LOG_ODDS",
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
+    "Binomial",
     "ContinuousBernoulli",
     "Joint",
     "Mixture",

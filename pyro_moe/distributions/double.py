@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch.distributions import Independent, MixtureSameFamily
+from torch.distributions import Independent, MixtureSameFamily, constraints
 
 from .joint import Joint
 from .mixture import Mixture, Stacked
@@ -145,6 +145,15 @@ class _Double:
         exact: Any = super(_Double, in_double(self))
         own = reduce(torch.promote_types, (given.dtype for given in _given(self).values()))
         return exact.log_prob(value.double()).to(own)
+
+
+class Binomial(_Double, dist.Binomial):
+    """Pyro's binomial distribution, whose support does not depend on the number of trials."""
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """Counts, those above the number of trials included, which have probability zero."""
+        return constraints.nonnegative_integer
 
 
 class ContinuousBernoulli(_Double, dist.ContinuousBernoulli):

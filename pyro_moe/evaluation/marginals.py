@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.distributions import (
     Bernoulli,
+    Binomial,
     Categorical,
     Independent,
     MixtureSameFamily,
@@ -115,6 +116,10 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         known = (p.total_count, value.double().floor().clamp_min(0.0) + 1.0, failure)
         below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known)))
         return torch.where(value < 0, torch.zeros_like(value), below.to(value))
+    if isinstance(p, Binomial):
+        known = (value.double().floor().clamp_min(0.0), p.total_count, p.probs)
+        below = torch.as_tensor(scipy.special.bdtr(*(part.cpu().numpy() for part in known)))
+        return torch.where(value < 0, torch.zeros_like(value), below.nan_to_num(1.0).to(value))
     if isinstance(p, Bernoulli):
         below = (1.0 - p.probs) * (value >= 0)
         return torch.where(value < 1, below, torch.ones_like(below))

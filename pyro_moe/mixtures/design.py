@@ -32,6 +32,7 @@ class Design:
         columns: Names of the columns of x: those of the experts, then those of the gate that the
             experts lack, then the offset.
         offset: The coding of the offset, or None.
+        trials: The coding of the number of trials, or None.
         weights: Name of the column of weights, or None.
         groups: Name of the column of groups, or None.
         classes: The values of a categorical target, in the order of their numbers, or None.
@@ -46,6 +47,7 @@ class Design:
     gate: ModelSpec
     columns: tuple[str, ...]
     offset: ModelSpec | None = None
+    trials: ModelSpec | None = None
     weights: str | None = None
     groups: str | None = None
     classes: tuple[Any, ...] | None = None
@@ -82,8 +84,8 @@ class Design:
             DataError: If a variable is absent, a value is missing, or a level is new.
         """
         parts = [matrix(spec, data, self.unseen) for spec in (*self.experts, self.gate)]
-        if self.offset is not None:
-            parts.append(matrix(self.offset, data, self.unseen))
+        known = [spec for spec in (self.offset, self.trials) if spec is not None]
+        parts += [matrix(spec, data, self.unseen) for spec in known]
         joined = pd.concat(parts, axis=1)
         joined = joined.loc[:, ~joined.columns.duplicated()]
         if INTERCEPT not in joined:
@@ -113,6 +115,7 @@ def designed(
     *,
     classes: bool = False,
     offset: str | None = None,
+    trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
     missing: str = "raise",
@@ -127,6 +130,7 @@ def designed(
         data: The training rows.
         classes: Whether the target is a class.
         offset: A column, or an expression such as ``"log(time)"``, or None.
+        trials: A column or an expression, or None.
         weights: A column, or None.
         groups: A column, or None.
         missing: ``"raise"`` or ``"drop"``.
@@ -147,23 +151,32 @@ def designed(
     if len(gates) > 1:
         raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
     gate = gates[0] if gates else Formula("1")
-    offsets = [] if offset is None else [Formula(f"0 + {offset}")]
+    known = {
+        name: Formula(f"0 + {each}")
+        for name, each in (("offset", offset), ("trials", trials))
+        if each
+    }
     lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, [*lefts, *rights, gate, *offsets], named, missing)
+    data = complete(data, [*lefts, *rights, gate, *known.values()], named, missing)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
-    of_gate, of_offset = coding(gate, data), [coding(each, data) for each in offsets]
-    if any(len(spec.column_names) != 1 for spec in of_offset):
-        raise ValueError(f"expected an offset of one column; got {offset!r}")
+    of_gate, codings = (
+        coding(gate, data),
+        {name: coding(each, data) for name, each in known.items()},
+    )
+    for name, spec in codings.items():
+        if len(spec.column_names) != 1:
+            raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
     names = [*(name for spec in (*experts, of_gate) for name in terms(spec))]
-    names += [name for spec in of_offset for name in spec.column_names]
+    names += [name for spec in codings.values() for name in spec.column_names]
     design = Design(
         "; ".join(formulas),
         targets,
         experts,
         of_gate,
         tuple(dict.fromkeys(names)) or (INTERCEPT,),
-        of_offset[0] if of_offset else None,
+        codings.get("offset"),
+        codings.get("trials"),
         weights,
         groups,
         tuple(sorted_values(data, lefts[0])) if classes else None,

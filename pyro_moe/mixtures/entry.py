@@ -34,6 +34,7 @@ FAMILIES = (
     "student-t",
     "poisson",
     "bernoulli",
+    "binomial",
     "categorical",
 )
 
@@ -48,6 +49,7 @@ def mixture(
     num_components: int = 2,
     family: str | Sequence[str] = "normal",
     offset: str | None = None,
+    trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
     shared: Sequence[str] = (),
@@ -79,10 +81,11 @@ def mixture(
         gate: Names of the gate's columns, instead of a formula.
         num_components: K.
         family: The family of the experts, ``"normal"``, ``"normal-full"`` (correlated targets),
-            ``"student-t"``, ``"poisson"``, ``"bernoulli"`` or ``"categorical"``; or a family for
-            each target.
+            ``"student-t"``, ``"poisson"``, ``"bernoulli"``, ``"binomial"`` or ``"categorical"``;
+            or a family for each target.
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
+        trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
         weights: A column that says for how many rows each row stands. Rows of weight zero are
             left out.
         groups: A column. The rows of a group are from one component. The gate's columns must not
@@ -133,6 +136,7 @@ def mixture(
         table,
         classes=family == "categorical",
         offset=offset,
+        trials=trials,
         weights=weights,
         groups=groups,
         missing=missing,
@@ -290,10 +294,14 @@ def predictor_of(design: Design, spec: Any) -> Predictor:
     return Predictor(
         columns=design.places(names),
         intercept=has_intercept(spec),
-        offset_column=(
-            None if design.offset is None else design.places(design.offset.column_names)[0]
-        ),
+        offset_column=place_of(design, design.offset),
+        trials_column=place_of(design, design.trials),
         shared=design.places([name for name in names if name in design.shared]),
         shared_intercept=INTERCEPT in design.shared,
         shared_scale=SIGMA in design.shared,
     )
+
+
+def place_of(design: Design, spec: Any) -> int | None:
+    """The number of the column of x of a coding of one column, or None."""
+    return None if spec is None else design.places(spec.column_names)[0]
