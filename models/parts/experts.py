@@ -62,6 +62,11 @@ class Experts(nn.Module):
             return context.new_zeros((), dtype=torch.float64)
         return context[..., self.offset_column].double()
 
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the maps have an intercept, so that a constant may be added to them."""
+        return bool(getattr(getattr(self, "network", None), "intercept", True))
+
     def linear_predictor(self, width: int) -> torch.Tensor:
         """The slopes and intercepts of affine maps, in the units of the data: (K, P, D + 1).
 
@@ -244,6 +249,8 @@ class NormalExperts(Experts):
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units and the lower limit of the scales from training targets y, (N, M)."""
         self.units.adapt(y - self.offsets(x)[..., None].to(y))
+        if not self.has_intercept:
+            self.units.loc.zero_()
         self.floor.copy_((rounding_error(y) / self.units.scale).clamp_min(self.min_scale))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
@@ -364,6 +371,8 @@ class StudentTExperts(Experts):
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units from training targets y, shape (N, M)."""
         self.units.adapt(y - self.offsets(x)[..., None].to(y))
+        if not self.has_intercept:
+            self.units.loc.zero_()
 
     def scales(self) -> torch.Tensor:
         """The scales σ in the units of y, shape (K, M)."""
@@ -539,7 +548,8 @@ class PoissonExperts(GeneralizedLinear):
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set a from the counts y, shape (N, M), and from their exposures."""
         exposure = self.offsets(x).exp().mean()
-        self.offset.copy_((y.mean(0) / exposure).clamp_min(1e-3).log())
+        mean = (y.mean(0) / exposure).clamp_min(1e-3)
+        self.offset.copy_(mean.log() if self.has_intercept else torch.zeros_like(mean))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""

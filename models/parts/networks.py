@@ -242,6 +242,7 @@ class PartlySharedMaps(nn.Module):
     ) -> None:
         super().__init__()
         own = [column for column in columns if column not in shared]
+        self.intercept = intercept
         free, common = intercept and not shared_intercept, intercept and shared_intercept
         self.own = AffineMaps(
             len(own), num_components, out_features, units=units, columns=own, intercept=free

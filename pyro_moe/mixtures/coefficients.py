@@ -33,7 +33,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:
         predictors = predictors[:, 1:] - predictors[:, :1]
-        specs, scales = specs * len(equations), scales * len(equations)
+        specs, scales = specs[:1] * len(equations), scales[:1] * len(equations)
     gate = story.gate.maps.in_units(width)[0].double()
     found: dict[Key, torch.Tensor] = {}
     for k, of_expert in enumerate(predictors):

@@ -83,6 +83,7 @@ class Design:
         Raises:
             DataError: If a variable is absent, a value is missing, or a level is new.
         """
+        data = plain(data)
         parts = [matrix(spec, data, self.unseen) for spec in (*self.experts, self.gate)]
         known = [spec for spec in (self.offset, self.trials) if spec is not None]
         parts += [matrix(spec, data, self.unseen) for spec in known]
@@ -98,6 +99,7 @@ class Design:
         Raises:
             DataError: If a target is absent, is missing in a row, or is a class that is not known.
         """
+        data = plain(data)
         if self.classes is None:
             parts = [matrix(spec, data, "raise") for spec in self.targets]
             return pd.concat(parts, axis=1).astype(float)
@@ -146,7 +148,7 @@ def designed(
     """
     check_choice("missing", missing, MISSING)
     check_choice("unseen", unseen, UNSEEN)
-    sides = [parsed(formula) for formula in formulas]
+    data, sides = plain(data), [parsed(formula) for formula in formulas]
     gates = [right[1] for _, right in sides if len(right) == 2]
     if len(gates) > 1:
         raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
@@ -247,6 +249,22 @@ def formula_of(targets: Any, experts: Sequence[str], gate: Sequence[str]) -> str
     sides = (names, experts, gate)
     left, right, last = (" + ".join(f"`{name}`" for name in side) or "1" for side in sides)
     return f"{left} ~ {right} | {last}"
+
+
+def plain(data: pd.DataFrame) -> pd.DataFrame:
+    """A table whose columns are of numpy's types, or categorical. Gaps are NaN or None."""
+    found: dict[Any, pd.Series] = {}
+    for name, column in data.items():
+        if isinstance(column.dtype, pd.CategoricalDtype | np.dtype):
+            found[name] = column
+        elif pd.api.types.is_numeric_dtype(column.dtype):
+            gaps = {"dtype": float, "na_value": np.nan} if column.isna().any() else {}
+            found[name] = pd.Series(column.to_numpy(**gaps), column.index)
+        elif pd.api.types.is_string_dtype(column.dtype):
+            found[name] = column.astype(object)
+        else:
+            found[name] = column
+    return pd.DataFrame(found, index=data.index)
 
 
 def terms(spec: ModelSpec) -> tuple[str, ...]:

@@ -215,7 +215,7 @@ def as_frame(data: Any) -> pd.DataFrame:
     if not isinstance(data, pd.DataFrame):
         try:
             data = pd.DataFrame(data)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise DataError(f"expected a table with named columns; got {error}") from error
     if data.empty:
         raise DataError(f"expected a table with rows and columns; got shape {data.shape}")
@@ -241,6 +241,8 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
 def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
     """The rows x and y as data frames, and the weights and the groups, if any."""
     x, y = design.features(table), design.target(table)
+    if design.trials is not None:
+        check_trials(design, x, y)
     if design.weights is None and design.groups is None:
         return x, y
     weights = np.ones(len(x)) if design.weights is None else weighing(table, design.weights)
@@ -249,6 +251,23 @@ def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
     place, _ = pd.factorize(variable(table, design.groups))
     check_groups(design, x, place)
     return x, y, torch.from_numpy(weights), torch.from_numpy(place.astype(np.int64))
+
+
+def check_trials(design: Design, x: pd.DataFrame, y: Any) -> None:
+    """Check that there are no more successes than trials.
+
+    Raises:
+        DataError: If there are.
+    """
+    (name,) = design.trials.column_names if design.trials is not None else ("",)
+    most, counts = x[[name]].to_numpy(), np.atleast_2d(y.to_numpy().T).T
+    over = counts > most
+    if over.any():
+        row = int(over.any(1).argmax())
+        raise DataError(
+            f"expected counts of at most the trials {name!r}; got {y.to_numpy()[row].max():g} of "
+            f"{x[name].iloc[row]:g} in row {row}"
+        )
 
 
 def check_groups(design: Design, x: pd.DataFrame, place: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from pyro_moe.fitting import information
 from pyro_moe.inference.em import EM
 
 STEPS = 20
-CLOSE = 1e-10
+CLOSE = 1e-16
 
 Parameters = Callable[[], torch.Tensor]
 

@@ -200,17 +200,17 @@ class MixtureFit(Fit):
         """Of each component: the mean gate, the sum of posteriors, and the rows assigned to it."""
         with torch.no_grad():
             q = self._em().log_joint().softmax(0)
-            prior = self.story.gate(self.training_rows[0]).probs.double().mean(0)
-        weight = self.training_rows[2] if len(self.training_rows) > 2 else torch.ones_like(q[0])
+            gate = self.story.gate(self.training_rows[0]).probs.double()
+        weights = self.training_rows[2] if len(self.training_rows) > 2 else torch.ones_like(q[0])
+        weights = weights.to(q)
         hard = torch.zeros_like(q).scatter(0, q.argmax(0, keepdim=True), 1.0)
-        return pd.DataFrame(
-            {
-                "gate": prior.cpu().numpy(),
-                "posterior": (q @ weight.to(q)).cpu().numpy(),
-                "assigned": (hard @ weight.to(q)).cpu().numpy(),
-            },
-            index=pd.RangeIndex(len(q), name="component"),
-        )
+        found = {
+            "gate": gate.mT @ weights / weights.sum(),
+            "posterior": q @ weights,
+            "assigned": hard @ weights,
+        }
+        index = pd.RangeIndex(len(q), name="component")
+        return pd.DataFrame({name: each.cpu().numpy() for name, each in found.items()}, index)
 
     def posterior(self) -> pd.DataFrame:
         """The probability of each component given x and y of each training row or its group."""
