@@ -228,6 +228,17 @@ class ME(MixtureOfExperts):
         found = experts_of(experts, x_dim, num_components, y_dim, units=units, predictor=predictor)
         super().__init__(gate, found, units=units)
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
+        self.options: dict[str, Any] = {
+            "experts": experts,
+            "common_scale": common_scale,
+            "predictor": predictor,
+            "gate_columns": gate_columns,
+            "gate_intercept": gate_intercept,
+        }
+
+    def resized(self, num_components: int) -> "ME":
+        """A mixture of experts of the same kind with another number of components."""
+        return ME(self.x_dim, self.y_dim, num_components, **copy.deepcopy(self.options))
 
 
 class DeepMoE(MixtureOfExperts):

@@ -266,6 +266,15 @@ class NormalExperts(Experts):
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
 
+    def covariances(self) -> torch.Tensor:
+        """The covariances of y in its units, shape (K, M, M) or (1, M, M)."""
+        scale = self.scales() * torch.ones_like(self.units.scale)
+        if self.covariance != "full":
+            return scale.square().diag_embed()
+        eye = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device)
+        scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
+        return scale_tril @ scale_tril.mT
+
     def scales(self) -> torch.Tensor:
         """The scales of Γ_k in the units of y, shape (K, M); if it is full, of its factor."""
         floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)

@@ -5,10 +5,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .design import INTERCEPT, Design, has_intercept, terms
+from .design import INTERCEPT, SIGMA, Design, has_intercept, terms
 
 LEVELS = ["component", "equation", "term"]
 GATE, ALL = "gate", "all"
+MANY = 1e3  # degrees of freedom
 Key = tuple[Any, str, str]
 
 
@@ -29,7 +30,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     """
     width, experts = len(design.columns), story.experts
     predictors = experts.linear_predictor(width)
-    scales = scales_of(experts, len(design.target_names))
+    scales = scales_of(experts, list(design.target_names))
     specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:
         predictors = predictors[:, 1:] - predictors[:, :1]
@@ -40,8 +41,8 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
         for m, (equation, spec) in enumerate(zip(equations, specs, strict=True)):
             for name, value in coefficients(design, spec, of_expert[m]):
                 found[(k, equation, name)] = value
-            if scales[m] is not None:
-                found[(k, equation, "sigma")] = scales[m][k % len(scales[m])]
+            for name, scale in scales[m].items():
+                found[(k, equation, name)] = scale[k % len(scale)]
         if hasattr(experts, "log_df"):
             found[(k, equations[0], "df")] = 2.0 + experts.log_df[k, 0].double().exp()
         if k > 0:
@@ -77,14 +78,50 @@ def with_shared(
     return common | others
 
 
-def scales_of(experts: Any, number: int) -> list[Any]:
-    """The scales of each target, shape (K,), or None for a family without scales."""
+def scales_of(experts: Any, targets: list[str]) -> list[dict[str, torch.Tensor]]:
+    """The scales of each target by name, shape (K,) or (1,): deviations, and correlations."""
     if hasattr(experts, "parts"):
-        return [scale for part in experts.parts for scale in scales_of(part, 1)]
-    if not hasattr(experts, "scales"):
-        return [None] * number
-    scales = experts.scales()
-    return list(scales.expand(len(scales), number).unbind(1))
+        pairs = zip(experts.parts, targets, strict=True)
+        return [scales for part, name in pairs for scales in scales_of(part, [name])]
+    found: list[dict[str, torch.Tensor]] = [{} for _ in targets]
+    if getattr(experts, "covariance", None) == "full":
+        covariances = experts.covariances().double()
+        deviations = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        for m in range(len(targets)):
+            found[m][SIGMA] = deviations[:, m]
+            for j in range(m):
+                product = deviations[:, m] * deviations[:, j]
+                found[m][f"corr({targets[j]})"] = covariances[:, m, j] / product
+    elif hasattr(experts, "scales"):
+        for scales, scale in zip(found, experts.scales().unbind(1), strict=False):
+            scales[SIGMA] = scale  # a single one of all targets is listed with the first
+    return found
+
+
+def at_limit(story: Any, design: Design) -> torch.Tensor:
+    """Which parameters are at a limit, so that their likelihood has no maximum, shape (P,).
+
+    These are scales at their lower limit, and degrees of freedom so many that the tails are normal.
+    """
+    index, values = named_parameters(story, design)
+    low: dict[str, list[bool]] = {}
+    parts = getattr(story.experts, "parts", [story.experts])
+    names = iter(design.target_names)
+    for part in parts:
+        if hasattr(part, "floor"):
+            flags = part.log_scale.detach().exp() < 0.01 * part.floor
+            for column in flags.unbind(1):
+                low[next(names, "")] = column.tolist()
+        else:
+            next(names, None)
+    found = []
+    for (k, equation, term), value in zip(index, values.tolist(), strict=True):
+        flags_of = low.get(equation, [False])
+        scale = (
+            term == SIGMA and equation != GATE and flags_of[0 if k == ALL else k % len(flags_of)]
+        )
+        found.append(scale or (term == "df" and value > MANY))
+    return torch.tensor(found)
 
 
 def as_index(keys: list[Key]) -> pd.MultiIndex:

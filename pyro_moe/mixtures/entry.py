@@ -1,6 +1,7 @@
 """The function `mixture`."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
 from pyro_moe.inference.prior import Prior
 from pyro_moe.models import ME, Predictor
 
-from .coefficients import named_parameters
+from .coefficients import at_limit, named_parameters
 from .design import (
     INTERCEPT,
     SIGMA,
@@ -29,7 +30,6 @@ from .result import MixtureFit
 
 FAMILIES = (
     "normal",
-    "normal-scalar",
     "normal-full",
     "student-t",
     "poisson",
@@ -145,11 +145,11 @@ def mixture(
     )
     columns = columns_of(design, table)
     story = story_of(design, columns, num_components, families)
-    fitted = fit(
-        story.model,
-        story.guide,
+    found = fitted_to(
+        story,
+        design,
         columns,
-        loss="em",
+        family=" and ".join(families),
         initialize=initialize,
         restarts=restarts,
         epochs=epochs,
@@ -158,29 +158,39 @@ def mixture(
         seed=seed,
         progress=progress,
     )
-    run = fitted.run
-    remaining = ended(run, fitted.story, design, epochs)
-    values = {
-        **vars(fitted),
-        "design": design,
-        "family": " and ".join(families),
-        "remaining": remaining,
-    }
-    found = MixtureFit(**{k: v for k, v in values.items() if k in MixtureFit.__dataclass_fields__})
     if not found.converged:
         warn(
             "expected EM and Newton's method to end at a maximum; got an expected increase of "
-            f"{remaining:.2g} nats: give more epochs, more restarts, or fewer components",
+            f"{found.remaining:.2g} nats: give more epochs, more restarts, or fewer components",
             ConvergenceWarning,
         )
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
-def ended(run: EM, story: Any, design: Design, epochs: int | None) -> float:
-    """Go to the maximum; return the increase that is still expected."""
-    if epochs == 0:
-        return float("inf")
-    return polish(run, lambda: named_parameters(story, design)[1])
+def fitted_to(
+    story: Any, design: Design, columns: tuple[Any, ...], *, family: str, **options: Any
+) -> MixtureFit:
+    """A story fitted to the columns of a design, by EM and then by Newton's method.
+
+    Args:
+        story: A story `models.ME`.
+        design: Its design.
+        columns: x and y, and weights and groups, if any.
+        family: The name of the family.
+        **options: Arguments of `fit`.
+    """
+    fitted = fit(story.model, story.guide, columns, loss="em", **options)
+    remaining = float("inf")
+    if options.get("epochs") != 0 and isinstance(fitted.run, EM):
+        remaining = polish(
+            fitted.run,
+            lambda: named_parameters(fitted.story, design)[1],
+            at_limit(fitted.story, design),
+        )
+    values = {**vars(fitted), "design": design, "family": family, "remaining": remaining}
+    return MixtureFit(
+        **{each.name: values[each.name] for each in fields(MixtureFit) if each.name in values}
+    )
 
 
 def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> list[str]:

@@ -30,19 +30,24 @@ class Information:
     observed: torch.Tensor
     gradient: torch.Tensor
     lift: torch.Tensor
+    fixed: torch.Tensor
 
     def undetermined(self, tolerance: float = 1e-9) -> torch.Tensor:
-        """Which parameters take part in a direction without a maximum, shape (P,)."""
-        scale = self.observed.diagonal().abs().sqrt().clamp_min(1e-150)
-        values, vectors = torch.linalg.eigh(self.observed / scale / scale.unsqueeze(-1))
+        """Which parameters are fixed, or in a direction without a maximum, shape (P,)."""
+        diagonal = self.observed.diagonal()
+        flags = self.fixed | (diagonal <= 0)
+        chosen = (~flags).nonzero().flatten()
+        scale = diagonal[chosen].sqrt()
+        part = self.observed[chosen][:, chosen] / scale / scale.unsqueeze(-1)
+        values, vectors = torch.linalg.eigh(part)
         flat = values < tolerance
-        return (vectors[:, flat].square().sum(-1) > 0.05) | (self.observed.diagonal() <= 0)
+        flags[chosen] |= vectors[:, flat].square().sum(-1) > 0.05
+        return flags
 
     def covariance(self) -> torch.Tensor:
         """The inverse of A on the parameters that are determined, NaN for the others."""
-        free = ~self.undetermined()
+        chosen = (~self.undetermined()).nonzero().flatten()
         found = torch.full_like(self.observed, torch.nan)
-        chosen = free.nonzero().flatten()
         if len(chosen):
             part = self.observed[chosen][:, chosen]
             scale = part.diagonal().sqrt()
@@ -52,12 +57,13 @@ class Information:
         return found
 
 
-def informed(run: EM, parameters: Parameters) -> Information:
+def informed(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None) -> Information:
     """The information at the present parameters of a run, with its prior.
 
     Args:
         run: A run of EM, whose parameters need not be at the maximum.
         parameters: θ as a function of the parameters of the run.
+        fixed: Which of them are at a limit; none if None.
     """
     learned = list(run.parameters().values())
     with torch.enable_grad():
@@ -66,7 +72,13 @@ def informed(run: EM, parameters: Parameters) -> Information:
     scale = jacobian.norm(dim=1).clamp_min(1e-300)
     lift = torch.linalg.pinv(jacobian / scale.unsqueeze(-1), rtol=1e-12) / scale
     observed = lift.mT @ information(run).double() @ lift
-    return Information(0.5 * (observed + observed.mT), lift.mT @ gradient, lift)
+    none = torch.zeros(len(observed), dtype=torch.bool, device=observed.device)
+    return Information(
+        0.5 * (observed + observed.mT),
+        lift.mT @ gradient,
+        lift,
+        none if fixed is None else fixed.to(none),
+    )
 
 
 def scores(run: EM, parameters: Parameters, lift: torch.Tensor) -> torch.Tensor:
@@ -78,7 +90,7 @@ def scores(run: EM, parameters: Parameters, lift: torch.Tensor) -> torch.Tensor:
     return each @ lift
 
 
-def polish(run: EM, parameters: Parameters) -> float:
+def polish(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None) -> float:
     r"""Go from the end of EM to the maximum by Newton's method.
 
     EM comes near a maximum and then converges linearly. Steps that do not increase the objective
@@ -87,6 +99,7 @@ def polish(run: EM, parameters: Parameters) -> float:
     Args:
         run: A run, whose parameters are changed in place.
         parameters: θ as a function of the parameters of the run.
+        fixed: Which of them are at a limit, where they stay.
 
     Returns:
         The increase of the objective that is still expected, in nats.
@@ -94,7 +107,7 @@ def polish(run: EM, parameters: Parameters) -> float:
     learned = list(run.parameters().values())
     expected = torch.inf
     for _ in range(STEPS):
-        found = informed(run, parameters)
+        found = informed(run, parameters, fixed)
         covariance = found.covariance()
         step = covariance.nan_to_num(0.0) @ found.gradient
         expected = 0.5 * float(found.gradient @ step)

@@ -18,9 +18,10 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
 from pyro_moe.rows import Rows
 
-from .coefficients import GATE, named_parameters, permute
-from .design import Design
+from .coefficients import GATE, at_limit, named_parameters, permute
+from .design import SIGMA, Design
 from .information import Information, informed, scores
+from .profile import profile_interval
 from .summary import Summary, summarized
 
 COVARIANCES = ("observed", "sandwich")
@@ -80,7 +81,7 @@ class MixtureFit(Fit):
         Raises:
             DataError: If the fit was restored without its training rows.
         """
-        return informed(self._em(), self._values)
+        return informed(self._em(), self._values, at_limit(self.story, self.design))
 
     def cov_params(self, cov_type: str | None = None) -> pd.DataFrame:
         r"""The covariance of the estimates.
@@ -118,7 +119,7 @@ class MixtureFit(Fit):
     def tvalues(self) -> pd.Series:
         """The estimates divided by their standard errors, z; NaN for scales, which are positive."""
         z = self.params / self.bse
-        positive = self.params.index.get_level_values("term").isin(["sigma", "df"])
+        positive = self.params.index.get_level_values("term").isin([SIGMA, "df"])
         return z.where(~(positive & self._of_experts)).rename("z")
 
     @property
@@ -139,15 +140,39 @@ class MixtureFit(Fit):
         Args:
             alpha: α, between 0 and 1.
         """
-        if not 0 < alpha < 1:
-            raise ValueError(f"expected alpha between 0 and 1; got {alpha}")
+        check_alpha(alpha)
         z, estimate, error = norm.isf(alpha / 2), self.params, self.bse
         low, high = estimate - z * error, estimate + z * error
-        logarithmic = (estimate.index.get_level_values("term") == "sigma") & self._of_experts
+        logarithmic = (estimate.index.get_level_values("term") == SIGMA) & self._of_experts
         factor = np.exp(z * error / estimate)
         low = low.where(~logarithmic, estimate / factor)
         high = high.where(~logarithmic, estimate * factor)
         return pd.DataFrame({"lower": low, "upper": high})
+
+    def profile_interval(self, name: Any, alpha: float = 0.05) -> tuple[float, float]:
+        r"""The interval of a parameter in which the profile likelihood is high.
+
+        .. math:: 2 [\ell(\hat\theta) - \max_{\theta_{-i}} \ell(\theta_i, \theta_{-i})]
+                  \le \chi^2_{1, 1 - \alpha}
+
+        Unlike that of `conf_int` it need not be symmetric.
+
+        Args:
+            name: A name in the index of `params`, (component, equation, term).
+            alpha: α, between 0 and 1.
+
+        Raises:
+            ValueError: If there is no such parameter, or the rows do not determine it.
+        """
+        check_alpha(alpha)
+        names = list(self.params.index)
+        if tuple(name) not in names or tuple(name) in self.undetermined:
+            known = [each for each in names if each not in self.undetermined]
+            raise ValueError(f"expected a parameter of {known}; got {name!r}")
+        fit = copy.deepcopy(self)
+        place = names.index(tuple(name))
+        error = float(self.bse.iloc[place])
+        return profile_interval(fit._em(), fit._values, place, error, alpha)
 
     # How well it fits
 
@@ -330,6 +355,12 @@ class MixtureFit(Fit):
 
     def _series(self, values: Any, name: str) -> pd.Series:
         return pd.Series(np.asarray(values), self.params.index, name=name)
+
+
+def check_alpha(alpha: float) -> None:
+    """Check that α is between 0 and 1."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha between 0 and 1; got {alpha}")
 
 
 def sandwich(inverse: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

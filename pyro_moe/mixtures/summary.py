@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .coefficients import ALL, GATE
+from .coefficients import ALL, GATE, at_limit
 from .design import terms
 
 WIDTH = 78
@@ -108,8 +108,19 @@ def notes(fit: Any) -> list[str]:
     ]
     if fit.cov_type == "observed":
         found.append("Standard errors are from the observed information.")
-    if fit.undetermined:
-        names = ", ".join(f"{term} of {equation} {k}" for k, equation, term in fit.undetermined)
+    limits = [
+        name
+        for name, at in zip(fit.params.index, at_limit(fit.story, fit.design), strict=True)
+        if at
+    ]
+    if limits:
+        found.append(
+            f"{named(limits)} at the limit: the likelihood grows beyond it. Standard errors are "
+            "those with a fixed value; fewer components, or prior='weak', give a maximum."
+        )
+    others = [name for name in fit.undetermined if name not in limits]
+    if others:
+        names = named(others)
         found.append(
             f"No standard error of {names}: the information is singular there. The rows do not "
             "determine them, or the likelihood has no maximum, as for separable classes."
@@ -122,6 +133,11 @@ def notes(fit: Any) -> list[str]:
                 "errors, which hold for many rows, may be too small."
             )
     return found
+
+
+def named(parameters: list[Any]) -> str:
+    """Parameters by name in a sentence."""
+    return ", ".join(f"{term} of {equation} {k}" for k, equation, term in parameters)
 
 
 def as_text(table: pd.DataFrame) -> str:
