@@ -49,10 +49,10 @@ def test_an_unknown_parameter_has_no_profile(fitted):
 
 @pytest.mark.parametrize("kind", ["parametric", "rows"])
 def test_the_errors_of_the_bootstrap_are_near_those_of_the_information(fitted, kind):
-    found = bootstrap(fitted, 12, kind=kind)
-    assert found.params.shape == (12, len(fitted.params))
-    ratio = (found.bse / fitted.bse).to_numpy()  # each with an error of 20 %
-    assert 0.75 < np.median(ratio) < 1.3
+    found = bootstrap(fitted, 8, kind=kind)
+    assert found.params.shape == (8, len(fitted.params))
+    ratio = (found.bse / fitted.bse).to_numpy()  # each with an error of 25 %
+    assert 0.7 < np.median(ratio) < 1.4
     interval = found.conf_int(0.2)
     assert (interval["lower"] < found.params.median()).all()
     assert (interval["upper"] > found.params.median()).all()
@@ -81,9 +81,9 @@ def test_groups_stay_together(table):
 
 
 def test_one_line_is_rejected_for_two(table, line):
-    found = bootstrap_test(line, number=3, restarts=1)
+    found = bootstrap_test(line, number=2, restarts=1)
     assert found.statistic > found.null.max()
-    assert found.pvalue == 0.25
+    assert found.pvalue == pytest.approx(1 / 3)
     assert found.larger.num_components == 2
 
 
