@@ -176,7 +176,15 @@ class AffineMaps(nn.Module):
         Args:
             width: D, the number of columns of x. Those that are not read have zero slopes.
         """
-        return in_units(self, width)
+        slopes = self.weight.new_zeros(*self.bias.shape, width)
+        columns = list(range(width)) if self.columns is None else self.columns
+        factors = self.weight.new_ones(width)
+        if isinstance(self.units, Standardize):
+            factors = (self.units.varies / self.units.scale).to(factors)
+        read = self.weight * factors[columns] / math.sqrt(max(len(columns), 1))
+        slopes = slopes.index_copy(-1, torch.tensor(columns, device=slopes.device).long(), read)
+        origin = self(slopes.new_zeros(1, width))[0]
+        return torch.cat([slopes, origin.unsqueeze(-1)], -1)
 
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
         """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision.
@@ -257,7 +265,7 @@ class PartlySharedMaps(nn.Module):
 
     def in_units(self, width: int) -> torch.Tensor:
         """The slopes and the intercepts in the units of x, see `AffineMaps`."""
-        return in_units(self, width)
+        return self.own.in_units(width) + self.common.in_units(width)
 
     @property
     def coefficients(self) -> torch.Tensor:
@@ -304,16 +312,3 @@ class PartlySharedMaps(nn.Module):
             for maps, values in ((self.own, own), (self.common, coefficients[None, :, -width:])):
                 maps.weight.copy_(values[..., :-1])
                 maps.bias.copy_(values[..., -1])
-
-
-def in_units(maps: nn.Module, width: int) -> torch.Tensor:
-    """The slopes in all columns of x and the intercepts of affine maps, (K, P, D + 1).
-
-    Args:
-        maps: A module from x, shape (N, D), to (N, K, P), affine in x.
-        width: D.
-    """
-    like = next(maps.parameters()).detach()
-    origin = maps(like.new_zeros(1, width))
-    slopes = maps(torch.eye(width, dtype=like.dtype, device=like.device)) - origin
-    return torch.cat([slopes, origin]).permute(1, 2, 0)
