@@ -117,9 +117,13 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known)))
         return torch.where(value < 0, torch.zeros_like(value), below.to(value))
     if isinstance(p, Binomial):
-        known = (value.double().floor().clamp_min(0.0), p.total_count, p.probs)
-        below = torch.as_tensor(scipy.special.bdtr(*(part.cpu().numpy() for part in known)))
-        return torch.where(value < 0, torch.zeros_like(value), below.nan_to_num(1.0).to(value))
+        from scipy.special import betainc
+
+        count = value.double().floor().clamp_min(0.0)
+        known = ((p.total_count - count).clamp_min(0.5), count + 1.0, 1.0 - p.probs)
+        below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known))).to(value)
+        below = torch.where(count >= p.total_count, torch.ones_like(below), below)
+        return torch.where(value < 0, torch.zeros_like(below), below)
     if isinstance(p, Bernoulli):
         below = (1.0 - p.probs) * (value >= 0)
         return torch.where(value < 1, below, torch.ones_like(below))

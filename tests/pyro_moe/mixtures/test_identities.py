@@ -166,3 +166,20 @@ def test_a_shared_count_slope_beats_none_and_loses_to_two(table):
     none = mixture("count ~ x", table, **options)
     assert none.llf < shared.llf < free.llf
     assert (none.df_model, shared.df_model, free.df_model) == (5, 6, 7)
+
+
+def test_the_prediction_of_several_families_is_that_of_each(table):
+    both = mixture(
+        ["y ~ x", "count ~ x"], table, family=("normal", "poisson"), initialize=labels(table)
+    )
+    prediction = both.predict(table[:4])
+    gate = both.sizes["gate"].to_numpy()
+    rate = [
+        np.exp(b["Intercept"] + b["x"] * table["x"][:4])
+        for b in (both.params[k, "count"] for k in range(2))
+    ]
+    np.testing.assert_allclose(prediction.mean[:, 1], gate @ np.stack(rate), rtol=1e-7)
+    below = prediction.cdf(table[["y", "count"]][:4].to_numpy())[:, 1]
+    expected = gate @ np.stack([poisson.cdf(table["count"][:4], each) for each in rate])
+    np.testing.assert_allclose(below, expected, rtol=1e-7)
+    assert prediction.sample(3).shape == (3, 4, 2)

@@ -77,6 +77,22 @@ def test_a_binomial_expert_is_a_glm(table):
     np.testing.assert_allclose(fit.bse, other.bse, rtol=1e-6)
 
 
+def test_the_prediction_of_a_binomial_expert_is_a_binomial(table):
+    from scipy.stats import binom
+
+    rows = table.assign(n=table["count"] + 3)
+    fit = mixture("count ~ x", rows, num_components=1, family="binomial", trials="n")
+    b = fit.params[0, "count"]
+    share = 1 / (1 + np.exp(-b["Intercept"] - b["x"] * rows["x"]))
+    prediction = fit.predict(rows)
+    np.testing.assert_allclose(prediction.mean[:, 0], rows["n"] * share, rtol=1e-9)
+    for level in (0.1, 0.5, 0.95):
+        found = prediction.quantile(level)[:, 0]
+        np.testing.assert_array_equal(found, binom.ppf(level, rows["n"], share))
+    below = prediction.cdf(rows["count"].to_numpy())[:, 0]
+    np.testing.assert_allclose(below, binom.cdf(rows["count"], rows["n"], share), rtol=1e-9)
+
+
 def test_a_categorical_expert_is_a_multinomial_logit(table):
     fit = mixture("level ~ x", table, num_components=1, family="categorical")
     codes = table["level"].map({"a": 0, "b": 1, "c": 2})
