@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SiteError,
     )
     from .inference.prior import Prior
+    from .mixtures import MixtureFit, mixture
     from .rows import Rows
     from .selection import Selection, select
 
@@ -35,6 +36,7 @@ __all__ = [
     "DataWarning",
     "EmptyComponentWarning",
     "Fit",
+    "MixtureFit",
     "NonFiniteWarning",
     "Prior",
     "Rows",
@@ -46,6 +48,7 @@ __all__ = [
     "fit",
     "images",
     "laplace",
+    "mixture",
     "models",
     "plots",
     "resume",
@@ -68,6 +71,7 @@ __getattr__, __dir__ = lazy.names(
             "SiteError",
         ],
         "inference.prior": ["Prior"],
+        "mixtures": ["MixtureFit", "mixture"],
         "rows": ["Rows"],
         "selection": ["Selection", "select"],
     },

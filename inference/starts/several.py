@@ -90,6 +90,6 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
 
 def _standardized(data: tuple[torch.Tensor, ...]) -> np.ndarray:
     """x, and y if it has real values in all rows, as columns of unit variance."""
-    parts = [part.reshape(len(part), -1) for part in data]
+    parts = [part.reshape(len(part), -1) for part in data[:2]]
     parts = [part for part in parts if part.is_floating_point() and not part.isnan().any()]
     return unit_variance(torch.cat([part.double() for part in parts], -1)).cpu().numpy()

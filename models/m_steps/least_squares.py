@@ -6,7 +6,7 @@ RIDGE = 1e-7
 
 
 def weighted_least_squares(
-    u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, intercept: bool = True
 ) -> torch.Tensor:
     r"""Weighted least-squares coefficients of K affine maps.
 
@@ -20,6 +20,7 @@ def weighted_least_squares(
         u: Inputs, shape (N, C).
         targets: t, shape (N, P).
         weights: r, shape (N, K).
+        intercept: Whether there is one. Without it the last row of A is zero.
 
     Returns:
         A, shape (K, C + 1, P), with the intercept in the last row, in double precision.
@@ -31,7 +32,7 @@ def weighted_least_squares(
                  [1.]]], dtype=torch.float64)
     """
     u, t, r = u.double(), targets.double(), weights.double()
-    u = torch.cat([u, torch.ones_like(u[:, :1])], -1)
+    u = torch.cat([u, u.new_full((len(u), 1), float(intercept))], -1)
     ridge = RIDGE * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     solutions = []
     for r_k in r.T:

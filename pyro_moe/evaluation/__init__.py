@@ -11,7 +11,7 @@ from .gating import gate
 from .imputation import Imputation, impute
 from .latent import encode, reconstruct, sample
 from .novelty import Novelty, novelty
-from .prediction import Prediction, predict
+from .prediction import Prediction, posterior, predict
 from .scores import classification_scores, clustering_scores, regression_scores
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "impute",
     "linear_baseline",
     "novelty",
+    "posterior",
     "predict",
     "reconstruct",
     "regression_scores",

@@ -179,7 +179,7 @@ class Fit:
         """
         x, *others = self._converted(in_order(data, self.columns, self.targets))
         _, *fitted = self.example
-        if len(others) < len(fitted):
+        if len(others) < min(len(fitted), 1):  # weights and groups of rows may be absent
             raise DataError("expected data (x, y), as fitted; got x alone")
         pairs = zip(others, fitted, strict=False)
         return (x, *(as_fitted(column, like) for column, like in pairs))

@@ -68,7 +68,9 @@ def fit(
         model: The generative model, called with the columns of a minibatch.
         guide: The variational posterior, called with the same arguments.
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
-            ``Dataset`` of such rows.
+            ``Dataset`` of such rows. For a story that takes them, such as `models.ME`, also
+            (x, y, weights) and (x, y, weights, groups): row n stands for w_n rows, and the rows
+            of a group have one assignment.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
             4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
