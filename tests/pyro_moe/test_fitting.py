@@ -785,7 +785,9 @@ def test_enumeration_by_pyro_gives_the_numbers_of_the_marginal_objective(x, name
 
 def test_a_relaxed_objective_by_name_is_pyros_own(x):
     story = STORIES["dmvae"]()
-    same(fit(story, x, loss="relaxed"), fit(story, x, loss=Trace_ELBO()))
+    ours, pyros = fit(story, x, loss="relaxed"), fit(story, x, loss=Trace_ELBO())
+    assert_close(ours.parameters(), pyros.parameters())  # their sums have another order
+    assert_close(torch.tensor(elbos(ours)), torch.tensor(elbos(pyros)))
 
 
 def test_em_is_a_choice_of_its_own(x):
