@@ -37,7 +37,9 @@ class EM:
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(d_n, c_n = k)
 
     with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
-    are conditional on x. The E-step is Bayes' rule on the model's log-probabilities at each k.
+    are conditional on x. A model may scale its rows by weights, with `pyro.poutine.scale`, and may
+    give the rows of a group one c, with ``infer={"groups": ...}`` at its site ``c``. The E-step is
+    Bayes' rule on the model's log-probabilities at each k.
     The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
     `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
     prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
@@ -83,8 +85,8 @@ class EM:
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             with torch.no_grad():
-                log_joint = self.log_joint()
-                elbo = log_joint.logsumexp(0).mean().item()
+                log_joint, scale = self._joint(self.data)
+                elbo = (scale * log_joint.logsumexp(0)).mean().item()
                 log_prior = self._log_prior(log_joint).item()
             self.check_steps()
             with all_or_nothing(self.store, self.model):
@@ -108,17 +110,30 @@ class EM:
     def log_posterior(self) -> torch.Tensor:
         r"""The objective of all rows with its gradients, a scalar, in nats.
 
-        .. math:: \sum_n \log p_\theta(d_n) + \log p(\theta)
+        .. math:: \sum_n w_n \log p_\theta(d_n) + \log p(\theta)
         """
-        log_joint = self._joint(self.data)
-        return log_joint.logsumexp(0).sum() + self._log_prior(log_joint)
+        log_joint, scale = self._joint(self.data)
+        return (scale * log_joint.logsumexp(0)).sum() + self._log_prior(log_joint)
+
+    def log_likelihoods(self) -> torch.Tensor:
+        """The terms of the log-likelihood, with gradients, shape (N,).
+
+        The term of a group of rows with one c is shared equally among its rows.
+        """
+        log_joint, scale = self._joint(self.data)
+        return scale * log_joint.logsumexp(0)
+
+    def shares(self) -> torch.Tensor:
+        """The weight of each row, or its share of its group, shape (N,)."""
+        with torch.no_grad():
+            return self._joint(self.data)[1]
 
     def _log_prior(self, log_joint: torch.Tensor) -> torch.Tensor:
         """Log p(θ) given log p(d, c=k) of all rows, shape (K, N)."""
         joints = [log_joint]
         if self.prior.null_rows and len(self.data) > 1:
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-            joints += [self._joint(copy) for copy in copies]
+            joints += [self._joint(copy)[0] for copy in copies]
         return prior_rows(self.prior, joints) + log_ridge(self.model)
 
     def check_steps(self) -> None:
@@ -141,27 +156,42 @@ class EM:
     ) -> torch.Tensor:
         """Log p(d, c=k) of each row's columns d, shape (K, N).
 
+        If the model gives the rows of a group one assignment, it is that of the whole group.
+
         Args:
             data: Other rows than those of the run. None stands for an unknown target.
             rows_at_once: Rows in a minibatch.
         """
         with torch.no_grad():
-            return self._joint(self.data if data is None else data, rows_at_once)
+            return self._joint(self.data if data is None else data, rows_at_once)[0]
 
     def _joint(
         self, columns: tuple[torch.Tensor | None, ...], rows_at_once: int = 4096
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log p(d, c=k) of each row, shape (K, N), and the weight of each row, shape (N,)."""
         parts = (repeat(None) if c is None else c.split(rows_at_once) for c in columns)
         batches = zip(*parts, strict=False)
         with running(self.store), reproducible(self.seed):
-            return torch.cat([self._log_joint(*batch) for batch in batches], -1)
+            found = [self._log_joint(*batch) for batch in batches]
+        assignment, others, scale, groups = zip(*found, strict=True)
+        log_c, log_d = torch.cat(assignment, -1), torch.cat(others, -1)
+        if groups[0] is None:
+            return log_c + log_d, torch.cat(scale)
+        return _of_groups(log_c, log_d, torch.cat(scale), torch.cat(groups))
 
-    def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:
-        traces = enumerated_traces(self.model, self.guide, *batch)
-        latent = [name for name in traces[0].stochastic_nodes if name not in ("c", "y")]
+    def _log_joint(self, *batch: torch.Tensor | None) -> tuple[Any, ...]:
+        """Log p(c=k) and log p(d|c=k), each (K, N); the weights of rows; their groups, or None."""
+        model_trace, guide_trace = enumerated_traces(self.model, self.guide, *batch)
+        latent = [name for name in model_trace.stochastic_nodes if name not in ("c", "y")]
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
-        return row_log_weights(*traces)
+        joint = row_log_weights(model_trace, guide_trace)
+        if "c" not in model_trace.nodes:
+            return torch.zeros_like(joint), joint, torch.ones_like(joint[0]), None
+        site = model_trace.nodes["c"]
+        scale = torch.as_tensor(site["scale"]).to(joint).expand(joint.shape[1])
+        log_c = site["unscaled_log_prob"].to(joint).expand(joint.shape)
+        return log_c, joint / scale - log_c, scale, site["infer"].get("groups")
 
     def copy(self, *, epochs: int) -> "EM":
         """An independent copy of this run with another number of epochs, to be continued."""
@@ -196,6 +226,19 @@ class EM:
             return self.tolerance >= 0
         rate = last / before if before > 0 else 1.0
         return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
+
+
+def _of_groups(
+    log_c: torch.Tensor, log_d: torch.Tensor, scale: torch.Tensor, groups: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log p(d, c=k) of the whole group of each row, (K, N), and each row's share of its group.
+
+    The log-probability of c is the mean of those of the group's rows.
+    """
+    labels, place = groups.unique(return_inverse=True)
+    share = scale / scale.new_zeros(len(labels)).index_add(0, place, scale)[place]
+    terms = share * log_c + scale * log_d
+    return terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place], share
 
 
 def maximize(
