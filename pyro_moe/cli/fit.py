@@ -21,6 +21,7 @@ from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.rows import Rows
+from pyro_moe.runs.shipped import parameters
 from pyro_moe.text import in_one_line
 
 from . import choices, scoring
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> tuple[Fit, dict[str, float]]:
     if options.device is not None:
         _check_device(options.device)
     story_class, file = choices.story_class(options.story)
-    known = choices.parameters(story_class)
+    known = parameters(story_class)
     source = choices.source(options, known)
     train, test = source.rows()
     choices.check_family(options, known, train, test)
