@@ -121,7 +121,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, ExpertsEstimator):
             counted = y if weights is None else y[weights > 0]
             self.classes_ = np.unique(counted if classes is None else classes)
         if len(self.classes_) < 2:
-            raise ValueError(f"expected at least 2 classes in y; got 1 class, {self.classes_[0]!r}")
+            raise ValueError(
+                f"expected at least 2 classes in y; got 1 class, {self.classes_.tolist()}"
+            )
         if weights is not None:
             x, y, weights = (each[weights > 0] for each in (x, y, weights))
         self._fit_rows(
@@ -131,6 +133,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, ExpertsEstimator):
             partial=partial,
             targets=None if name is None else (str(name),),
             y_dim=len(self.classes_),
+            num_classes=len(self.classes_),
             experts=self.experts,
         )
         return self
@@ -180,5 +183,6 @@ class MixtureOfExpertsClassifier(ClassifierMixin, ExpertsEstimator):
         y = column_or_1d(y)
         known = np.isin(y, self.classes_)
         if not known.all():
-            raise DataError(f"expected classes in {list(self.classes_)}; got {y[~known][0]!r}")
+            got = y[~known][:1].tolist()[0]
+            raise DataError(f"expected classes in {self.classes_.tolist()}; got {got!r}")
         return np.searchsorted(self.classes_, y)

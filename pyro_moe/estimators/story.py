@@ -15,6 +15,7 @@ from pyro_moe.fitting.weights import unweighted, weighted
 from pyro_moe.rows import Rows
 from pyro_moe.runs.shipped import parameters, shipped
 
+TARGET_ARGUMENTS = {"y_dim", "num_classes"}
 Z_DIM = 10  # at most, unless the story's options say otherwise
 
 
@@ -31,7 +32,8 @@ def story_of(
             Those that it does not have are left out.
 
     Raises:
-        ValueError: If the story is none of these, or does not have an option.
+        ValueError: If the story is none of these, has a target and none is given or the reverse,
+            does not have an option, or needs another one.
     """
     if isinstance(story, nn.Module):
         if options:
@@ -49,9 +51,16 @@ def story_of(
         raise ValueError(
             f"expected story_options of {made.__name__}, {', '.join(known)}; got {unknown[0]!r}"
         )
-    dimensions["z_dim"] = min(dimensions["x_dim"], Z_DIM)
-    given = {name: value for name, value in dimensions.items() if name in known}
-    return made(**given | (options or {})).to(dtype)
+    wanted = TARGET_ARGUMENTS & dimensions.keys()
+    if bool(wanted) != bool(TARGET_ARGUMENTS & known.keys()):
+        kind = "with a target y, for predictions" if wanted else "of x alone, for clusters"
+        raise ValueError(f"expected a story {kind}; got {made.__name__}")
+    given = {"z_dim": min(dimensions["x_dim"], Z_DIM)} | dimensions
+    given = {name: value for name, value in given.items() if name in known} | (options or {})
+    for name, parameter in known.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise ValueError(f"expected story_options with {name!r}, for {made.__name__}; got none")
+    return made(**given).to(dtype)
 
 
 def fitted(story: Any, rows: Rows, weights: np.ndarray | None, options: dict[str, Any]) -> Fit:
