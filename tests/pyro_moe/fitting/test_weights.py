@@ -94,6 +94,21 @@ def test_a_fit_is_that_of_copies(name, rows):
     assert_close(density[1], density[0], rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["me", "deepmoe", "gmm"])
+def test_training_by_gradients_is_that_of_copies(name, rows):
+    torch.manual_seed(0)
+    story, _, copies, data = of(name, rows)
+    story.adapt(*copies)  # units of the weighted rows alone would count each once
+    options = {"initialize": "keep", "loss": "marginal", "prior": "none", "epochs": 9}
+    options |= {"batch_size": 1000, "progress": False}
+    one = pyro_moe.fit(story.model, story.guide, copies, **options)
+    other = weighted(story)
+    two = unweighted(pyro_moe.fit(other.model, other.guide, data, **options))
+    for parameter, value in one.parameters().items():
+        assert_close(two.parameters()[parameter], value, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(value, dict(story.named_parameters())[parameter])
+
+
 def test_the_story_of_the_caller_is_as_it_was(rows):
     story = models.ME(2, 1, K)
     other = weighted(story)
