@@ -45,6 +45,7 @@ BELOW = {
     "images": {"evaluation", "fitting", "rows", "inference", "models"},
     "runs": {"evaluation", "fitting", "fitted", "datasets", "files", "rows", "inference", "models"},
     "mixtures": {"evaluation", "fitting", "fitted", "rows", "inference", "models"},
+    "estimators": {"runs", "evaluation", "fitting", "fitted", "rows", "inference"},
     "table1": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
 }
 HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "prior", "starts")}

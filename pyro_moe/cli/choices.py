@@ -36,7 +36,6 @@ TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z_dim is at most the numb
 OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
 Parameters = Mapping[str, inspect.Parameter]
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
@@ -45,20 +44,6 @@ def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
         return runs.STORIES[name], None
     file = story_file.read(name)
     return file.story, file
-
-
-def parameters(story: type[nn.Module]) -> Parameters:
-    """The named parameters of a story's constructor, including those passed to base classes."""
-    known: dict[str, inspect.Parameter] = {}
-    for each in story.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        named = list(inspect.signature(each).parameters.values())
-        variable = [p.kind for p in named if p.kind in _VARIABLE]
-        known = {p.name: p for p in named if p.kind not in _VARIABLE} | known
-        if inspect.Parameter.VAR_KEYWORD not in variable:
-            break
-    return known
 
 
 def has_target(known: Parameters) -> bool:

@@ -22,6 +22,7 @@ from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.inference.steps import Processes
 from pyro_moe.rows import Rows
+from pyro_moe.runs.shipped import parameters
 from pyro_moe.text import in_one_line
 
 from . import choices, scoring
@@ -56,7 +57,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> tuple[Fit, dict[s
     if options.device is not None:
         _check_device(options.device)
     story_class, file = choices.story_class(options.story)
-    known = choices.parameters(story_class)
+    known = parameters(story_class)
     source = choices.source(options, known)
     train, test = source.rows()
     choices.check_family(options, known, train, test)

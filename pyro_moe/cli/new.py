@@ -3,6 +3,7 @@
 import argparse
 
 from pyro_moe.runs import story_file
+from pyro_moe.runs.shipped import parameters
 
 from . import choices
 
@@ -11,7 +12,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the file, and print the command that fits it."""
     path = story_file.write(options.file, options.story)
     line = f"pyro-moe fit {path} --data TABLE.csv"
-    if choices.has_target(choices.parameters(story_file.read(path).story)):
+    if choices.has_target(parameters(story_file.read(path).story)):
         line += " --target COLUMN"
     print(f"{path}: the source code of {options.story}. Edit it, then run")
     print(f"  {line}")

@@ -12,7 +12,7 @@ from .imputation import Imputation, impute
 from .latent import encode, reconstruct, sample
 from .novelty import Novelty, novelty
 from .prediction import Prediction, posterior, predict
-from .scores import classification_scores, clustering_scores, regression_scores
+from .scores import classification_scores, clustering_scores, regression_scores, score
 
 __all__ = [
     "Imputation",
@@ -32,4 +32,5 @@ __all__ = [
     "reconstruct",
     "regression_scores",
     "sample",
+    "score",
 ]

@@ -15,15 +15,16 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
 from pyro_moe.lazy import method
-from pyro_moe.rows import Data, Rows, as_tensors
+from pyro_moe.rows import Data, Rows, as_tensors, column_names, target_names
 
+from .brief import brief
 from .matching import as_fitted, expect_width, in_order
 from .training import Training
 
 AnyData = TypeVar("AnyData", Rows, Data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """A fitted model and guide, with the settings and the history of training.
 
@@ -47,6 +48,10 @@ class Fit:
         restored: What the run folder says of the training rows, if ``data`` are other rows; None
             if ``data`` are the training rows.
         run: The run of SVI or EM that `resume` continues; None for a restored fit.
+        predict: The function `evaluation.predict` as a method.
+        score: The function `evaluation.score` as a method.
+        summary: The function `criticism.summary` as a method.
+        plot: The function `plots.pictures` as a method.
         report: The function `criticism.report` as a method.
         resume: The function `pyro_moe.resume` as a method.
     """
@@ -62,6 +67,10 @@ class Fit:
     image_shape: tuple[int, int, int] | None = None
     restored: Training | None = field(default=None, repr=False)
     run: Any = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """What was fitted, to which rows, and how training ended, in a few lines."""
+        return brief(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle everything at once, so that the parts that share parameters still do."""
@@ -83,6 +92,10 @@ class Fit:
         return _made(type(self), copied | copy.deepcopy(others, memo))
 
     # Assigned below: their functions are in modules that import this one.
+    predict: ClassVar[Callable[..., Any]]
+    score: ClassVar[Callable[..., float]]
+    summary: ClassVar[Callable[..., str]]
+    plot: ClassVar[Callable[..., dict[str, Any]]]
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
 
@@ -138,6 +151,27 @@ class Fit:
                 "expected data=…, because the fit was restored without its training rows; got none"
             )
         return self.data
+
+    def rows(self, data: Data | None = None) -> Rows:
+        """Rows like the fitted ones with the names of the fitted columns, on the CPU.
+
+        Args:
+            data: Rows; the training rows if None.
+
+        Raises:
+            DataError: As in `as_tensors`; or if data is None, and the fit was restored with other
+                rows.
+        """
+        x, *others = self.training_rows if data is None else self.as_tensors(data)
+        given = data if isinstance(data, Rows) else Rows(x)
+        return Rows(
+            x.cpu(),
+            others[0].cpu() if others else None,
+            given.labels,
+            given.image_shape or self.image_shape,
+            self.columns or column_names(data),
+            self.targets or target_names(data),
+        )
 
     @property
     def example(self) -> tuple[torch.Tensor, ...]:
@@ -211,6 +245,10 @@ class Fit:
         return columns
 
 
+Fit.predict = method("pyro_moe.evaluation", "predict")
+Fit.score = method("pyro_moe.evaluation", "score")
+Fit.summary = method("pyro_moe.criticism", "summary")
+Fit.plot = method("pyro_moe.plots", "pictures")
 Fit.report = method("pyro_moe.criticism", "report")
 Fit.resume = method("pyro_moe.fitting", "resume")
 
