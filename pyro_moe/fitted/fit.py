@@ -94,7 +94,7 @@ class Fit:
     # Assigned below: their functions are in modules that import this one.
     predict: ClassVar[Callable[..., Any]]
     score: ClassVar[Callable[..., float]]
-    summary: ClassVar[Callable[..., str]]
+    summary: ClassVar[Callable[..., Any]]
     plot: ClassVar[Callable[..., dict[str, Any]]]
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
