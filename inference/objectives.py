@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
 
 from .handlers import AtTheMean, CategoricalKL, Discretize, EnumerateInParallel, Relax
-from .prior import FLAT, Prior, log_prior_terms
+from .prior import FLAT, Prior, log_prior_terms, log_ridge
 from .programs import Program, modules
 from .protocols import temperatures
 from .traces import (
@@ -193,6 +193,8 @@ class MarginalELBO(_DifferentiableELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
             prior = log_prior_terms(self.prior, self.num_rows, model_trace)
+            if self.prior.ridge:
+                prior = prior + len(rows) / self.num_rows * log_ridge(model, guide)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
 

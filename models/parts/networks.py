@@ -21,10 +21,16 @@ class MLP(nn.Sequential):
         hidden: Widths of the hidden layers. It is empty for an affine map.
         out_features: Length of the output vector.
 
+    Attributes:
+        ridge: The prior precision of the weights A_i, see `inference.prior`.
+
     Example:
         >>> MLP(2, (16, 16), 3)(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
+
+    ridge: float = 1.0
+    is_gate = False
 
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
         widths = (in_features, *hidden)
@@ -32,6 +38,13 @@ class MLP(nn.Sequential):
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
+
+    def squared_weights(self) -> torch.Tensor:
+        """The sum of squares of all weights A_i, a scalar."""
+        return sum(
+            (part.weight.square().sum() for part in self if isinstance(part, nn.Linear)),
+            torch.zeros((), dtype=torch.float64),
+        )
 
 
 class Standardize(nn.Module):

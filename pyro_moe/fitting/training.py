@@ -13,6 +13,7 @@ from pyro_moe.inference.context import stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
+from pyro_moe.inference.prior import with_ridge
 from pyro_moe.inference.programs import Programs, isolated
 from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.progress import Progress
@@ -55,6 +56,7 @@ def run_of(plan: Plan, number: int) -> Any:
     reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
     if plan.by_em:
         return EM(model, guide, data, settings["epochs"], seed, plan.prior, settings["tolerance"])
+    with_ridge(plan.prior, model, guide)
     elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(kept))
     temperature = settings["temperature"]
     return SVI(
