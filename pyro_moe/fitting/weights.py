@@ -7,6 +7,7 @@ and its M-step multiplies responsibilities by them. Units and the prior count ea
 """
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -71,7 +72,8 @@ def _scaled(program: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_weights(method: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *columns: method(self, *columns[:-1])
+    number = len(inspect.signature(method).parameters)  # of self and of the columns that it takes
+    return lambda self, *columns: method(self, *columns[: number - 1])
 
 
 def _m_step(kind: type) -> Callable[..., None]:

@@ -56,7 +56,8 @@ def source_of(name: str) -> str:
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in in_file]
     used = {n.id for each in classes for n in ast.walk(each) if isinstance(n, ast.Name)}
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-    beside = {n.name for n in tree.body if isinstance(n, ast.ClassDef)} & used - in_file
+    defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    beside = defined & used - in_file
     names = [ast.alias(name) for name in sorted(beside)]
     imports.append(ast.ImportFrom(module.__name__, names, 0))
     bodies = ["\n".join(lines[each.lineno - 1 : each.end_lineno]) for each in classes]

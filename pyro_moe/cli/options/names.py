@@ -24,6 +24,7 @@ FAMILIES = (
     "student-t",
     "categorical",
     "bernoulli",
+    "binomial",
     "poisson",
 )
 CONTEXTS = ("x", "z")
