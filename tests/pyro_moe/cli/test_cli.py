@@ -184,7 +184,7 @@ def test_an_interruption_keeps_what_was_learned(table, capsys, monkeypatch):
         if len(fit.history) == 2:
             raise KeyboardInterrupt
 
-    command = "fit dmvae --data my.csv --epochs 4 --initialize random --quiet"
+    command = "fit dmvae --data my.csv --epochs 4 --initialize random --prior weak --quiet"
     with monkeypatch.context() as patch:
         patch.setattr("pyro_moe.cli.fit.fit", functools.partial(pyro_moe.fit, callback=interrupt))
         message = fails(f"{command} --out run", capsys, 130)
@@ -283,7 +283,8 @@ def test_the_command_with_targets_is_the_library_call(homes):
     fit_targets("dvmoe", "price rent", "--epochs 2 --seed 3")
     train, test = datasets.load("my.csv", target=["price", "rent"])
     story = pyro_moe.models.DVMoE(x_dim=3, y_dim=2, num_components=3, z_dim=3)
-    fit = pyro_moe.fit(story.model, story.guide, train, epochs=2, seed=3, progress=False)
+    settings = {"epochs": 2, "seed": 3, "prior": "weak", "progress": False}
+    fit = pyro_moe.fit(story.model, story.guide, train, **settings)
     loaded, settings = runs.load("run")
     learned = loaded.state_dict()
     assert all(torch.equal(learned[key], value) for key, value in fit.story.state_dict().items())
