@@ -39,8 +39,19 @@ def reproducible(*seeds: int) -> Iterator[None]:
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with ONE_THREAD, late_imports(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream(*seeds))
+        _seed(stream(*seeds))
         yield
+
+
+def _seed(seed: int) -> None:
+    """Seed torch's generators, also those of devices that are not in use yet.
+
+    Without devices this is a hundred times as fast as `torch.manual_seed`.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def stream(*seeds: int) -> int:

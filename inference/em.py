@@ -1,15 +1,19 @@
 """Expectation maximization for stories whose parts have an M-step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
+from .handlers import Enumerate
 from .prior import (
     FLAT,
     PERMUTATIONS,
@@ -23,10 +27,14 @@ from .prior import (
 from .programs import Program, isolated, learned, modules
 from .protocols import Maximizable, MixturePart, MStep
 from .svi import Data
-from .traces import enumerated_traces, row_log_weights
+from .traces import compute_log_prob, row_log_weights
 
 ITERATIONS = 1000
 TOLERANCE = 1e-3
+ROWS = 2**15
+VALUES = 2**22
+
+Columns = tuple[torch.Tensor | None, ...]
 
 
 @dataclass
@@ -83,12 +91,12 @@ class EM:
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             with torch.no_grad():
-                log_joint = self.log_joint()
-                elbo = log_joint.logsumexp(0).mean().item()
-                log_prior = self._log_prior(log_joint).item()
+                responsibilities, evidence, joint = self.e_step()
+                elbo = evidence.item() / len(self.data[0])
+                log_prior = self._log_prior(joint).item()
             self.check_steps()
             with all_or_nothing(self.store, self.model):
-                self.m_step(log_joint.softmax(0).T)
+                self.m_step(responsibilities)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": elbo,
@@ -97,6 +105,29 @@ class EM:
             }
             self.history.append(record)
             yield record
+
+    def e_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        r"""The responsibilities, and sums over all rows.
+
+        Returns:
+            r, shape (N, K); the log-likelihood, a scalar; and Σ_nk log p(d_n, c_n = k), a scalar.
+        """
+        responsibilities = self.data[0].new_empty(0)
+        first = 0
+
+        def read(log_joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal responsibilities, first
+            if not first:
+                shape = (len(log_joint), len(self.data[0]))
+                responsibilities = log_joint.new_empty(shape)
+            log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
+            torch.exp(log_joint - log_sum, out=responsibilities[:, first:last])
+            first = last
+            return log_sum.sum(), log_joint.sum()
+
+        with torch.no_grad():
+            evidence, joint = map(sum, zip(*self._by_block(read, self.data), strict=True))
+        return responsibilities.T, evidence, joint
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
         """Update the parameters given responsibilities (N, K), and the rows of the prior."""
@@ -111,15 +142,16 @@ class EM:
         .. math:: \sum_n \log p_\theta(d_n) + \log p(\theta)
         """
         log_joint = self._joint(self.data)
-        return log_joint.logsumexp(0).sum() + self._log_prior(log_joint)
+        return log_joint.logsumexp(0).sum() + self._log_prior(log_joint.sum())
 
-    def _log_prior(self, log_joint: torch.Tensor) -> torch.Tensor:
-        """Log p(θ) given log p(d, c=k) of all rows, shape (K, N)."""
-        joints = [log_joint]
+    def _log_prior(self, joint: torch.Tensor) -> torch.Tensor:
+        """Log p(θ) given Σ_nk log p(d, c=k) of all rows, a scalar."""
+        sums = [joint]
         if self.prior.null_rows and len(self.data) > 1:
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-            joints += [self._joint(copy) for copy in copies]
-        return prior_rows(self.prior, joints) + log_ridge(self.model)
+            sums += [sum(self._by_block(torch.sum, copy)) for copy in copies]
+        means = [each / len(self.data[0]) for each in sums]
+        return prior_rows(self.prior, means) + log_ridge(self.model)
 
     def check_steps(self) -> None:
         """Check that every parameter belongs to a part that has an M-step.
@@ -136,32 +168,34 @@ class EM:
                     f"expected parts with a method 'maximize' for EM; got none for {name!r}"
                 )
 
-    def log_joint(
-        self, data: tuple[torch.Tensor | None, ...] | None = None, *, rows_at_once: int = 4096
-    ) -> torch.Tensor:
+    def log_joint(self, data: Columns | None = None) -> torch.Tensor:
         """Log p(d, c=k) of each row's columns d, shape (K, N).
 
         Args:
             data: Other rows than those of the run. None stands for an unknown target.
-            rows_at_once: Rows in a minibatch.
         """
         with torch.no_grad():
-            return self._joint(self.data if data is None else data, rows_at_once)
+            return self._joint(self.data if data is None else data)
 
-    def _joint(
-        self, columns: tuple[torch.Tensor | None, ...], rows_at_once: int = 4096
-    ) -> torch.Tensor:
-        parts = (repeat(None) if c is None else c.split(rows_at_once) for c in columns)
-        batches = zip(*parts, strict=False)
+    def _joint(self, columns: Columns) -> torch.Tensor:
+        return torch.cat(self._by_block(lambda log_joint: log_joint, columns), -1)
+
+    def _by_block(self, read: Callable[[torch.Tensor], Any], columns: Columns) -> list[Any]:
+        """What is read off log p(d, c=k) of one block of rows after the other, shape (K, B)."""
+        rows = max(1, min(ROWS, VALUES // columns[0][:1].numel()))
+        parts = (repeat(None) if c is None else c.split(rows) for c in columns)
         with running(self.store), reproducible(self.seed):
-            return torch.cat([self._log_joint(*batch) for batch in batches], -1)
+            return [read(self._log_joint(*batch)) for batch in zip(*parts, strict=False)]
 
     def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:
-        traces = enumerated_traces(self.model, self.guide, *batch)
-        latent = [name for name in traces[0].stochastic_nodes if name not in ("c", "y")]
+        """Log p(d, c=k), by Bayes' rule from the model alone: nothing but c is latent."""
+        with Enumerate():
+            trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*batch))
+        latent = [name for name in trace.stochastic_nodes if name not in ("c", "y")]
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
-        return row_log_weights(*traces)
+        compute_log_prob(trace)
+        return row_log_weights(trace, Trace())
 
     def copy(self, *, epochs: int) -> "EM":
         """An independent copy of this run with another number of epochs, to be continued."""

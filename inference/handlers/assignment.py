@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence, register_kl
 
-from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of
+from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of, one_hot_of
 
 
 class CategoricalKL(RelaxedOneHotCategorical):
@@ -73,7 +73,7 @@ class Discretize(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_assignment(msg):
-            msg["fn"] = dist.OneHotCategorical(logits=log_probabilities(msg["fn"]))
+            msg["fn"] = one_hot_of(log_probabilities(msg["fn"]))
 
 
 class Enumerate(Discretize):
@@ -135,6 +135,11 @@ def log_probabilities(distribution: Any) -> torch.Tensor:
 
 
 def one_hot_values(distribution: Any) -> torch.Tensor:
-    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows."""
-    logits = log_probabilities(distribution)
-    return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)
+    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows.
+
+    Their attribute ``are_all`` tells `choose` that it need not look for the components.
+    """
+    logits = one_hot(distribution).logits
+    values = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)
+    values.are_all = True  # type: ignore[attr-defined]
+    return values

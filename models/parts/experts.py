@@ -23,6 +23,7 @@ from pyro_moe.distributions import (
     rounding_error,
 )
 
+from ..m_steps.blocks import weighted_products
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
 from .networks import AffineMaps, Standardize
@@ -232,11 +233,13 @@ class NormalExperts(Experts):
         if not isinstance(self.network, AffineMaps):
             super().maximize(context, y, weights, **step)
             return
-        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
+        counts = weights.sum(0)
+        if not (counts > 0).all():
+            weights = torch.where(counts > 0, weights, torch.ones_like(weights))
         targets = self.units(y.reshape(len(y), -1).double())
-        residuals = self.network.least_squares(context, targets, weights)
-        share = weights.double() / weights.double().sum(0).clamp_min(1e-12)
-        covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
+        residuals = self.network.least_squares(context, targets, weights).permute(1, 2, 0)
+        products = weighted_products(residuals, residuals, weights.double())
+        covariance = products / weights.double().sum(0).clamp_min(1e-12).reshape(-1, 1, 1)
         with torch.no_grad():
             self._take(covariance)
 

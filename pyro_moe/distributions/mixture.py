@@ -61,8 +61,18 @@ class Mixture(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
         """The distribution expanded to a batch shape."""
-        log_weights = self.log_weights.expand(*batch_shape, -1)
-        return Mixture(log_weights, self.component_distribution, validate_args=False)
+        return self._with(self.log_weights.expand(*batch_shape, -1), self.component_distribution)
+
+    def of(self, components: Any) -> "Mixture":
+        """The mixture of other components with the same weights, in double precision."""
+        return self._with(self.log_weights.double(), components)
+
+    def _with(self, log_weights: torch.Tensor, components: Any) -> "Mixture":
+        new = self._get_checked_instance(Mixture)
+        new.log_weights, new.component_distribution = log_weights, components
+        batch_shape = torch.broadcast_shapes(log_weights.shape, components.batch_shape)[:-1]
+        TorchDistribution.__init__(new, batch_shape, components.event_shape, validate_args=False)
+        return new
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log-density of a value."""
@@ -120,7 +130,19 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
         tensor([2.])
     """
     log_c = getattr(c, "log_value", None)  # where c itself underflows
-    return Mixture(log_of(c) if log_c is None else log_c, experts)
+    kind = _Each if getattr(c, "are_all", False) else Mixture
+    return kind(log_of(c) if log_c is None else log_c, experts)
+
+
+class _Each(Mixture):
+    """The K distributions of the components, batch shape (K, N), as mixtures of one-hot weights."""
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """The log-density of a value."""
+        each = self.component_distribution.log_prob(value.unsqueeze(-1 - self.event_dim))
+        if each.dim() > 2 or len(self.batch_shape) > 2:  # it has values of its own for each k
+            return (self.log_weights + each).logsumexp(-1)
+        return each.mT.expand(torch.broadcast_shapes(each.mT.shape, self.batch_shape))
 
 
 class Stacked(TorchDistribution):

@@ -89,10 +89,10 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution expanded to a batch shape."""
-        logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
-        return type(self)(
-            self.temperature, logits=logits, max_log_odds=self.max_log_odds, validate_args=False
-        )
+        new = type(self).__new__(type(self))
+        new.max_log_odds = self.max_log_odds
+        new._logits = self._logits.expand(*batch_shape, -1)
+        return super().expand(batch_shape, new)
 
 
 def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
@@ -101,6 +101,22 @@ def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
         return torch.where(logits.isneginf(), least, logits)
     behind = logits - logits.amax(-1, keepdim=True)
     return bound * torch.expm1(behind / bound)
+
+
+def one_hot_of(log_probabilities: torch.Tensor) -> Any:
+    """The one-hot categorical distribution, in which rows of the same memory are computed once.
+
+    Args:
+        log_probabilities: Shape (..., K), possibly expanded.
+
+    Example:
+        >>> one_hot_of(torch.zeros(2).expand(7, 2)).probs.shape
+        torch.Size([7, 2])
+    """
+    *batch, _ = log_probabilities.shape
+    repeated = [stride == 0 for stride in log_probabilities.stride()[:-1]]
+    own = log_probabilities[tuple(slice(0, 1) if same else slice(None) for same in repeated)]
+    return dist.OneHotCategorical(logits=own).expand(torch.Size(batch))
 
 
 def log_of(probs: torch.Tensor) -> torch.Tensor:

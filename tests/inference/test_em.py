@@ -9,8 +9,10 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe.inference import EM, MarginalELBO
+from pyro_moe.inference import em as module
 from pyro_moe.inference.em import maximize
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
+from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.models import (
     DMVAE,
     GMM,
@@ -59,6 +61,19 @@ def test_e_step_is_bayes_rule_at_every_k(make, x, covariance):
     log_joint = run(story, x).log_joint()
     assert_close(log_joint, story.mixture.log_joint(x).detach().T, rtol=1e-10, atol=1e-12)
     assert_close(log_joint.softmax(0).T, story.mixture.responsibilities(x).probs.detach())
+
+
+def test_the_e_step_is_that_of_model_and_guide_whatever_the_blocks(make, x, monkeypatch):
+    story = make()
+    expected = row_log_weights(*enumerated_traces(story.model, story.guide, x)).detach()
+    for rows in (N, 50):
+        monkeypatch.setattr(module, "ROWS", rows)
+        em = run(story, x)
+        assert_close(em.log_joint(), expected, rtol=1e-10, atol=1e-12)
+        responsibilities, evidence, joint = em.e_step()
+        assert_close(responsibilities, expected.softmax(0).T)
+        assert_close(evidence, expected.logsumexp(0).sum())
+        assert_close(joint, expected.sum())
 
 
 @each_covariance

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.distributions import RelaxedOneHotCategorical
+from pyro_moe.distributions import RelaxedOneHotCategorical, one_hot_of
 
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -71,3 +71,13 @@ def test_a_larger_batch_is_of_the_same_kind():
     assert larger.max_log_odds == 6.0
     sample = larger.sample()
     assert_close(larger.log_prob(sample), c.log_prob(sample), **EXACT)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 4, 3)])
+def test_rows_of_the_same_memory_have_the_probabilities_of_all(shape):
+    logits = torch.randn(3)
+    p = one_hot_of(logits.expand(shape))
+    assert p.batch_shape == shape[:-1]
+    assert_close(p.probs, logits.softmax(-1).expand(shape))
+    each = torch.randn(shape)
+    assert_close(one_hot_of(each).probs, each.softmax(-1))
