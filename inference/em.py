@@ -126,7 +126,8 @@ class EM:
             return log_sum.sum(), log_joint.sum()
 
         with torch.no_grad():
-            evidence, joint = map(sum, zip(*self._by_block(read, self.data), strict=True))
+            sums = self._by_block(read, self.data)
+        evidence, joint = (torch.stack(each).sum() for each in zip(*sums, strict=True))
         return responsibilities.T, evidence, joint
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
@@ -180,7 +181,7 @@ class EM:
     def _joint(self, columns: Columns) -> torch.Tensor:
         return torch.cat(self._by_block(lambda log_joint: log_joint, columns), -1)
 
-    def _by_block(self, read: Callable[[torch.Tensor], Any], columns: Columns) -> list[Any]:
+    def _by_block(self, read: Callable[[torch.Tensor], Any], columns: Any) -> list[Any]:
         """What is read off log p(d, c=k) of one block of rows after the other, shape (K, B)."""
         rows = max(1, min(ROWS, VALUES // columns[0][:1].numel()))
         parts = (repeat(None) if c is None else c.split(rows) for c in columns)

@@ -141,6 +141,20 @@ class TargetLikelihoods(Protocol):
 
 
 @runtime_checkable
+class Predictive(Protocol):
+    r"""A story whose ``forward`` is the distribution of the targets, with c summed out.
+
+    .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
+
+    With it, `predict` need not run the model. It is used if the class that has the story's
+    ``model`` has the ``forward``, too, and both agree.
+    """
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The `Mixture` of the experts of each row x, shape (N, D)."""
+
+
+@runtime_checkable
 class EvaluatedOnce(Protocol):
     """A part whose output depends only on one tensor, its parameters and its buffers.
 

@@ -6,6 +6,7 @@ from .assignment import (
     Enumerate,
     EnumerateInParallel,
     Relax,
+    Undecided,
     is_assignment,
     log_probabilities,
 )
@@ -15,6 +16,7 @@ from .values import (
     Given,
     MinibatchScale,
     SobolSamples,
+    Undrawn,
     WithDistribution,
     standard_normal_points,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "MinibatchScale",
     "Relax",
     "SobolSamples",
+    "Undecided",
+    "Undrawn",
     "WithDistribution",
     "is_assignment",
     "log_probabilities",

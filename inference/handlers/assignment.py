@@ -76,6 +76,16 @@ class Discretize(Messenger):
             msg["fn"] = one_hot_of(log_probabilities(msg["fn"]))
 
 
+class Undecided(Discretize):
+    """Make ``c`` discrete, and set it to the first component, where only q(c) is of interest."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        if is_assignment(msg):
+            msg["value"] = one_hot_values(msg["fn"])[0, 0].expand(msg["fn"].shape())
+            msg["done"] = True
+
+
 class Enumerate(Discretize):
     """Make ``c`` discrete and enumerate its K values along a new leftmost dimension.
 

@@ -1,6 +1,7 @@
 """Weighted moments: the M-step of a Gaussian mixture."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.cluster import kmeans_plusplus
@@ -36,7 +37,7 @@ def weighted_moments(
 
     def average(of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         parts = ((u if units is None else units(u), r) for u, r in blocks(z, weights))
-        total = sum(of(u.mT.contiguous(), r) for u, r in parts)
+        total: Any = sum(of(u.mT.contiguous(), r) for u, r in parts)
         return total / counts.reshape(-1, *(1 for _ in total.shape[1:]))
 
     def squares(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions import MultivariateNormal, Normal, in_double
+from pyro_moe.distributions import MultivariateNormal, Normal, in_double, one_hot_of
 
 from ..m_steps.moments import distant_rows, shrunk, weighted_moments
 from .networks import Standardize
@@ -130,8 +130,9 @@ class GaussianMixture(nn.Module):
         Args:
             z: Points, shape (..., L).
         """
-        logits = self._log_joint(z).log_softmax(-1)  # before they are rounded
-        return dist.OneHotCategorical(logits=logits.to(z.dtype))
+        by_component = self._log_joint(z).movedim(-1, 0)  # as it lies in memory
+        logits = by_component.log_softmax(0).to(z.dtype)  # rounded last
+        return one_hot_of(logits.movedim(0, -1))
 
     def log_joint(self, z: torch.Tensor) -> torch.Tensor:
         """Log p(z, c=k) for each k, shape (..., K)."""

@@ -137,6 +137,8 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
 class _Each(Mixture):
     """The K distributions of the components, batch shape (K, N), as mixtures of one-hot weights."""
 
+    is_choice = True
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log-density of a value."""
         each = self.component_distribution.log_prob(value.unsqueeze(-1 - self.event_dim))

@@ -1,10 +1,13 @@
 """The relaxed one-hot distribution, as which stories write the assignment ``c``."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from torch.distributions import ExpTransform
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 TEMPERATURE = 0.66
 PRIOR_TEMPERATURE = 0.2
@@ -59,9 +62,21 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     ) -> None:
         discrete = torch.distributions.Categorical(probs, logits, validate_args=validate_args)
         self.max_log_odds = max_log_odds
-        self._logits = log_probabilities_of(discrete)
-        relaxed = _bounded(self._logits, max_log_odds)
-        super().__init__(temperature, logits=relaxed, validate_args=validate_args)
+        self._temperature, self._logits = temperature, log_probabilities_of(discrete)
+        self.transforms = [ExpTransform()]
+        shapes = discrete.batch_shape, self._logits.shape[-1:]
+        torch.distributions.Distribution.__init__(self, *shapes, validate_args=validate_args)
+
+    @cached_property
+    def base_dist(self) -> Any:
+        """The distribution of log ζ, which is not made where only the classes are of interest."""
+        logits = _bounded(self._logits, self.max_log_odds)
+        return ExpRelaxedCategorical(self._temperature, logits=logits, validate_args=False)
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """τ."""
+        return self._temperature
 
     @property
     def logits(self) -> torch.Tensor:
@@ -90,9 +105,11 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution expanded to a batch shape."""
         new = type(self).__new__(type(self))
-        new.max_log_odds = self.max_log_odds
-        new._logits = self._logits.expand(*batch_shape, -1)
-        return super().expand(batch_shape, new)
+        new.max_log_odds, new.transforms = self.max_log_odds, self.transforms
+        new._temperature, new._logits = self._temperature, self._logits.expand(*batch_shape, -1)
+        shapes = torch.Size(batch_shape), self.event_shape
+        torch.distributions.Distribution.__init__(new, *shapes, validate_args=False)
+        return new
 
 
 def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
@@ -104,19 +121,20 @@ def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
 
 
 def one_hot_of(log_probabilities: torch.Tensor) -> Any:
-    """The one-hot categorical distribution, in which rows of the same memory are computed once.
+    """The one-hot categorical distribution of probabilities that already sum to one.
 
     Args:
-        log_probabilities: Shape (..., K), possibly expanded.
+        log_probabilities: Shape (..., K).
 
     Example:
-        >>> one_hot_of(torch.zeros(2).expand(7, 2)).probs.shape
-        torch.Size([7, 2])
+        >>> one_hot_of(torch.tensor([0.25, 0.75]).log()).probs
+        tensor([0.2500, 0.7500])
     """
-    *batch, _ = log_probabilities.shape
-    repeated = [stride == 0 for stride in log_probabilities.stride()[:-1]]
-    own = log_probabilities[tuple(slice(0, 1) if same else slice(None) for same in repeated)]
-    return dist.OneHotCategorical(logits=own).expand(torch.Size(batch))
+    *batch, number = log_probabilities.shape
+    p = dist.OneHotCategorical(logits=log_probabilities.new_zeros(number)).expand(torch.Size(batch))
+    vars(p._categorical).pop("probs", None)
+    p._categorical._param = p._categorical.logits = log_probabilities
+    return p
 
 
 def log_of(probs: torch.Tensor) -> torch.Tensor:
@@ -131,7 +149,7 @@ def log_probabilities_of(p: torch.distributions.Categorical) -> torch.Tensor:
     The ``logits`` of a distribution that was given ``probs`` are those of probabilities that are
     clamped to the precision of their type, 1e-7 or 2e-16.
     """
-    return log_of(p.probs) if is_of_probs(p) else p.logits.log_softmax(-1)
+    return log_of(p.probs) if is_of_probs(p) else p.logits
 
 
 def is_of_probs(p: Any) -> bool:

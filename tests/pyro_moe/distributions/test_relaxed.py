@@ -73,11 +73,16 @@ def test_a_larger_batch_is_of_the_same_kind():
     assert_close(larger.log_prob(sample), c.log_prob(sample), **EXACT)
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (5, 4, 3)])
-def test_rows_of_the_same_memory_have_the_probabilities_of_all(shape):
-    logits = torch.randn(3)
-    p = one_hot_of(logits.expand(shape))
-    assert p.batch_shape == shape[:-1]
-    assert_close(p.probs, logits.softmax(-1).expand(shape))
-    each = torch.randn(shape)
-    assert_close(one_hot_of(each).probs, each.softmax(-1))
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 4, 3)])
+def test_a_one_hot_variable_of_log_probabilities_is_that_of_torch(shape):
+    logits = torch.randn(shape).log_softmax(-1)
+    p, expected = one_hot_of(logits), dist.OneHotCategorical(logits=logits)
+    assert (p.batch_shape, p.event_shape) == (expected.batch_shape, expected.event_shape)
+    value = expected.sample()
+    for other in (p, p.expand((2, *expected.batch_shape))):
+        assert_close(other.log_prob(value), expected.log_prob(value).expand(other.batch_shape))
+        assert_close(other.probs, expected.probs.expand_as(other.probs), **EXACT)
+    torch.manual_seed(0)
+    first = p.sample()
+    torch.manual_seed(0)
+    assert_close(first, expected.sample(), rtol=0, atol=0)
