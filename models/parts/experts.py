@@ -90,16 +90,16 @@ class GeneralizedLinear(Experts):
     def newton_step(
         self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert.
+        """Increase the penalized likelihood of the experts.
 
         Args:
-            inputs: Inputs of its map with a column of ones, shape (N, C + 1).
+            inputs: Inputs of the maps with a column of ones, shape (N, C + 1).
             y: Targets, shape (N,) or (N, M).
-            weights: The expert's responsibilities, shape (N,).
-            start: Coefficients of its map, shape (P, C + 1).
+            weights: Responsibilities, shape (N, K).
+            start: Coefficients of the maps, shape (K, P, C + 1).
 
         Returns:
-            New coefficients, shape (P, C + 1).
+            New coefficients, shape (K, P, C + 1).
         """
         raise NotImplementedError
 
@@ -129,12 +129,12 @@ class GeneralizedLinear(Experts):
         y, context, weights = known_rows(y, context, weights)
         inputs, weights = maps.inputs(context), weights.double()
         with torch.no_grad():
-            for k, start in enumerate(maps.coefficients.double()):
-                used = weights[:, k] > 1e-12
-                if not used.any():
-                    continue
-                found = self.newton_step(inputs[used], y[used], weights[used, k], start)
-                maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
+            start = maps.coefficients.double()
+            found = self.newton_step(inputs, y, weights, start)
+            used = (weights > 1e-12).any(0)[:, None, None]  # the others stay as they are
+            coefficients = torch.where(used, found, start)
+            maps.weight.copy_(coefficients[..., :-1])
+            maps.bias.copy_(coefficients[..., -1])
 
 
 class NormalExperts(Experts):
@@ -337,9 +337,9 @@ class CategoricalExperts(GeneralizedLinear):
     def newton_step(
         self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
-        one_hot = nn.functional.one_hot(y.reshape(-1).long(), len(start)).double()
-        targets = weights.unsqueeze(-1) * one_hot
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
+        one_hot = nn.functional.one_hot(y.reshape(-1).long(), start.shape[1]).double()
+        targets = weights.unsqueeze(-1) * one_hot.unsqueeze(1)
         return softmax_newton(inputs, targets, start, ridge=self.ridges(inputs), steps=NEWTON_STEPS)
 
 
@@ -369,7 +369,7 @@ class BernoulliExperts(GeneralizedLinear):
     def newton_step(
         self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             p = logit.sigmoid()
@@ -418,7 +418,7 @@ class PoissonExperts(GeneralizedLinear):
     def newton_step(
         self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
         scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -436,14 +436,17 @@ def by_column(
     weights: torch.Tensor,
     start: torch.Tensor,
 ) -> torch.Tensor:
-    """The step of `GeneralizedLinear` for independent columns of y, one Newton problem each."""
-    ridge = experts.ridges(inputs)
-    columns = zip(y.reshape(len(y), -1).double().unbind(-1), start, strict=True)
-    found = [
-        glm_newton(inputs, partial(derivatives, y_m), weights, a, ridge=ridge, steps=NEWTON_STEPS)
-        for y_m, a in columns
-    ]
-    return torch.stack(found)
+    """The step of `GeneralizedLinear` for independent columns of y: K M Newton problems."""
+    columns, number = y.reshape(len(y), -1).double(), weights.shape[1]
+    found = glm_newton(
+        inputs,
+        partial(derivatives, columns.repeat(1, number)),
+        weights.repeat_interleave(columns.shape[1], 1),
+        start.flatten(0, 1),
+        ridge=experts.ridges(inputs),
+        steps=NEWTON_STEPS,
+    )
+    return found.view_as(start)
 
 
 class StackedExperts(Experts):
