@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -18,14 +19,15 @@ from .prior import (
     FLAT,
     PERMUTATIONS,
     Prior,
-    log_ridge,
+    log_ridge_of,
+    penalized,
     prior_rows,
     with_prior_rows,
     with_ridge,
     without_effect,
 )
-from .programs import Program, isolated, learned, modules
-from .protocols import Maximizable, MixturePart, MStep
+from .programs import Program, beside, isolated, learned, modules
+from .protocols import Maximizable, MixturePart, MStep, Penalized
 from .svi import Data
 from .traces import compute_log_prob, row_log_weights
 
@@ -63,6 +65,7 @@ class EM:
         history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
             nats per row), objective (the same with the prior), seconds.
         store: The state of Pyro's parameter store that belongs to this run.
+        direct: Whether the story's own joint density is that of the model; None if not known yet.
     """
 
     model: Program
@@ -74,6 +77,7 @@ class EM:
     tolerance: float = TOLERANCE
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    direct: bool | None = None
 
     def __post_init__(self) -> None:
         """Set the ridge of the M-steps to that of the prior."""
@@ -88,15 +92,19 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
+        checked = False
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
-            with torch.no_grad():
+            with late_imports():
                 responsibilities, evidence, joint = self.e_step()
                 elbo = evidence.item() / len(self.data[0])
-                log_prior = self._log_prior(joint).item()
-            self.check_steps()
-            with all_or_nothing(self.store, self.model):
-                self.m_step(responsibilities)
+                with torch.no_grad():
+                    log_prior = self._log_prior(joint).item()
+                if not checked:
+                    self.check_steps()
+                    checked = True
+                with all_or_nothing(self.store, self.model):
+                    self.m_step(responsibilities)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": elbo,
@@ -152,7 +160,11 @@ class EM:
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
             sums += [sum(self._by_block(torch.sum, copy)) for copy in copies]
         means = [each / len(self.data[0]) for each in sums]
-        return prior_rows(self.prior, means) + log_ridge(self.model)
+        return prior_rows(self.prior, means) + log_ridge_of(self._penalized)
+
+    @cached_property
+    def _penalized(self) -> list[Penalized]:
+        return penalized(self.model)
 
     def check_steps(self) -> None:
         """Check that every parameter belongs to a part that has an M-step.
@@ -185,8 +197,25 @@ class EM:
         """What is read off log p(d, c=k) of one block of rows after the other, shape (K, B)."""
         rows = max(1, min(ROWS, VALUES // columns[0][:1].numel()))
         parts = (repeat(None) if c is None else c.split(rows) for c in columns)
-        with running(self.store), reproducible(self.seed):
-            return [read(self._log_joint(*batch)) for batch in zip(*parts, strict=False)]
+        batches = zip(*parts, strict=False)
+        with running(self.store):
+            if self._is_direct():
+                return [read(self._direct(*batch)) for batch in batches]
+            with reproducible(self.seed):
+                return [read(self._log_joint(*batch)) for batch in batches]
+
+    def _is_direct(self) -> bool:
+        """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""
+        if self.direct is None and beside(self.model, "log_joint") is not None:
+            some = [column[:ROWS] for column in self.data]
+            with torch.no_grad(), reproducible(self.seed):
+                one, other = self._log_joint(*some), self._direct(*some)
+            same = one.shape == other.shape
+            self.direct = same and torch.allclose(one, other, 1e-9, 1e-9, equal_nan=True)
+        return bool(self.direct)
+
+    def _direct(self, *batch: torch.Tensor | None) -> torch.Tensor:
+        return beside(self.model, "log_joint")(*batch).double().mT
 
     def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:
         """Log p(d, c=k), by Bayes' rule from the model alone: nothing but c is latent."""

@@ -77,7 +77,12 @@ def with_ridge(prior: Prior, *programs: Program) -> None:
 
 def log_ridge(*programs: Program) -> torch.Tensor:
     """The last term of log p(θ), of gates and of experts, a scalar."""
-    terms = [part.ridge * part.squared_weights() for part in penalized(*programs) if part.ridge]
+    return log_ridge_of(penalized(*programs))
+
+
+def log_ridge_of(parts: Iterable[Penalized]) -> torch.Tensor:
+    """The last term of log p(θ), of these parts, a scalar."""
+    terms = [part.ridge * part.squared_weights() for part in parts if part.ridge]
     return -0.5 * sum(terms, torch.zeros((), dtype=torch.float64))
 
 

@@ -22,6 +22,8 @@ def blocks(*columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """
     width = max(column[:1].numel() for column in columns)
     rows = max(1, min(ROWS, VALUES // max(width, 1)))
+    if len(columns[0]) <= rows:
+        return iter([columns])
     return zip(*(column.split(rows) for column in columns), strict=True)
 
 

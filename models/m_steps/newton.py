@@ -44,10 +44,11 @@ def softmax_newton(
     (number, size), problems = start.shape[-2:], start.shape[:-2].numel()
     targets = targets.reshape(len(u), problems, number)
     penalty = ridge.to(start).expand(number, size).reshape(-1)
+    curvature = penalty.diag().unsqueeze(0)
 
     def derivatives(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         value, gradient = -0.5 * (penalty * flat.square()).sum(-1), -penalty * flat
-        hessian = penalty.diag().expand(problems, -1, -1)
+        hessian = curvature
         for u_b, t_b in blocks(u, targets):
             logits = (u_b @ flat.view(-1, size).mT).view(t_b.shape)
             log_p, weights = logits.log_softmax(-1), t_b.sum(-1, keepdim=True)
@@ -125,11 +126,10 @@ def ascend(derivatives: Derivatives, start: torch.Tensor, *, steps: int) -> torc
     """
     point = start
     value, gradient, curvature = derivatives(point)
-    eye = torch.eye(start.shape[-1]).to(start)
     moves = torch.ones_like(value, dtype=torch.bool)
     for _ in range(steps):
-        ridge = 1e-10 * curvature.diagonal(dim1=-2, dim2=-1).abs().amax(-1) + 1e-300
-        factor, failed = torch.linalg.cholesky_ex(curvature + ridge[:, None, None] * eye)
+        curvature.diagonal(dim1=-2, dim2=-1).mul_(1.0 + 1e-10)
+        factor, failed = torch.linalg.cholesky_ex(curvature)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
         promised = (gradient * step).sum(-1)
         moves = moves & (failed == 0) & (promised > 1e-12 * (1.0 + value.abs()))

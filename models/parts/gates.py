@@ -10,7 +10,7 @@ from ..m_steps.newton import MAX_SIZE, softmax_newton
 from ..m_steps.softmax_regression import softmax_regression
 from .networks import AffineMaps
 
-NEWTON_STEPS = 5
+NEWTON_STEPS = 3
 
 
 class SoftmaxGate(nn.Module):

@@ -23,7 +23,7 @@ from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Enumerate, Given, Undrawn, log_probabilities
 from pyro_moe.inference.handlers.evaluated_once import evaluated_once
-from pyro_moe.inference.programs import owner
+from pyro_moe.inference.programs import beside, owner
 from pyro_moe.inference.traces import compute_log_prob, row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
@@ -42,7 +42,6 @@ from .traces import batches, node, shared_latents
 FEW = 64
 ROWS = 2**14
 VALUES = 2**22
-PROTOCOL = ("model", "forward")  # see `inference.protocols.Predictive`
 
 Columns = tuple[Any, ...]
 
@@ -381,14 +380,11 @@ def _of_mixture(p: Any) -> _Draw:
 def _forward(fit: Fit, few: Columns, draw: _Draw) -> Callable[[torch.Tensor], Any] | None:
     """The story's ``forward``, if it is the distribution of y that the model has.
 
-    Whoever writes another model writes it in another class, or another ``forward`` with it. Both
-    are compared on a few rows, too.
+    It must be written where the model is, and agree with it on a few rows, see `Predictive`.
     """
-    story, model = owner(fit.programs.model), fit.programs.model
-    own = getattr(model, "__func__", None) is getattr(type(story), "model", model)
-    origins = [next((c for c in type(story).__mro__ if n in vars(c)), None) for n in PROTOCOL]
-    if not own or origins[0] is not origins[1] or set(PROTOCOL) & set(vars(story)):
+    if beside(fit.programs.model, "forward") is None:
         return None
+    story = owner(fit.programs.model)
     p = story(few[0])
     return story if isinstance(p, MIXTURES) and _agree(draw, _of_mixture(p)) else None
 
