@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 SOURCES := pyro_moe_program.py $(shell find pyro_moe models inference -name '*.py')
 
-.PHONY: demo test check docs
+# A process for each core, of one thread; the tests of a file share their fits.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test check docs wheel
 
 demo: $(VENV)/installed
 	$(BIN)/pyro-moe demo --out demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest
-	$(BIN)/pytest --doctest-modules --pyargs pyro_moe pyro_moe.models pyro_moe.inference
+	$(PYTEST)
+	$(PYTEST) --doctest-modules --pyargs pyro_moe pyro_moe.models pyro_moe.inference
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -21,6 +24,9 @@ check: $(VENV)/installed
 docs: $(VENV)/docs-installed
 	rm -rf docs/_build
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+
+wheel:
+	.ci/wheel
 
 $(VENV)/docs-installed: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \

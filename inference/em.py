@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -37,6 +37,7 @@ ROWS = 2**15
 VALUES = 2**22
 
 Columns = tuple[torch.Tensor | None, ...]
+Read = Callable[[torch.Tensor, torch.Tensor | None], Any]
 
 
 @dataclass
@@ -47,7 +48,9 @@ class EM:
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(d_n, c_n = k)
 
     with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
-    are conditional on x. The E-step is Bayes' rule on the model's log-probabilities at each k.
+    are conditional on x. A model may scale its rows by weights, with `pyro.poutine.scale`, and may
+    give the rows of a group one c, with ``infer={"groups": ...}`` at its site ``c``. The E-step is
+    Bayes' rule on the model's log-probabilities at each k.
     The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
     `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
     prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
@@ -123,7 +126,9 @@ class EM:
         responsibilities = self.data[0].new_empty(0)
         first = 0
 
-        def read(log_joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def read(
+            log_joint: torch.Tensor, scale: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal responsibilities, first
             if not first:
                 shape = (len(log_joint), len(self.data[0]))
@@ -131,7 +136,8 @@ class EM:
             log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
             torch.exp(log_joint - log_sum, out=responsibilities[:, first:last])
             first = last
-            return log_sum.sum(), log_joint.sum()
+            terms = log_sum if scale is None else scale * log_sum
+            return terms.sum(), log_joint.sum()
 
         with torch.no_grad():
             sums = self._by_block(read, self.data)
@@ -148,17 +154,30 @@ class EM:
     def log_posterior(self) -> torch.Tensor:
         r"""The objective of all rows with its gradients, a scalar, in nats.
 
-        .. math:: \sum_n \log p_\theta(d_n) + \log p(\theta)
+        .. math:: \sum_n w_n \log p_\theta(d_n) + \log p(\theta)
         """
-        log_joint = self._joint(self.data)
-        return log_joint.logsumexp(0).sum() + self._log_prior(log_joint.sum())
+        log_joint, scale = self._joint(self.data)
+        return (scale * log_joint.logsumexp(0)).sum() + self._log_prior(log_joint.sum())
+
+    def log_likelihoods(self) -> torch.Tensor:
+        """The terms of the log-likelihood, with gradients, shape (N,).
+
+        The term of a group of rows with one c is shared equally among its rows.
+        """
+        log_joint, scale = self._joint(self.data)
+        return scale * log_joint.logsumexp(0)
+
+    def shares(self) -> torch.Tensor:
+        """The weight of each row, or its share of its group, shape (N,)."""
+        with torch.no_grad():
+            return self._joint(self.data)[1]
 
     def _log_prior(self, joint: torch.Tensor) -> torch.Tensor:
         """Log p(θ) given Σ_nk log p(d, c=k) of all rows, a scalar."""
         sums = [joint]
         if self.prior.null_rows and len(self.data) > 1:
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-            sums += [sum(self._by_block(torch.sum, copy)) for copy in copies]
+            sums += [sum(self._by_block(_sum, copy)) for copy in copies]
         means = [each / len(self.data[0]) for each in sums]
         return prior_rows(self.prior, means) + log_ridge_of(self._penalized)
 
@@ -184,40 +203,59 @@ class EM:
     def log_joint(self, data: Columns | None = None) -> torch.Tensor:
         """Log p(d, c=k) of each row's columns d, shape (K, N).
 
+        If the model gives the rows of a group one assignment, it is that of the whole group.
+
         Args:
             data: Other rows than those of the run. None stands for an unknown target.
         """
         with torch.no_grad():
-            return self._joint(self.data if data is None else data)
+            return self._joint(self.data if data is None else data)[0]
 
-    def _joint(self, columns: Columns) -> torch.Tensor:
-        return torch.cat(self._by_block(lambda log_joint: log_joint, columns), -1)
+    def _joint(
+        self, columns: Columns, rows_at_once: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log p(d, c=k) of each row, shape (K, N), and the weight of each row, shape (N,)."""
+        found = self._by_block(_and_weights, columns, rows_at_once)
+        joints, scales = zip(*found, strict=True)
+        return torch.cat(joints, -1), torch.cat(scales)
 
-    def _by_block(self, read: Callable[[torch.Tensor], Any], columns: Any) -> list[Any]:
-        """What is read off log p(d, c=k) of one block of rows after the other, shape (K, B)."""
-        rows = max(1, min(ROWS, VALUES // columns[0][:1].numel()))
+    def _by_block(self, read: Read, columns: Any, rows_at_once: int | None = None) -> list[Any]:
+        """What is read off log p(d, c=k) and the weights of one block of rows after the other.
+
+        With groups all rows are one block, because the rows of a group may lie in several.
+        """
+        rows = rows_at_once or max(1, min(ROWS, VALUES // max(columns[0][:1].numel(), 1)))
         parts = (repeat(None) if c is None else c.split(rows) for c in columns)
         batches = zip(*parts, strict=False)
         with running(self.store):
-            if self._is_direct():
-                return [read(self._direct(*batch)) for batch in batches]
+            if self._is_direct(columns):
+                return [read(self._direct(*batch), None) for batch in batches]
+            found, grouped = [], []
             with reproducible(self.seed):
-                return [read(self._log_joint(*batch)) for batch in batches]
+                for block in (self._log_joint(*batch) for batch in batches):
+                    if block.groups is None:
+                        found.append(read(block.log_joint, block.scale))
+                    else:
+                        grouped.append(block)
+        return [read(*_of_groups(grouped))] if grouped else found
 
-    def _is_direct(self) -> bool:
+    def _is_direct(self, columns: Columns) -> bool:
         """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""
-        if self.direct is None and beside(self.model, "log_joint") is not None:
+        if max(len(columns), len(self.data)) > 2 or beside(self.model, "log_joint") is None:
+            return False
+        if self.direct is None:
             some = [column[:ROWS] for column in self.data]
             with torch.no_grad(), reproducible(self.seed):
                 one, other = self._log_joint(*some), self._direct(*some)
-            same = one.shape == other.shape
-            self.direct = same and torch.allclose(one, other, 1e-9, 1e-9, equal_nan=True)
-        return bool(self.direct)
+            plain = one.scale is None and one.groups is None
+            same = plain and one.log_joint.shape == other.shape
+            self.direct = same and torch.allclose(one.log_joint, other, 1e-9, 1e-9, equal_nan=True)
+        return self.direct
 
     def _direct(self, *batch: torch.Tensor | None) -> torch.Tensor:
         return beside(self.model, "log_joint")(*batch).double().mT
 
-    def _log_joint(self, *batch: torch.Tensor | None) -> torch.Tensor:
+    def _log_joint(self, *batch: torch.Tensor | None) -> "_Block":
         """Log p(d, c=k), by Bayes' rule from the model alone: nothing but c is latent."""
         with Enumerate():
             trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*batch))
@@ -225,7 +263,15 @@ class EM:
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
         compute_log_prob(trace)
-        return row_log_weights(trace, Trace())
+        log_joint = row_log_weights(trace, Trace())
+        if "c" not in trace.nodes:
+            return _Block(log_joint)
+        site = trace.nodes["c"]
+        log_c, groups = site["unscaled_log_prob"].to(log_joint), site["infer"].get("groups")
+        if not isinstance(site["scale"], torch.Tensor) and site["scale"] == 1:
+            return _Block(log_joint, None, log_c.expand(log_joint.shape), groups)
+        scale = torch.as_tensor(site["scale"]).to(log_joint).expand(log_joint.shape[1])
+        return _Block(log_joint / scale, scale, log_c.expand(log_joint.shape), groups)
 
     def copy(self, *, epochs: int) -> "EM":
         """An independent copy of this run with another number of epochs, to be continued."""
@@ -260,6 +306,46 @@ class EM:
             return self.tolerance >= 0
         rate = last / before if before > 0 else 1.0
         return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
+
+
+class _Block(NamedTuple):
+    """Log-probabilities of B rows, and what the model says of its rows.
+
+    Attributes:
+        log_joint: Log p(d, c=k), shape (K, B).
+        scale: The weights of the rows, shape (B,), or None for weights of one.
+        log_c: Log p(c=k), shape (K, B), or None for a model without ``c``.
+        groups: Numbers of groups, shape (B,), or None.
+    """
+
+    log_joint: torch.Tensor
+    scale: torch.Tensor | None = None
+    log_c: Any = None
+    groups: Any = None
+
+
+def _of_groups(blocks: list[_Block]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log p(d, c=k) of the whole group of each row, (K, N), and each row's share of its group.
+
+    The log-probability of c is the mean of those of the group's rows.
+    """
+    joints, scales = zip(*(_and_weights(*block[:2]) for block in blocks), strict=True)
+    log_joint, scale = torch.cat(joints, -1), torch.cat(scales)
+    log_c = torch.cat([block.log_c for block in blocks], -1)
+    labels, place = torch.cat([block.groups for block in blocks]).unique(return_inverse=True)
+    share = scale / scale.new_zeros(len(labels)).index_add(0, place, scale)[place]
+    terms = share * log_c + scale * (log_joint - log_c)
+    return terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place], share
+
+
+def _and_weights(
+    log_joint: torch.Tensor, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return log_joint, torch.ones_like(log_joint[0]) if scale is None else scale
+
+
+def _sum(log_joint: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+    return log_joint.sum()
 
 
 def maximize(

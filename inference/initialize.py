@@ -149,7 +149,8 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
         return None
     for story in modules(run.model):
         if isinstance(story, TargetLikelihoods):
-            batches = zip(*(column.split(rows_at_once) for column in run.data), strict=True)
+            rows = run.data[:2]  # without weights and groups
+            batches = zip(*(column.split(rows_at_once) for column in rows), strict=True)
             with torch.no_grad(), running(run.store):
                 return torch.cat([story.target_log_likelihoods(*batch) for batch in batches])
     return None

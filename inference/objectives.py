@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
 
 from .handlers import AtTheMean, CategoricalKL, Discretize, EnumerateInParallel, Relax
-from .prior import FLAT, Prior, log_prior_terms
+from .prior import FLAT, Prior, log_prior_terms, log_ridge
 from .programs import Program, modules
 from .protocols import temperatures
 from .traces import (
@@ -26,7 +27,8 @@ from .traces import (
     row_log_weights,
 )
 
-Treatment = Callable[[Program, Program, float, bool], tuple[Program, Program]]
+Temperature = float | torch.Tensor
+Treatment = Callable[[Program, Program, Temperature, bool], tuple[Program, Program]]
 PRIOR_SHARE = PRIOR_TEMPERATURE / TEMPERATURE
 
 
@@ -78,7 +80,7 @@ def objective(
     if loss == "categorical-kl":
         return TraceMeanField_ELBO(), _with_categorical_kl
     if loss == "relaxed":
-        return Trace_ELBO(), _relaxed
+        return RelaxedELBO(), _relaxed
     names = (*LOSSES, "em")
     raise ValueError(f"expected loss in {names} or a Pyro ELBO object; got {loss!r}")
 
@@ -92,7 +94,7 @@ def _enumerated(model: Program, guide: Program, *_: Any) -> tuple[Program, Progr
 
 
 def _relaxed(
-    model: Program, guide: Program, temperature: float, as_written: bool = False
+    model: Program, guide: Program, temperature: Temperature, as_written: bool = False
 ) -> tuple[Program, Program]:
     if not as_written:
         set_temperature(temperature, model, guide)
@@ -102,7 +104,7 @@ def _relaxed(
 
 
 def _with_categorical_kl(
-    model: Program, guide: Program, temperature: float, as_written: bool = False
+    model: Program, guide: Program, temperature: Temperature, as_written: bool = False
 ) -> tuple[Program, Program]:
     if not as_written:
         set_temperature(temperature, model, guide)
@@ -115,7 +117,7 @@ def has_temperatures(*programs: Program) -> bool:
     return any(temperatures(part) for whole in modules(*programs) for part in whole.modules())
 
 
-def set_temperature(temperature: float, *programs: Program) -> None:
+def set_temperature(temperature: Temperature, *programs: Program) -> None:
     """Set the temperatures of q(c) and p(c) in stories that hold them as buffers."""
     values = {"temperature": temperature, "prior_temperature": PRIOR_SHARE * temperature}
     for outermost in modules(*programs):
@@ -191,11 +193,36 @@ class MarginalELBO(_DifferentiableELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
             prior = log_prior_terms(self.prior, self.num_rows, model_trace)
+            if self.prior.ridge:
+                prior = prior + len(rows) / self.num_rows * log_ridge(model, guide)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return enumerated_traces(model, guide, *args, **kwargs)
+
+
+class RelaxedELBO(Trace_ELBO):
+    r"""Pyro's `Trace_ELBO` of reparameterized sites, as one tensor.
+
+    .. math:: L = E_q[\log p(x, z, \zeta) - \log q(z, \zeta)]
+
+    `Trace_ELBO` reads numbers from its tensors, so that its steps cannot be replayed.
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative bound. It is that of `Trace_ELBO` if a site is not reparameterized."""
+        particles = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            guide_trace = prune_subsample_sites(guide_trace)
+            drawn = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
+            if not all(site["fn"].has_rsample for site in drawn):
+                return super().differentiable_loss(model, guide, *args, **kwargs)
+            total = model_trace.log_prob_sum()
+            particles.append(total - sum(site["score_parts"].entropy_term.sum() for site in drawn))
+        return -torch.stack(particles).mean()
 
 
 class AssignedELBO(_DifferentiableELBO):

@@ -7,8 +7,8 @@ r"""A weak prior for few rows: rows of a simpler model, with small weights (a ca
 The first term gives each component κ rows that are distributed like all rows. It draws the
 components toward one model of all rows, and keeps the likelihood bounded. The second term gives
 each component κ₀ rows in which y does not depend on x, because π is a random permutation. It draws
-the effects of x toward zero. The third is the prior N(0, 1/λ) of the weights of softmax gates, in
-standard units.
+the effects of x toward zero. The third is the prior N(0, 1/λ) of the weights of softmax gates,
+experts and perceptrons, in standard units.
 
 References:
     Huang, Stein, Rubin, Kou (2020), *Catalytic prior distributions with application to
@@ -41,8 +41,8 @@ class Prior:
     Attributes:
         rows: κ, rows of the model of all rows for each component.
         null_rows: κ₀, rows without an effect of x for each component.
-        ridge: λ of the gate. That of experts is 0.04 for classes and 0.001 for others; it is zero
-            if this is zero.
+        ridge: λ of the gate. That of experts is 0.04 for classes and 0.001 for others, and that of
+            the weights of perceptrons is 1, a standard normal prior; they are zero if this is zero.
 
     Raises:
         ValueError: If a weight is negative.

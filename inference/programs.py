@@ -76,6 +76,8 @@ def modules(*programs: Program) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
     for part in _parts(programs, {}):
         found.setdefault(id(part), part)
+    if len(found) == 1:
+        return list(found.values())
     nested = {id(child) for part in found.values() for child in list(part.modules())[1:]}
     return [part for part in found.values() if id(part) not in nested]
 

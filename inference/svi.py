@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +11,13 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from .context import reproducible, running, training_mode, without_warnings
+from .context import reproducible, running, stream, training_mode, without_warnings
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
-from .objectives import Treatment
-from .programs import Program, isolated, learned, restore, state
+from .objectives import Temperature, Treatment
+from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
+from .steps import Gradients, Processes
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
@@ -43,6 +43,9 @@ class SVI:
     The random numbers of an epoch depend only on the seed and the number of the epoch. Learning
     rate and temperature depend only on the share of the run that is completed.
 
+    In a process group of `torch.distributed` each process takes its share of the rows of every
+    minibatch, and the gradients are summed. All processes are given the same rows and seed.
+
     Attributes:
         model: A Pyro program. Its parameters are updated in place.
         guide: Its guide. Its parameters are updated in place.
@@ -64,6 +67,7 @@ class SVI:
         store: The state of Pyro's parameter store that belongs to this run.
         optimizer: Adam with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
+        gradients: How the gradients of a minibatch are computed.
     """
 
     model: Program
@@ -83,6 +87,7 @@ class SVI:
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
     best: dict[str, torch.Tensor] | None = None
+    gradients: Gradients = field(default_factory=Gradients, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -94,6 +99,9 @@ class SVI:
             NonFiniteError: If a loss or gradient is not finite. The parameters are then reset to
                 the start or to the last end of an epoch from which a step was finite.
         """
+        processes = Processes.running()
+        processes.expect_alike("rows", self.data)
+        processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         proven = latest = self._checkpoint()
         while len(self.history) < self.epochs and not self.stalled:
             try:
@@ -136,12 +144,13 @@ class SVI:
             return
         before = self.held_out_elbo
         bound = marginal_elbo(self.model, self.guide, self.store, self.held_out, self.seed)
+        bound = Processes.running().agree(bound)
         record["held_out_elbo"] = bound if math.isfinite(bound) else -math.inf
         if before is None or record["held_out_elbo"] > before:
             self.best = state(self.store, self.model, self.guide)
 
     def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        moments = None if self.optimizer is None else deepcopy(self.optimizer.state_dict())
+        moments = None if self.optimizer is None else _moments(self.optimizer)
         return state(self.store, self.model, self.guide), moments
 
     def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
@@ -181,23 +190,30 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
+        processes = Processes.running()
+        at_once = isinstance(self.elbo, Differentiable)
         with (
             reproducible(self.seed, epoch),
             running(self.store),
             training_mode(self.model, self.guide),
-            self._shared(),
+            evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            if processes.size > 1:
+                torch.manual_seed(stream(self.seed, epoch, processes.rank))
+            buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
             for index, rows in enumerate(batches):
+                remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
                 done = (epoch + index / len(batches)) / self.epochs
-                batch = tuple(column[rows] for column in self.data)
+                batch = tuple(column[processes.share(rows)] for column in self.data)
                 try:
-                    total += self._step(batch, done)
+                    total += self._step(batch, len(rows), buffers, done, remaining)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
+            processes.average([b for b in buffers if b.is_floating_point()])
         return {
             "epoch": epoch + 1,
             "elbo": -total / num_rows,
@@ -206,22 +222,39 @@ class SVI:
             "seconds": time.perf_counter() - started,
         }
 
-    def _shared(self) -> AbstractContextManager[None]:
-        """Evaluate gates and experts once in each step if the ELBO is one differentiable loss."""
-        at_once = isinstance(self.elbo, Differentiable)
-        return evaluated_once(self.model, self.guide) if at_once else nullcontext()
+    def _step(
+        self,
+        batch: Data,
+        num_rows: int,
+        buffers: list[torch.Tensor],
+        done: float,
+        remaining: int,
+    ) -> float:
+        """Take a step. The batch has the rows of this process, out of ``num_rows``."""
+        temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
 
-    def _step(self, batch: Data, done: float) -> float:
-        temperature = at(self.temperature, done)
-        num_rows = len(batch[0])
-        model, guide = self._treated(temperature)
-        with MinibatchScale(num_rows / len(self.data[0])):
-            loss = _loss_and_gradients(self.elbo, model, guide, batch)
-        optimizer = self._optimizer()
+        def evaluate() -> float:
+            with MinibatchScale(share):
+                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch)
+            self._optimizer()
+            return loss
+
+        def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
+            with MinibatchScale(share):
+                return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
+
+        if self.optimizer is None or not remaining:
+            loss = evaluate()
+        else:
+            (group,) = self.optimizer.param_groups
+            arguments = (group["params"], buffers, batch, temperature, remaining)
+            loss = self.gradients(evaluate, loss_of, *arguments)
+        optimizer = self._optimizer() if self.optimizer is None else self.optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
+        loss = _of_all_processes(loss, gradients)
         torch._foreach_div_(gradients, float(num_rows))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
@@ -232,7 +265,7 @@ class SVI:
         optimizer.zero_grad()
         return loss
 
-    def _treated(self, temperature: float) -> tuple[Program, Program]:
+    def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
         return self.treatment(self.model, self.guide, temperature, self.as_written)
 
@@ -285,10 +318,30 @@ def marginal_elbo(
     """
     total = 0.0
     with torch.no_grad(), reproducible(seed, 0, 2), running(store):
-        for batch in zip(*(column.split(4096) for column in columns), strict=True):
-            for _ in range(num_particles):
-                total += row_bounds(*enumerated_traces(model, guide, *batch)).sum().item()
+        for batch in zip(*(column.split(512) for column in columns), strict=True):
+            rows = (column.repeat(num_particles, *[1] * (column.dim() - 1)) for column in batch)
+            total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()
     return total / num_particles / len(columns[0])
+
+
+def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:
+    """The loss summed over the processes, after the gradients have been summed in place."""
+    processes = Processes.running()
+    if processes.size == 1:
+        return loss
+    total = torch.tensor([loss], dtype=torch.float64, device=gradients[0].device)
+    processes.add([*gradients, total])
+    return total.item()
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of an optimizer's state."""
+    found = optimizer.state_dict()
+    found["state"] = {
+        number: {name: value.clone() for name, value in tensors.items()}
+        for number, tensors in found["state"].items()
+    }
+    return found
 
 
 def steps_in_epoch(num_rows: int, batch_size: int) -> int:

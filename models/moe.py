@@ -20,7 +20,7 @@ from pyro_moe.distributions import (
 )
 
 from .parts.conditionals import CategoricalConditional
-from .parts.experts import adapt_experts, experts_of
+from .parts.experts import ALL_COLUMNS, Predictor, adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
 from .parts.networks import MLP, Standardize
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
@@ -83,10 +83,15 @@ class MixtureOfExperts(nn.Module):
         points: torch.Tensor,
         x: torch.Tensor,
         y: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
     ) -> None:
         r"""Update the gate and the experts by the M-step.
 
-        .. math:: \max \sum_{nk} r_{nk} [\log g_k(x_n) + \log p_k(y_n \mid x_n)]
+        .. math:: \max \sum_{nk} w_n r_{nk}
+                  \left[ \frac{\log g_k(x_n)}{W_n} + \log p_k(y_n \mid x_n) \right]
+
+        W_n is one, or with groups the sum of the weights in the group of row n.
 
         A gate without a method ``maximize`` is not updated.
 
@@ -95,9 +100,15 @@ class MixtureOfExperts(nn.Module):
             points: Not used; the gate is a function of x.
             x: Rows, shape (N, D).
             y: Targets, shape (N,) or (N, M), or None.
+            weights: w, shape (N,), how many rows each row stands for; all one if None.
+            groups: Numbers of groups, shape (N,). The rows of a group have one assignment c. If
+                None, each row has its own.
         """
+        if weights is not None:
+            responsibilities = responsibilities * weights.unsqueeze(-1)
         if hasattr(self.gate, "maximize"):
-            self.gate.maximize(x, responsibilities)
+            sizes = 1.0 if groups is None else rows_in_group(groups, weights).unsqueeze(-1)
+            self.gate.maximize(x, responsibilities / sizes)
         if y is not None:
             self.experts.maximize(x, y, responsibilities)
 
@@ -110,21 +121,35 @@ class MixtureOfExperts(nn.Module):
         log_gate = self.gate(x).logits
         return log_gate if y is None else log_gate + log_likelihoods(self.experts(x), y)
 
-    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+    def model(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+    ) -> None:
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
         pyro.module("moe", self)
-        with pyro.plate("data", len(x)):
-            # Assumption: c | x ~ Categorical(g(x)), the gate
+        with pyro.plate("data", len(x)), standing_for(weights):
+            # Assumption: c | x ~ Categorical(g(x)), the gate; the same c in the rows of a group
             c = pyro.sample(
-                "c", RelaxedOneHotCategorical(self.prior_temperature, logits=self.gate(x).logits)
+                "c",
+                RelaxedOneHotCategorical(self.prior_temperature, logits=self.gate(x).logits),
+                infer={"groups": groups},
             )
             # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.experts(x)), y)
 
-    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The exact posterior of c given x and, if it is known, y."""
+    def guide(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+    ) -> None:
+        """The exact posterior of c given x and, if it is known, y, of each row by itself."""
         pyro.module("moe", self)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x)), standing_for(weights):
             # p(c = k | x, y) ∝ g_k(x) p_k(y | x), by Bayes' rule
             logits = self.gate(x).logits
             if y is not None:
@@ -134,7 +159,26 @@ class MixtureOfExperts(nn.Module):
                 RelaxedOneHotCategorical(
                     self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
                 ),
+                infer={"groups": groups},
             )
+
+
+def standing_for(weights: torch.Tensor | None) -> Any:
+    """A context in which row n counts as w_n rows, for weights w of shape (N,) or None."""
+    return pyro.poutine.scale(scale=1.0 if weights is None else weights)
+
+
+def rows_in_group(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The number of rows in the group of each row, or the sum of their weights, shape (N,).
+
+    Example:
+        >>> rows_in_group(torch.tensor([4, 7, 4]))
+        tensor([2., 1., 2.], dtype=torch.float64)
+    """
+    labels, place = groups.unique(return_inverse=True)
+    each = torch.ones(len(groups)) if weights is None else weights
+    sums = torch.zeros(len(labels), dtype=torch.float64, device=groups.device)
+    return sums.index_add(0, place, each.to(sums))[place]
 
 
 class ME(MixtureOfExperts):
@@ -150,8 +194,14 @@ class ME(MixtureOfExperts):
         y_dim: M, columns of y, or the number of classes.
         num_components: K.
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
-            ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
+            ``"bernoulli"`` or ``"poisson"``; names of families, one for each column of y; or
+            modules, see `MixtureOfExperts`.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
+        predictor: What the linear predictors of affine experts are made of: columns, an offset,
+            shared coefficients, see `Predictor`; or one for each family of a list.
+        gate_columns: The numbers of the columns that the gate reads; all if None. If there are
+            none, ``()``, the gate is constant: a finite mixture of regressions.
+        gate_intercept: Whether the gate has intercepts.
 
     Raises:
         ValueError: If ``experts`` is none of these.
@@ -159,6 +209,9 @@ class ME(MixtureOfExperts):
     Example:
         >>> ME(x_dim=2, y_dim=1, num_components=5)(torch.zeros(7, 2)).mean.shape
         torch.Size([7, 1])
+        >>> constant = ME(x_dim=2, y_dim=1, num_components=5, gate_columns=())
+        >>> constant.gate(torch.randn(7, 2)).probs.unique(dim=0).shape
+        torch.Size([1, 5])
     """
 
     def __init__(
@@ -167,16 +220,30 @@ class ME(MixtureOfExperts):
         y_dim: int,
         num_components: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         common_scale: bool = False,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
+        gate_columns: Sequence[int] | None = None,
+        gate_intercept: bool = True,
     ) -> None:
         units = Standardize(x_dim, common=common_scale)
-        super().__init__(
-            SoftmaxGate(x_dim, num_components, units=units),
-            experts_of(experts, x_dim, num_components, y_dim, units=units),
-            units=units,
+        gate = SoftmaxGate(
+            x_dim, num_components, units=units, columns=gate_columns, intercept=gate_intercept
         )
+        found = experts_of(experts, x_dim, num_components, y_dim, units=units, predictor=predictor)
+        super().__init__(gate, found, units=units)
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
+        self.options: dict[str, Any] = {
+            "experts": experts,
+            "common_scale": common_scale,
+            "predictor": predictor,
+            "gate_columns": gate_columns,
+            "gate_intercept": gate_intercept,
+        }
+
+    def resized(self, num_components: int) -> "ME":
+        """A mixture of experts of the same kind with another number of components."""
+        return ME(self.x_dim, self.y_dim, num_components, **copy.deepcopy(self.options))
 
 
 class DeepMoE(MixtureOfExperts):

@@ -1,25 +1,34 @@
-"""Probabilistic mixtures of experts with deep generative gates, in Pyro."""
+"""Probabilistic mixtures of experts with deep generative gates, in Pyro.
+
+Modules are imported when one of their names is first used, and so are Pyro and torch.
+"""
 
 from pkgutil import extend_path
+from typing import TYPE_CHECKING
 
 # In a checkout, models/ and inference/ stand beside this folder: find them where they are
 # installed also when Python was started in the checkout and imports this folder first.
 __path__ = extend_path(__path__, __name__)
 
-from . import criticism, datasets, evaluation, images, models, plots, runs
-from .fitted import Fit
-from .fitting import fit, laplace, resume
-from .inference.errors import (
-    ConvergenceWarning,
-    DataError,
-    DataWarning,
-    EmptyComponentWarning,
-    NonFiniteWarning,
-    SiteError,
-)
-from .inference.prior import Prior
-from .rows import Rows
-from .selection import Selection, select
+from . import lazy
+
+if TYPE_CHECKING:
+    from . import criticism, datasets, evaluation, images, models, plots, runs
+    from .fitted import Fit
+    from .fitting import fit, resume
+    from .fitting.laplace import laplace
+    from .inference.errors import (
+        ConvergenceWarning,
+        DataError,
+        DataWarning,
+        EmptyComponentWarning,
+        NonFiniteWarning,
+        SiteError,
+    )
+    from .inference.prior import Prior
+    from .mixtures import MixtureFit, mixture
+    from .rows import Rows
+    from .selection import Selection, select
 
 __all__ = [
     "ConvergenceWarning",
@@ -27,6 +36,7 @@ __all__ = [
     "DataWarning",
     "EmptyComponentWarning",
     "Fit",
+    "MixtureFit",
     "NonFiniteWarning",
     "Prior",
     "Rows",
@@ -38,6 +48,7 @@ __all__ = [
     "fit",
     "images",
     "laplace",
+    "mixture",
     "models",
     "plots",
     "resume",
@@ -45,6 +56,23 @@ __all__ = [
     "select",
 ]
 
-# Methods that need what imports `Fit`: here, where both are known, no import is circular.
-Fit.report = criticism.report
-Fit.resume = resume
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    {
+        "fitted": ["Fit"],
+        "fitting": ["fit", "resume"],
+        "fitting.laplace": ["laplace"],
+        "inference.errors": [
+            "ConvergenceWarning",
+            "DataError",
+            "DataWarning",
+            "EmptyComponentWarning",
+            "NonFiniteWarning",
+            "SiteError",
+        ],
+        "inference.prior": ["Prior"],
+        "mixtures": ["MixtureFit", "mixture"],
+        "rows": ["Rows"],
+        "selection": ["Selection", "select"],
+    },
+)

@@ -9,13 +9,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import scipy.sparse
 import torch
 from torch.utils.data import Dataset, default_collate
 
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
+from pyro_moe.lazy import is_instance
 
 Data = Any  # a tensor, array, data frame, Rows, torch Dataset, or a tuple (x, y) of the first three
 
@@ -163,6 +162,7 @@ def column_names(data: Data) -> tuple[str, ...] | None:
     """Names of the columns of x, or None if they have no names.
 
     Example:
+        >>> import pandas as pd
         >>> column_names(pd.DataFrame({"dose": [1.5], "weight": [70]}))
         ('dose', 'weight')
     """
@@ -175,6 +175,7 @@ def target_names(data: Data) -> tuple[str, ...] | None:
     """Names of the columns of y, or None if they have no names or there is no y.
 
     Example:
+        >>> import pandas as pd
         >>> target_names(([[1.5], [2.5]], pd.Series([0, 1], name="cured")))
         ('cured',)
     """
@@ -237,7 +238,7 @@ def _check_index(columns: tuple[Any, ...]) -> None:
     """Check that pandas objects with the same index labels have them in the same order."""
     x, *others = columns
     for other in others:
-        pandas = all(isinstance(column, pd.DataFrame | pd.Series) for column in (x, other))
+        pandas = all(is_instance(column, "pandas", "DataFrame", "Series") for column in (x, other))
         if not pandas or len(x) != len(other) or x.index.equals(other.index):
             continue
         if x.index.isin(other.index).all() and other.index.isin(x.index).all():
@@ -291,7 +292,7 @@ def as_tensor(column: Any, name: str) -> torch.Tensor:
     array = _as_array(column, name)
     if array.dtype.kind not in "biuf":
         array = _as_numbers(
-            array, name, column.columns if isinstance(column, pd.DataFrame) else None
+            array, name, column.columns if is_instance(column, "pandas", "DataFrame") else None
         )
     if array.dtype.kind == "u" and array.max(initial=0) > np.iinfo(np.int64).max:
         array = array.astype(np.float64)
@@ -320,9 +321,9 @@ def _as_dense(column: torch.Tensor, name: str) -> torch.Tensor:
 
 def _as_array(column: Any, name: str) -> np.ndarray:
     """Convert x or y to an array. Masked values become NaN, or None among objects."""
-    if scipy.sparse.issparse(column):
+    if is_instance(column, "scipy.sparse", "spmatrix", "sparray"):
         column = column.toarray()
-    elif isinstance(column, pd.DataFrame):
+    elif is_instance(column, "pandas", "DataFrame"):
         column = column.apply(_without_gaps)
     try:
         if isinstance(column, list | tuple) and any(map(np.ma.isMaskedArray, column)):
@@ -338,12 +339,15 @@ def _as_array(column: Any, name: str) -> np.ndarray:
         ) from error
 
 
-def _without_gaps(column: pd.Series) -> pd.Series:
-    return column.sparse.to_dense() if isinstance(column.dtype, pd.SparseDtype) else column
+def _without_gaps(column: Any) -> Any:
+    is_sparse = is_instance(column.dtype, "pandas", "SparseDtype")
+    return column.sparse.to_dense() if is_sparse else column
 
 
 def _as_numbers(array: np.ndarray, name: str, labels: Any) -> np.ndarray:
     """Convert an array of objects to numbers, with NaN for missing values."""
+    import pandas as pd  # which knows all kinds of missing values
+
     numbers = np.full(array.shape, np.nan)
     missing = np.asarray(pd.isna(array))
     for index, value in np.ndenumerate(array):

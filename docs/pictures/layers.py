@@ -15,7 +15,11 @@ from pyro_moe.plots.style import PALETTE
 # From the top down; a room and what it is for.
 LAYERS = (
     (("cli", "the program"),),
-    (("runs", "run folders, story files"),),
+    (
+        ("mixtures", "formulas, errors"),
+        ("runs", "run folders, story files"),
+        ("estimators", "for scikit-learn"),
+    ),
     (("plots", "pictures"), ("selection", "choice of K"), ("criticism", "checks, report")),
     (("validation", "of data, of fits"), ("fitting", "fit, resume")),
     (("evaluation", "gates, predictions, scores"),),

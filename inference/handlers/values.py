@@ -80,6 +80,23 @@ class MinibatchScale(Messenger):
             msg["scale"] = msg["scale"] * self.share
 
 
+class RowWeights(Messenger):
+    """Scale sites in the plate ``"data"`` by the weight of their row.
+
+    Args:
+        weights: Shape (N,), or None for weights of one.
+    """
+
+    def __init__(self, weights: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _pyro_sample(self, msg: Any) -> None:
+        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        if self.weights is not None and in_plate:
+            msg["scale"] = msg["scale"] * self.weights
+
+
 class SobolSamples(Messenger):
     """Draw S quasi-random values of each normal latent site along a new leftmost dimension.
 
@@ -107,6 +124,29 @@ class SobolSamples(Messenger):
         size = distribution.event_shape.numel()
         noise = standard_normal_points(self.num_samples, size).to(base.loc)
         return base.loc + base.scale * noise.reshape(-1, 1, *distribution.event_shape)
+
+
+class SameNoise(Messenger):
+    """Draw normal latent sites with the same standard normal noise in every row.
+
+    What is computed for a row then does not depend on the other rows of its minibatch. The draws
+    follow one another in a stream of their own.
+
+    Args:
+        seed: Seed of the stream.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        distribution = msg["fn"]
+        independent = isinstance(distribution, torch.distributions.Independent)
+        base = distribution.base_dist if independent else distribution
+        if not msg["is_observed"] and isinstance(base, torch.distributions.Normal):
+            noise = torch.randn(distribution.event_shape, generator=self.generator)
+            msg["value"], msg["done"] = base.loc + base.scale * noise.to(base.loc), True
 
 
 def standard_normal_points(num_points: int, dim: int) -> torch.Tensor:

@@ -7,12 +7,6 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.manifold import TSNE
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
 
 from ..errors import DataError
 from ..programs import ONE_THREAD
@@ -43,6 +37,9 @@ def cluster(
     Returns:
         Responsibilities, shape (N, K).
     """
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
     array = _in_one_unit(points.double().cpu().numpy())
     places = few_places(array, num_components)
     if places is not None:
@@ -98,6 +95,8 @@ def few_places(points: np.ndarray, number: int) -> np.ndarray | None:
 @contextmanager
 def _no_warnings_of_data() -> Iterator[None]:
     """A start need not converge, and the graph of neighbors may have several parts."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with ONE_THREAD, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", module=r"umap|sklearn\.manifold")
@@ -136,6 +135,9 @@ def separate_groups(points: np.ndarray, number: int, *, seed: int) -> np.ndarray
         >>> separate_groups(line, 2, seed=0) is None
         True
     """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
+
     units = np.where(points.std(0) > 0, points.std(0), 1.0)
     chosen = np.random.default_rng(seed).permutation(len(points))[:GRAPH_ROWS]
     some = (points / units)[np.sort(chosen)]
@@ -171,6 +173,8 @@ def neighbor_embedding(points: np.ndarray, method: str, *, seed: int) -> np.ndar
     if (points == points[0]).all():  # scikit-learn's t-SNE would crash the process
         raise DataError("expected rows whose codes differ; got one code for all rows")
     if method == "tsne":
+        from sklearn.manifold import TSNE
+
         perplexity = min(30.0, (len(points) - 1) / 3)
         init = "pca" if min(points.shape) > 1 else "random"
         return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)

@@ -7,7 +7,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 
 from ..context import reproducible, stream
 from ..em import EM
@@ -82,6 +81,8 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
         places = few_places(points, num_components)
         if places is not None:
             return torch.as_tensor(places, device=x.device)
+        from sklearn.cluster import KMeans
+
         labels = KMeans(num_components, n_init=1, random_state=seed).fit_predict(points)
     one_hot = np.eye(num_components)[labels]
     return torch.as_tensor(one_hot, dtype=torch.float64, device=x.device)
@@ -89,6 +90,6 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
 
 def _standardized(data: tuple[torch.Tensor, ...]) -> np.ndarray:
     """x, and y if it has real values in all rows, as columns of unit variance."""
-    parts = [part.reshape(len(part), -1) for part in data]
+    parts = [part.reshape(len(part), -1) for part in data[:2]]
     parts = [part for part in parts if part.is_floating_point() and not part.isnan().any()]
     return unit_variance(torch.cat([part.double() for part in parts], -1)).cpu().numpy()

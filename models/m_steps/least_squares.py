@@ -10,7 +10,7 @@ RIDGE = 1e-7
 
 
 def weighted_least_squares(
-    u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, intercept: bool = True
 ) -> torch.Tensor:
     r"""Weighted least-squares coefficients of K affine maps.
 
@@ -24,6 +24,7 @@ def weighted_least_squares(
         u: Inputs, shape (N, C).
         targets: t, shape (N, P).
         weights: r, shape (N, K).
+        intercept: Whether there is one. Without it the last row of A is zero.
 
     Returns:
         A, shape (K, C + 1, P), with the intercept in the last row, in double precision.
@@ -36,12 +37,12 @@ def weighted_least_squares(
     """
     total: Any = 0.0
     for u_b, t_b, r_b in blocks(u, targets, weights):
-        ones = torch.ones_like(u_b[:, :1])
-        inputs = torch.cat([u_b, ones], -1).double().mT
+        last = u_b.new_full((len(u_b), 1), float(intercept))
+        inputs = torch.cat([u_b, last], -1).double().mT
         both = torch.cat([inputs, t_b.double().mT])
         total = total + weighted_products(inputs, both, r_b.double())
     gram, moments = total.split([u.shape[-1] + 1, targets.shape[-1]], -1)
     size, counts = gram.shape[-1], weights.sum(0).double().clamp_min(1e-12)
-    square = (u.double().square().sum() + len(u)) / (size * len(u))
+    square = (u.double().square().sum() + len(u) * intercept) / (size * len(u))
     ridge = RIDGE * square * counts.reshape(-1, 1, 1) * torch.eye(size).to(gram)
     return torch.linalg.solve(gram + ridge, moments)

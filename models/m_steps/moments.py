@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.cluster import kmeans_plusplus
 
 from .blocks import blocks, weighted_products
 
@@ -80,6 +79,8 @@ def shrunk(
 
 def distant_rows(x: torch.Tensor, number: int) -> torch.Tensor:
     """Indices of ``number`` distant rows of x, shape (N, D), by k-means++ and torch's generator."""
+    from sklearn.cluster import kmeans_plusplus
+
     seed = int(torch.randint(2**31 - 1, ()))
     _, rows = kmeans_plusplus(x.cpu().numpy(), number, random_state=seed)
     return torch.as_tensor(rows, dtype=torch.long)

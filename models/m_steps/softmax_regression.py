@@ -1,8 +1,6 @@
 """Multinomial logistic regression on responsibilities: the M-step of a softmax gate."""
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 
 def softmax_regression(
@@ -38,6 +36,9 @@ def softmax_regression(
         >>> (A[1, 0] - A[0, 0]).round(3) == np.log(4).round(3)
         np.True_
     """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
     u = np.concatenate([u, np.ones_like(u[:, :1])], axis=1)
     penalty = np.r_[np.full(u.shape[1] - 1, ridge), 1e-8]
 

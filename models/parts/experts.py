@@ -6,6 +6,7 @@ context: the features x or the latent mean E[z|x].
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 
 from pyro_moe.distributions import (
+    Binomial,
+    Joint,
     MultivariateNormal,
     Normal,
     Poisson,
@@ -26,7 +29,7 @@ from pyro_moe.distributions import (
 from ..m_steps.blocks import weighted_products
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
-from .networks import AffineMaps, Standardize
+from .networks import AffineMaps, PartlySharedMaps, Standardize
 from .targets import known_rows, precise_log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
@@ -45,11 +48,39 @@ class Experts(nn.Module):
 
     Attributes:
         ridge: λ, see `inference.prior`.
+        offset_column: The number of a column of the context that is added to every map, in the
+            units of the linear predictor, such as the logarithm of an exposure; or None.
     """
 
     evaluated_once = True
     ridge: float = 1e-3
     is_gate = False
+    offset_column: int | None = None
+
+    def offsets(self, context: torch.Tensor) -> torch.Tensor:
+        """The offset of each row, in double precision, shape (N,); a zero if there is none."""
+        if self.offset_column is None:
+            return context.new_zeros((), dtype=torch.float64)
+        return context[..., self.offset_column].double()
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the maps have an intercept, so that a constant may be added to them."""
+        return bool(getattr(getattr(self, "network", None), "intercept", True))
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, in the units of the data: (K, P, D + 1).
+
+        Args:
+            width: The number of columns of the context.
+
+        Raises:
+            ValueError: If the maps are not affine.
+        """
+        maps: Any = getattr(self, "network", None)
+        if not hasattr(maps, "in_units"):
+            raise ValueError(f"expected affine maps; got {type(maps).__name__}")
+        return maps.in_units(width).double()
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, iterations: int = 50
@@ -88,7 +119,12 @@ class GeneralizedLinear(Experts):
     network: nn.Module
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts.
 
@@ -97,6 +133,7 @@ class GeneralizedLinear(Experts):
             y: Targets, shape (N,) or (N, M).
             weights: Responsibilities, shape (N, K).
             start: Coefficients of the maps, shape (K, P, C + 1).
+            context: The rows that the inputs are of, shape (N, D).
 
         Returns:
             New coefficients, shape (K, P, C + 1).
@@ -122,15 +159,23 @@ class GeneralizedLinear(Experts):
             weights: Responsibilities r, shape (N, K).
             **step: Arguments of the step of `Experts`.
         """
-        maps = self.network
-        if not isinstance(maps, AffineMaps) or maps.weight[0].numel() > MAX_SIZE:
+        maps: Any = self.network
+        small = isinstance(maps, AffineMaps) and maps.weight[0].numel() <= MAX_SIZE
+        if not small and not isinstance(maps, PartlySharedMaps):
             super().maximize(context, y, weights, **step)
             return
         y, context, weights = known_rows(y, context, weights)
         inputs, weights = maps.inputs(context), weights.double()
+        if isinstance(maps, PartlySharedMaps):
+            number, start = weights.shape[1], maps.coefficients.detach().double()
+            many = y.repeat(number, *(1 for _ in y.shape[1:]))
+            rows = context.repeat(number, 1)
+            each = weights.T.reshape(-1, 1)  # one problem, of the rows of all experts
+            maps.take(self.newton_step(inputs, many, each, start.unsqueeze(0), rows)[0])
+            return
         with torch.no_grad():
             start = maps.coefficients.double()
-            found = self.newton_step(inputs, y, weights, start)
+            found = self.newton_step(inputs, y, weights, start, context)
             used = (weights > 1e-12).any(0)[:, None, None]  # the others stay as they are
             coefficients = torch.where(used, found, start)
             maps.weight.copy_(coefficients[..., :-1])
@@ -153,6 +198,7 @@ class NormalExperts(Experts):
         y_dim: M.
         covariance: Γ_k ``"scalar"``, ``"diagonal"`` or ``"full"``.
         initial_scale: Initial scales of Γ_k, in standard deviations of the target.
+        shared_scale: Whether all experts have the same Γ.
         min_scale: Lower limit of the scales, in the same unit. For almost noise-free targets with
             many inputs a larger value is advisable: gradient steps otherwise are much longer than
             the noise scale.
@@ -176,6 +222,7 @@ class NormalExperts(Experts):
         *,
         covariance: str = "diagonal",
         initial_scale: float = 1.0,
+        shared_scale: bool = False,
         min_scale: float = MIN_SCALE,
     ) -> None:
         super().__init__()
@@ -186,10 +233,11 @@ class NormalExperts(Experts):
         self.units = Standardize(y_dim)
         self.floor = nn.Buffer(torch.full((y_dim,), min_scale))
         width = 1 if covariance == "scalar" else y_dim
-        self.log_scale = nn.Parameter(torch.empty(num_components, width))
+        number = 1 if shared_scale else num_components
+        self.log_scale = nn.Parameter(torch.empty(number, width))
         if covariance == "full":
             # L_k = diag(s_k) (I + strictly lower triangle), Γ_k = L_k L_k^T
-            self.correlation = nn.Parameter(torch.empty(num_components, y_dim, y_dim))
+            self.correlation = nn.Parameter(torch.empty(number, y_dim, y_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -200,19 +248,41 @@ class NormalExperts(Experts):
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units and the lower limit of the scales from training targets y, (N, M)."""
-        self.units.adapt(y)
+        self.units.adapt(y - self.offsets(x)[..., None].to(y))
+        if not self.has_intercept:
+            self.units.loc.zero_()
         self.floor.copy_((rounding_error(y) / self.units.scale).clamp_min(self.min_scale))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double())
-        floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
-        scale = self.units.scale * (floor + self.log_scale.double().exp())
+        loc = (
+            self.units.inverse(self.network(context).double())
+            + self.offsets(context)[..., None, None]
+        )
+        scale = self.scales()
         if self.covariance != "full":
             return rounded(Normal(loc, scale), self.log_scale.dtype).to_event(1)
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
+
+    def covariances(self) -> torch.Tensor:
+        """The covariances of y in its units, shape (K, M, M) or (1, M, M)."""
+        scale = self.scales() * torch.ones_like(self.units.scale)
+        if self.covariance != "full":
+            return scale.square().diag_embed()
+        eye = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device)
+        scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
+        return scale_tril @ scale_tril.mT
+
+    def scales(self) -> torch.Tensor:
+        """The scales of Γ_k in the units of y, shape (K, M); if it is full, of its factor."""
+        floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
+        return self.units.scale * (floor + self.log_scale.double().exp())
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, see `Experts`."""
+        return in_units_of(self.units, super().linear_predictor(width))
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
@@ -230,16 +300,26 @@ class NormalExperts(Experts):
             **step: Arguments of the step of `Experts`.
         """
         y, context, weights = known_rows(y, context, weights)
-        if not isinstance(self.network, AffineMaps):
+        maps: Any = self.network
+        shared = isinstance(maps, PartlySharedMaps) and self.covariance != "full"
+        if not isinstance(maps, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
         counts = weights.sum(0)
         if not (counts > 0).all():
             weights = torch.where(counts > 0, weights, torch.ones_like(weights))
-        targets = self.units(y.reshape(len(y), -1).double())
-        residuals = self.network.least_squares(context, targets, weights).permute(1, 2, 0)
+        offset = self.offsets(context)[..., None]
+        targets = self.units(y.reshape(len(y), -1).double() - offset)
+        if shared:
+            variance = (self.scales() / self.units.scale).detach().double().square()
+            residuals = maps.least_squares(context, targets, weights, variance)
+        else:
+            residuals = maps.least_squares(context, targets, weights)
+        total, residuals = weights.double().sum(0), residuals.permute(1, 2, 0)
         products = weighted_products(residuals, residuals, weights.double())
-        covariance = products / weights.double().sum(0).clamp_min(1e-12).reshape(-1, 1, 1)
+        covariance = products / total.clamp_min(1e-12).reshape(-1, 1, 1)
+        if len(self.log_scale) < len(total):  # one for all experts
+            covariance = torch.einsum("k,kij->ij", total / total.sum(), covariance).unsqueeze(0)
         with torch.no_grad():
             self._take(covariance)
 
@@ -301,12 +381,25 @@ class StudentTExperts(Experts):
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units from training targets y, shape (N, M)."""
-        self.units.adapt(y)
+        self.units.adapt(y - self.offsets(x)[..., None].to(y))
+        if not self.has_intercept:
+            self.units.loc.zero_()
+
+    def scales(self) -> torch.Tensor:
+        """The scales σ in the units of y, shape (K, M)."""
+        return self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, see `Experts`."""
+        return in_units_of(self.units, super().linear_predictor(width))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        loc = self.units.inverse(self.network(context).double())
-        scale = self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+        loc = (
+            self.units.inverse(self.network(context).double())
+            + self.offsets(context)[..., None, None]
+        )
+        scale = self.scales()
         df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
         return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
 
@@ -335,7 +428,12 @@ class CategoricalExperts(GeneralizedLinear):
         return dist.Categorical(logits=self.network(context))
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
         one_hot = nn.functional.one_hot(y.reshape(-1).long(), start.shape[1]).double()
@@ -364,19 +462,66 @@ class BernoulliExperts(GeneralizedLinear):
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
-        return dist.Bernoulli(logits=self.network(context)).to_event(1)
+        return dist.Bernoulli(logits=self.logits(context)).to_event(1)
+
+    def logits(self, context: torch.Tensor) -> torch.Tensor:
+        """The logits (N, K, M), with the offset."""
+        logits = self.network(context)
+        if self.offset_column is None:
+            return logits
+        return logits + self.offsets(context)[..., None, None].to(logits)
+
+    def trials(self, context: torch.Tensor) -> torch.Tensor:
+        """The number of trials of each row, shape (N,) or ()."""
+        return context.new_ones(())
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
+        offset, trials = self.offsets(context)[..., None], self.trials(context)[..., None]
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            logit = logit + offset
             p = logit.sigmoid()
-            log_p = value * logit - nn.functional.softplus(logit)
-            return log_p, value - p, -p * (1.0 - p)
+            log_p = value * logit - trials * nn.functional.softplus(logit)
+            return log_p, value - trials * p, -trials * p * (1.0 - p)
 
         return by_column(self, derivatives, inputs, y, weights, start)
+
+
+class BinomialExperts(BernoulliExperts):
+    r"""Experts of M counts of successes in a known number of trials.
+
+    .. math:: p_k(y \mid x) = \prod_m \mathrm{Bin}(y_m \mid n, \mathrm{logit} = f_k(x)_m)
+
+    Args:
+        network: Maps a context to logits ``(..., K, M)``.
+        trials_column: The number of the context's column with n.
+
+    Example:
+        >>> BinomialExperts(AffineMaps(1, 5, 1, columns=[0]), 1)(torch.ones(7, 2)).batch_shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, network: nn.Module, trials_column: int) -> None:
+        super().__init__(network)
+        self.trials_column = trials_column
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The K distributions of y given a context, event shape ``(M,)``."""
+        logits = self.logits(context)
+        trials = self.trials(context)[..., None, None].to(logits).expand(logits.shape)
+        return Binomial(total_count=trials, logits=logits).to_event(1)
+
+    def trials(self, context: torch.Tensor) -> torch.Tensor:
+        """The number of trials of each row, shape (N,)."""
+        return context[..., self.trials_column].double()
 
 
 class PoissonExperts(GeneralizedLinear):
@@ -404,25 +549,41 @@ class PoissonExperts(GeneralizedLinear):
         self.network = network
         self.register_buffer("offset", torch.zeros(y_dim))
 
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of the log-rate, see `Experts`."""
+        coefficients = super().linear_predictor(width)
+        shift = torch.zeros_like(coefficients)
+        shift[..., -1] = self.offset.double()
+        return coefficients + shift
+
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Set a from the counts y, shape (N, M)."""
-        self.offset.copy_(y.mean(0).clamp_min(1e-3).log())
+        """Set a from the counts y, shape (N, M), and from their exposures."""
+        exposure = self.offsets(x).exp().mean()
+        mean = (y.mean(0) / exposure).clamp_min(1e-3)
+        self.offset.copy_(mean.log() if self.has_intercept else torch.zeros_like(mean))
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         offset = self.offset.double()
         log_rate = (offset + self.network(context)).clamp_min(-20.0)
-        rate = torch.minimum(log_rate, offset + 20.0).exp()
+        log_rate = torch.minimum(log_rate, offset + 20.0) + self.offsets(context)[..., None, None]
+        rate = log_rate.exp()
         return rounded(Poisson(rate), self.offset.dtype).to_event(1)
 
     def newton_step(
-        self, inputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
         scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
+        offset = self.offsets(context)[..., None]
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            rate = logit.clamp(max=20.0).exp()
+            rate = logit.clamp(max=20.0).add(offset).exp()
             return value * logit - rate, value - rate, -rate
 
         return by_column(self, derivatives, inputs, scaled, weights, start)
@@ -447,6 +608,14 @@ def by_column(
         steps=NEWTON_STEPS,
     )
     return found.view_as(start)
+
+
+def in_units_of(units: Standardize, coefficients: torch.Tensor) -> torch.Tensor:
+    """Slopes and intercepts (K, P, D + 1) of standardized targets, in the units of the targets."""
+    coefficients = coefficients * units.scale.double().unsqueeze(-1)
+    shift = torch.zeros_like(coefficients)
+    shift[..., -1] = units.loc.double()
+    return coefficients + shift
 
 
 class StackedExperts(Experts):
@@ -476,6 +645,50 @@ class StackedExperts(Experts):
         return Stacked([expert(context) for expert in self.experts])
 
 
+class JointExperts(nn.Module):
+    r"""Experts of several targets, each of a family of its own.
+
+    .. math:: p_k(y \mid x) = \prod_m p_{km}(y_m \mid x)
+
+    Args:
+        parts: Experts of one column of y each, with the same number of components.
+
+    Example:
+        >>> parts = [experts_of(family, 2, 5, 1) for family in ("normal", "poisson")]
+        >>> JointExperts(parts)(torch.zeros(7, 2)).mean.shape
+        torch.Size([7, 5, 2])
+    """
+
+    evaluated_once = True
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Set the units of each part from training rows x, shape (N, D), and y, (N, M)."""
+        for part, column in zip(self.parts, y.split(1, -1), strict=True):
+            adapt_experts(part, x, column)
+
+    def forward(self, context: torch.Tensor) -> dist.Distribution:
+        """The K distributions of y given a context, event shape ``(M,)``."""
+        return Joint([part(context) for part in self.parts])
+
+    def maximize(
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
+    ) -> None:
+        """Update each part by its M-step, see there."""
+        y, context, weights = known_rows(y, context, weights)
+        for part, column in zip(self.parts, y.split(1, -1), strict=True):
+            part_of: Any = part
+            part_of.maximize(context, column, weights, **step)
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of all targets, see `Experts`."""
+        parts: Any = self.parts
+        return torch.cat([part.linear_predictor(width) for part in parts], 1)
+
+
 CONTEXTS = ("x", "z")
 FAMILIES = (
     "normal",
@@ -484,60 +697,153 @@ FAMILIES = (
     "student-t",
     "categorical",
     "bernoulli",
+    "binomial",
     "poisson",
 )
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """What the linear predictors of affine experts are made of.
+
+    Attributes:
+        columns: The numbers of the columns of the context that they read; all if None.
+        intercept: Whether they have intercepts.
+        offset_column: A column that is added to them, see `Experts`, or None.
+        trials_column: The column of the number of trials, of binomial experts.
+        shared: The numbers of the columns whose coefficients are the same in all experts.
+        shared_intercept: Whether the intercept is the same in all experts.
+        shared_scale: Whether normal experts have the same covariance.
+    """
+
+    columns: Sequence[int] | None = None
+    intercept: bool = True
+    offset_column: int | None = None
+    trials_column: int | None = None
+    shared: Sequence[int] = ()
+    shared_intercept: bool = False
+    shared_scale: bool = False
+
+    def maps(
+        self, width: int, num_components: int, out_features: int, units: nn.Module | None
+    ) -> nn.Module:
+        """The affine maps of K experts of a context of a width."""
+        columns = range(width) if self.columns is None else self.columns
+        if self.shared or self.shared_intercept:
+            return PartlySharedMaps(
+                columns,
+                self.shared,
+                num_components,
+                out_features,
+                units=units,
+                intercept=self.intercept,
+                shared_intercept=self.shared_intercept,
+            )
+        return AffineMaps(
+            len(columns),
+            num_components,
+            out_features,
+            units=units,
+            columns=self.columns,
+            intercept=self.intercept,
+        )
+
+
+ALL_COLUMNS = Predictor()
+
+
 def experts_of(
-    experts: str | nn.Module | Sequence[nn.Module],
+    experts: str | nn.Module | Sequence[nn.Module] | Sequence[str],
     in_features: int = 0,
     num_components: int = 0,
     y_dim: int = 0,
     *,
     units: nn.Module | None = None,
+    predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
 ) -> nn.Module:
     """A module of affine experts by the name of its family, or the given modules as experts.
 
     Args:
         experts: ``"normal"`` (with diagonal Γ_k), ``"normal-scalar"``, ``"normal-full"``,
-            ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"`` or ``"poisson"``;
-            a module from a context to a distribution of batch shape (N, K); or K modules, each to
-            a distribution of batch shape (N,).
+            ``"student-t"``, ``"categorical"`` (y_dim classes), ``"bernoulli"``, ``"binomial"`` or
+            ``"poisson"``; a list of such names, one for each column of y; a module from a context
+            to a distribution of batch shape (N, K); or K modules, each to a distribution of batch
+            shape (N,).
         in_features: Length of the context. This and the following are for affine experts.
         num_components: K.
         y_dim: M, columns of y or number of classes.
         units: The units of the context, or None for a context in standard units.
+        predictor: What the linear predictors are made of; one for each family of a list, or one
+            for all.
 
     Raises:
-        ValueError: If the name is none of these, or the number of modules is not K.
+        ValueError: If the name is none of these, if the number of modules is not K or that of
+            names not M, if modules have a predictor, or if classes have an offset.
 
     Example:
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
         torch.Size([1])
     """
-    if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
-        return experts
+    if isinstance(experts, list | tuple) and all(isinstance(each, str) for each in experts):
+        each = [predictor] * y_dim if isinstance(predictor, Predictor) else list(predictor)
+        if len(experts) != y_dim or len(each) != y_dim:
+            raise ValueError(f"expected a family for each of {y_dim} targets; got {experts!r}")
+        pairs = zip(experts, each, strict=True)
+        return JointExperts(
+            [
+                experts_of(family, in_features, num_components, 1, units=units, predictor=one)
+                for family, one in pairs
+            ]
+        )
     if not isinstance(experts, str):
+        if predictor != ALL_COLUMNS:
+            raise ValueError(f"expected a family, by name, to have columns; got {experts!r}")
+        if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
+            return experts
         if num_components and len(experts) != num_components:
             raise ValueError(
                 f"expected an expert for each of {num_components} components; got {len(experts)}"
             )
-        return StackedExperts(list(experts))
+        return StackedExperts(list(experts))  # type: ignore[arg-type]
     if num_components < 1:
         raise ValueError(f"expected num_components of at least 1; got {num_components}")
-    network = AffineMaps(in_features, num_components, y_dim, units=units)
+    if experts not in FAMILIES:
+        raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
+    if not isinstance(predictor, Predictor):
+        raise ValueError(f"expected a family for each predictor; got {experts!r}")
+    if experts == "categorical" and predictor.offset_column is not None:
+        raise ValueError("expected no offset for experts='categorical'; got one")
+    network = predictor.maps(in_features, num_components, y_dim, units)
+    found = _of_family(experts, network, num_components, y_dim, predictor)
+    found.offset_column = predictor.offset_column
+    return found
+
+
+def _of_family(
+    experts: str, network: nn.Module, num_components: int, y_dim: int, predictor: Predictor
+) -> Experts:
     if experts in ("normal", "normal-scalar", "normal-full"):
         covariance = experts.removeprefix("normal").removeprefix("-") or "diagonal"
-        return NormalExperts(network, num_components, y_dim, covariance=covariance)
+        return NormalExperts(
+            network,
+            num_components,
+            y_dim,
+            covariance=covariance,
+            shared_scale=predictor.shared_scale,
+        )
+    if predictor.shared_scale:
+        raise ValueError(f"expected normal experts to share a scale; got {experts!r}")
     if experts == "student-t":
         return StudentTExperts(network, num_components, y_dim)
     if experts == "categorical":
         return CategoricalExperts(network)
     if experts == "bernoulli":
         return BernoulliExperts(network)
-    if experts == "poisson":
-        return PoissonExperts(network, y_dim)
-    raise ValueError(f"expected experts in {FAMILIES} or modules; got {experts!r}")
+    if experts == "binomial":
+        if predictor.trials_column is None:
+            raise ValueError("expected a column of trials for experts='binomial'; got none")
+        return BinomialExperts(network, predictor.trials_column)
+    return PoissonExperts(network, y_dim)
 
 
 def adapt_experts(experts: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:

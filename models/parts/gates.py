@@ -1,6 +1,7 @@
 """The softmax gate. For a neural gate see `CategoricalConditional`."""
 
 import math
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -10,7 +11,7 @@ from ..m_steps.newton import MAX_SIZE, softmax_newton
 from ..m_steps.softmax_regression import softmax_regression
 from .networks import AffineMaps
 
-NEWTON_STEPS = 3
+NEWTON_STEPS = 5
 
 
 class SoftmaxGate(nn.Module):
@@ -23,6 +24,9 @@ class SoftmaxGate(nn.Module):
         x_dim: D.
         num_components: K.
         units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
+        columns: The numbers of the columns of x that the gate reads; all of them if None. A gate
+            of no column is constant, as the weights of a mixture are.
+        intercept: Whether there is an intercept b_k.
 
     Attributes:
         ridge: λ of the M-step, see there and `inference.prior`.
@@ -36,9 +40,20 @@ class SoftmaxGate(nn.Module):
     ridge: float = 1e-4
     is_gate = True
 
-    def __init__(self, x_dim: int, num_components: int, *, units: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        num_components: int,
+        *,
+        units: nn.Module | None = None,
+        columns: Sequence[int] | None = None,
+        intercept: bool = True,
+    ) -> None:
         super().__init__()
-        self.maps = AffineMaps(x_dim, 1, num_components, units=units)
+        width = x_dim if columns is None else len(columns)
+        self.maps = AffineMaps(
+            width, 1, num_components, units=units, columns=columns, intercept=intercept
+        )
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of c given x, shape (..., D), event shape ``(K,)``."""
@@ -46,7 +61,7 @@ class SoftmaxGate(nn.Module):
 
     def squared_weights(self) -> torch.Tensor:
         """The sum of squares of the weights w."""
-        return self.maps.weight.square().sum() / self.maps.weight.shape[-1]
+        return self.maps.weight.square().sum() / max(self.maps.weight.shape[-1], 1)
 
     def maximize(self, x: torch.Tensor, weights: torch.Tensor, *, steps: int = 100) -> None:
         r"""Increase the penalized likelihood of the gate given responsibilities.
@@ -61,12 +76,12 @@ class SoftmaxGate(nn.Module):
             weights: Responsibilities r, shape (N, K).
             steps: Maximum number of L-BFGS iterations.
         """
-        root = math.sqrt(self.maps.weight.shape[-1])  # w = V / √D, see `AffineMaps`
+        root = math.sqrt(max(self.maps.weight.shape[-1], 1))  # w = V / √D, see `AffineMaps`
         inputs, r = self.maps.inputs(x), weights.double()
         inputs[:, :-1] *= root
         start = self.maps.coefficients[0].detach().double()
         start[:, :-1] /= root
-        if start.numel() <= MAX_SIZE:
+        if start.numel() <= MAX_SIZE or not self.maps.intercept:
             ridge = torch.full_like(start[0], self.ridge)
             ridge[-1] = 1e-8 * len(x)  # a constant may be added to all intercepts
             found = softmax_newton(

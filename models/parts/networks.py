@@ -21,10 +21,16 @@ class MLP(nn.Sequential):
         hidden: Widths of the hidden layers. It is empty for an affine map.
         out_features: Length of the output vector.
 
+    Attributes:
+        ridge: The prior precision of the weights A_i, see `inference.prior`.
+
     Example:
         >>> MLP(2, (16, 16), 3)(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
+
+    ridge: float = 1.0
+    is_gate = False
 
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
         widths = (in_features, *hidden)
@@ -32,6 +38,13 @@ class MLP(nn.Sequential):
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
+
+    def squared_weights(self) -> torch.Tensor:
+        """The sum of squares of all weights A_i, a scalar."""
+        return sum(
+            (part.weight.square().sum() for part in self if isinstance(part, nn.Linear)),
+            torch.zeros((), dtype=torch.float64),
+        )
 
 
 class Standardize(nn.Module):
@@ -106,18 +119,25 @@ class AffineMaps(nn.Module):
     .. math:: f_k(x) = \frac{1}{\sqrt D} V_k\, \frac{x - m}{s} + b_k
 
     The learned parameters are V_k and b_k. The factor 1/√D makes the change of the output in a
-    step of Adam nearly independent of the number of columns.
+    step of Adam nearly independent of the number of columns. The maps may read some columns of x
+    alone. Maps of no column are constants.
 
     Args:
         in_features: D, length of the input.
         num_components: K.
         out_features: P, length of each output.
         units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
+        columns: The numbers of the columns of x that are the input; all of them if None.
+        intercept: Whether f_k(0) is free. If it is not, f_k(0) = 0, and x is not centered.
 
     Example:
         >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
         torch.Size([7, 5, 3])
+        >>> AffineMaps(1, 5, 3, columns=[1])(torch.zeros(7, 2)).shape
+        torch.Size([7, 5, 3])
     """
+
+    bias: torch.Tensor
 
     def __init__(
         self,
@@ -126,33 +146,71 @@ class AffineMaps(nn.Module):
         out_features: int,
         *,
         units: nn.Module | None = None,
+        columns: Sequence[int] | None = None,
+        intercept: bool = True,
     ) -> None:
         super().__init__()
         self.units = nn.Identity() if units is None else units
+        self.columns = None if columns is None else list(columns)
+        self.intercept = intercept
         self.weight = nn.Parameter(torch.empty(num_components, out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(num_components, out_features))
+        bias = torch.zeros(num_components, out_features)
+        self.bias = nn.Parameter(bias) if intercept else nn.Buffer(bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw different maps: V_k from N(0, 1) and b_k from N(0, 0.25), entry by entry."""
-        nn.init.normal_(self.weight)
-        nn.init.normal_(self.bias, std=0.5)
+        if self.weight.numel():
+            nn.init.normal_(self.weight)
+        if self.intercept:
+            nn.init.normal_(self.bias, std=0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
-        u = self.units(x) / math.sqrt(x.shape[-1])
-        flat = nn.functional.linear(u, self.weight.flatten(0, 1), self.bias.flatten())
+        flat = nn.functional.linear(
+            self.features(x), self.weight.flatten(0, 1), self.bias.flatten()
+        )
         return flat.unflatten(-1, self.bias.shape)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of V_k, (..., D): the columns of x in standard units, divided by √D."""
+        u = self.units(x)
+        if not self.intercept:
+            u = u - self.units(torch.zeros_like(x))
+        if self.columns is not None:
+            u = u[..., self.columns]
+        return u / math.sqrt(max(u.shape[-1], 1))
 
     @property
     def coefficients(self) -> torch.Tensor:
         """V_k and b_k, shape (K, P, D + 1), with the intercept in the last column."""
         return torch.cat([self.weight, self.bias.unsqueeze(-1)], -1)
 
+    def in_units(self, width: int) -> torch.Tensor:
+        r"""The slopes and the intercepts of the maps in the units of x, shape (K, P, D + 1).
+
+        .. math:: f_k(x) = A_k\, (x, 1)
+
+        Args:
+            width: D, the number of columns of x. Those that are not read have zero slopes.
+        """
+        slopes = self.weight.new_zeros(*self.bias.shape, width)
+        columns = list(range(width)) if self.columns is None else self.columns
+        factors = self.weight.new_ones(width)
+        if isinstance(self.units, Standardize):
+            factors = (self.units.varies / self.units.scale).to(factors)
+        read = self.weight * factors[columns] / math.sqrt(max(len(columns), 1))
+        slopes = slopes.index_copy(-1, torch.tensor(columns, device=slopes.device).long(), read)
+        origin = self(slopes.new_zeros(1, width))[0]
+        return torch.cat([slopes, origin.unsqueeze(-1)], -1)
+
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
-        """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision."""
-        u = self.units(x).double() / math.sqrt(x.shape[-1])
-        return torch.cat([u, torch.ones_like(u[:, :1])], -1)
+        """The inputs of V_k and b_k for rows x, shape (N, D): (N, D + 1), in double precision.
+
+        The last column is one, or zero without an intercept.
+        """
+        u = self.features(x).double()
+        return torch.cat([u, u.new_full((len(u), 1), float(self.intercept))], -1)
 
     def least_squares(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
@@ -167,9 +225,108 @@ class AffineMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        u = self.units(x) / math.sqrt(x.shape[-1])
         with torch.no_grad():
-            coefficients = weighted_least_squares(u, targets, weights)
+            coefficients = weighted_least_squares(
+                self.features(x), targets, weights, intercept=self.intercept
+            )
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])
             return targets.double().unsqueeze(1) - self(x).double()
+
+
+class PartlySharedMaps(nn.Module):
+    r"""K affine maps with coefficients of their own, and with common ones.
+
+    .. math:: f_k(x) = A_k\, x_O + b_k + B\, x_S
+
+    Args:
+        columns: The numbers of the columns of x that are the input, O and S.
+        shared: The numbers of the columns S, whose coefficients are common.
+        num_components: K.
+        out_features: P, length of each output.
+        units: As in `AffineMaps`.
+        intercept: Whether there is an intercept b_k.
+        shared_intercept: Whether it is the same in all maps.
+
+    Example:
+        >>> maps = PartlySharedMaps([0, 1], [1], num_components=5, out_features=3)
+        >>> slopes = maps.in_units(2)[..., :2]
+        >>> torch.equal(slopes[0, :, 1], slopes[4, :, 1]), torch.equal(slopes[0], slopes[4])
+        (True, False)
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[int],
+        shared: Sequence[int],
+        num_components: int,
+        out_features: int,
+        *,
+        units: nn.Module | None = None,
+        intercept: bool = True,
+        shared_intercept: bool = False,
+    ) -> None:
+        super().__init__()
+        own = [column for column in columns if column not in shared]
+        self.intercept = intercept
+        free, common = intercept and not shared_intercept, intercept and shared_intercept
+        self.own = AffineMaps(
+            len(own), num_components, out_features, units=units, columns=own, intercept=free
+        )
+        self.common = AffineMaps(
+            len(shared), 1, out_features, units=units, columns=shared, intercept=common
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
+        return self.own(x) + self.common(x)
+
+    def in_units(self, width: int) -> torch.Tensor:
+        """The slopes and the intercepts in the units of x, see `AffineMaps`."""
+        return self.own.in_units(width) + self.common.in_units(width)
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """All coefficients of each output, shape (P, C): of each map, then the common ones."""
+        own = self.own.coefficients.transpose(0, 1).flatten(1)
+        return torch.cat([own, self.common.coefficients[0]], -1)
+
+    def inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of the coefficients for each map and each row, (K N, C), in double."""
+        own, common = self.own.inputs(x), self.common.inputs(x)
+        number = len(self.own.weight)
+        blocks = torch.block_diag(*(own for _ in range(number)))
+        return torch.cat([blocks, common.repeat(number, 1)], -1)
+
+    def least_squares(
+        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, variance: torch.Tensor
+    ) -> torch.Tensor:
+        """Set the maps to their weighted least-squares solution, and return the residuals.
+
+        Args:
+            x: Inputs, shape (N, D).
+            targets: t, shape (N, P).
+            weights: r, shape (N, K).
+            variance: The variance of each residual, shape (K, P), (1, P) or (K, 1).
+
+        Returns:
+            Residuals of every row under every map, shape (N, K, P), in double precision.
+        """
+        inputs, found = self.inputs(x), []
+        for values, v in zip(targets.T, variance.expand(-1, targets.shape[1]).T, strict=True):
+            many = values.repeat(weights.shape[1])
+            each = (weights.double() / v).T.flatten()
+            solution = weighted_least_squares(inputs, many[:, None], each[:, None], intercept=False)
+            found.append(solution[0, :-1, 0])
+        self.take(torch.stack(found))
+        with torch.no_grad():
+            return targets.double().unsqueeze(1) - self(x).double()
+
+    def take(self, coefficients: torch.Tensor) -> None:
+        """Set all coefficients, shape (P, C)."""
+        width = self.common.weight.shape[-1] + 1
+        own = coefficients[:, :-width].unflatten(1, (len(self.own.weight), -1)).transpose(0, 1)
+        with torch.no_grad():
+            for maps, values in ((self.own, own), (self.common, coefficients[None, :, -width:])):
+                maps.weight.copy_(values[..., :-1])
+                maps.bias.copy_(values[..., -1])

@@ -1,7 +1,7 @@
 """The command line: ``pyro-moe fit``, ``check``, ``compare`` and others.
 
-Each command is a module with two functions: ``add`` defines the parser, and ``run`` executes the
-command.
+Each command is a module with a function ``run``, which executes it. Its options are in a module of
+the same name in `options`. They are parsed before the command is imported, and torch with it.
 """
 
 import argparse
@@ -11,38 +11,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from pyro_moe.inference.context import learning
-from pyro_moe.inference.errors import SiteError
-from pyro_moe.runs import story_file
 from pyro_moe.text import in_one_line
 
-from . import check, compare, demo, fit, new, predict, report, reproduce
+from .options import parser
 
-__all__ = ["COMMANDS", "main", "parser"]
-
-COMMANDS = (new, fit, predict, check, compare, report, reproduce, demo)
-
-EXAMPLES = """examples:
-  pyro-moe fit dmvae --data spiral
-  pyro-moe fit dmvae --data digits --initialize tsne --out runs/digits
-  pyro-moe fit vade --data mnist --data-dir folder/of/mnist --epochs 30
-  pyro-moe fit gmm --data table.csv --num-components 4
-  pyro-moe fit dvmoe --data table.csv --target price
-  pyro-moe predict runs/dvmoe-table --data new.csv --out predictions.csv
-  pyro-moe check runs/dvmoe-table
-  pyro-moe new my_story.py --from dvmoe
-  pyro-moe fit my_story.py --data table.csv --target price
-  pyro-moe compare runs/dvmoe-table runs/my_story-table --trust
-  pyro-moe report runs/my_story-table --trust
-  pyro-moe reproduce table1 --quick
-  pyro-moe demo
-"""
+__all__ = ["main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,14 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         options = parser().parse_args(argv)
-        with _terminated_as_interrupted(), _torch_as_started(), warnings.catch_warnings():
-            warnings.showwarning = _say
-            options.command(options)
+    except ValueError as error:
+        return _fail(" ".join(str(error).split()), 2)
+    try:
+        with _terminated_as_interrupted():
+            return _run(options)
     except KeyboardInterrupt as interruption:
         return _fail(str(interruption) or "interrupted", 130)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command, for which torch is imported."""
+    from pyro_moe.inference.context import as_started
+    from pyro_moe.inference.errors import SiteError
+    from pyro_moe.runs import story_file
+
+    try:
+        with as_started(), warnings.catch_warnings():
+            warnings.showwarning = _say
+            options.command(options)
     except Exception as error:
         message = story_file.explain(error)
-        if message is None and not isinstance(error, _EXPECTED):
+        if message is None and not isinstance(
+            error, SiteError | ValueError | ImportError | OSError
+        ):
             raise
         return _fail(" ".join((message or str(error)).split()), 2)
     return 0
@@ -86,27 +78,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _torch_as_started() -> Iterator[None]:
-    """Torch's settings as in a new process, and afterwards those of the caller."""
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    on_cpu = torch.get_default_device().type == "cpu"
-    torch.set_default_dtype(torch.float32)
-    try:
-        with (
-            learning(),
-            torch.random.fork_rng(()),
-            nullcontext() if on_cpu else torch.device("cpu"),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)  # some commands use one
-        torch.set_default_dtype(dtype)
-
-
-_EXPECTED = (SiteError, ValueError, ImportError, OSError)
-
-
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"pyro-moe: {in_one_line(str(message), longest=None)}", file=sys.stderr)
 
@@ -114,26 +85,3 @@ def _say(message: Warning | str, *_: Any, **__: Any) -> None:
 def _fail(message: str, code: int) -> int:
     _say(message)
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises `ValueError`, for `main` to print."""
-
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands. Its result has the ``run`` of the command as ``command``."""
-    layout = argparse.RawDescriptionHelpFormatter
-    whole = _Parser(
-        prog="pyro-moe",
-        description="Fit mixtures and mixtures of experts with deep generative gates.",
-        epilog=EXAMPLES,
-        formatter_class=layout,
-    )
-    whole.add_argument("--version", action="version", version=version("pyro-moe"))
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    return whole

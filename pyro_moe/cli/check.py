@@ -1,7 +1,6 @@
 """``pyro-moe check``: comparison of test rows with data simulated from the model."""
 
 import argparse
-from typing import Any
 
 import pandas as pd
 
@@ -14,25 +13,6 @@ from . import choices
 COLUMNS = ["site", "component", "statistic", "column", "observed", "replicated"]
 P_VALUES = ["p_value", "adjusted_p_value"]
 PRINTED = {"site": "variable", "replicated": "simulated"}
-
-
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("check", help="compare test rows with data simulated by the model")
-    option = parser.add_argument
-    option("run", metavar="RUN", help="a run folder written by fit")
-    option("--data", help="another table to check, or the new path of the fitted table")
-    choices.add_reading(parser)
-    choices.add_trust(parser)
-    option(
-        "--replicates",
-        type=int,
-        default=200,
-        help="number of simulated data sets (default: %(default)s)",
-    )
-    option("--level", type=float, default=0.05, help="false-alarm rate (default: %(default)s)")
-    option("--all", action="store_true", help="print all statistics, not only significant ones")
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -19,6 +19,8 @@ from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
 from pyro_moe.text import in_one_line
 
+from .options.inputs import READING
+
 # Arguments of a story's constructor by data set, unless the command line sets them.
 STORY_DEFAULTS: dict[str, dict[str, Any]] = {
     "spiral": {"num_components": 5, "z_dim": 2},
@@ -33,14 +35,7 @@ STORY_DEFAULTS: dict[str, dict[str, Any]] = {
 TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z_dim is at most the number of columns of x
 OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
-READING = {
-    "sep": "the separator of a text table, such as ';' (default: a comma, or a tab in .tsv)",
-    "decimal": "the decimal mark of a text table, '.' or ','",
-    "encoding": "the encoding of a text table, such as latin-1 (default: utf-8)",
-}
-
 Parameters = Mapping[str, inspect.Parameter]
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
@@ -51,38 +46,9 @@ def story_class(name: str) -> tuple[type[nn.Module], StoryFile | None]:
     return file.story, file
 
 
-def parameters(story: type[nn.Module]) -> Parameters:
-    """The named parameters of a story's constructor, including those passed to base classes."""
-    known: dict[str, inspect.Parameter] = {}
-    for each in story.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        named = list(inspect.signature(each).parameters.values())
-        variable = [p.kind for p in named if p.kind in _VARIABLE]
-        known = {p.name: p for p in named if p.kind not in _VARIABLE} | known
-        if inspect.Parameter.VAR_KEYWORD not in variable:
-            break
-    return known
-
-
 def has_target(known: Parameters) -> bool:
     """Whether a story with these constructor parameters has a target y."""
     return not known.keys().isdisjoint(TARGET_ARGUMENTS)
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a text file is written."""
-    for name, text in READING.items():
-        parser.add_argument(f"--{name}", help=text)
-
-
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the option that allows the program in a run folder to be executed."""
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="execute story.py in the run folder if the run is of a story file",
-    )
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:

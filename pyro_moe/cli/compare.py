@@ -1,24 +1,12 @@
 """``pyro-moe compare``: comparison of runs by the log density of the same test rows."""
 
 import argparse
-from typing import Any
 
 from pyro_moe import criticism, runs
 from pyro_moe.inference.errors import DataError
 from pyro_moe.text import in_one_line
 
 from . import choices
-
-
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("compare", help="compare runs by the log density of test rows")
-    option = parser.add_argument
-    option("runs", nargs="+", metavar="RUN", help="run folders written by fit, of the same data")
-    option("--data", help="another table, or the new path of the fitted table")
-    choices.add_reading(parser)
-    choices.add_trust(parser)
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:

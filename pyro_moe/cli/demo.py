@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from pyro_moe import datasets, evaluation
 from pyro_moe.rows import Rows
 
-from . import fit, report
+from .options import parser
 
 # DVMoE has 5 epochs of the autoencoder, 1 with fixed assignments and 5 of training: 11 in all.
 EXPERTS = {
@@ -40,16 +40,6 @@ OF_CLUSTERS = {
     "ari": ("adjusted Rand", ".3f"),
     "seconds": ("seconds", ".1f"),
 }
-
-
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "demo", help="fit spirals and digits, and compare with scikit-learn"
-    )
-    parser.add_argument("--out", default="demo", help="folder for the runs (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -94,11 +84,7 @@ def _fit(line: str, options: argparse.Namespace) -> Scores:
 def _command(words: list[str]) -> Any:
     """Print and run a command, and return its result."""
     print(f"$ pyro-moe {shlex.join(words)}", flush=True)
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    for command in (fit, report):
-        command.add(commands)
-    options = parser.parse_args(words)
+    options = parser().parse_args(words)
     result = options.command(options)
     print(flush=True)
     return result

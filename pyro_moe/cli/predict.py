@@ -23,28 +23,6 @@ from . import choices
 UNLIKE = 0.01
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("predict", help="predict the targets of new rows")
-    option = parser.add_argument
-    option("run", metavar="RUN", help="a run folder written by fit, of a story with a target")
-    option("--data", required=True, help="a table with the fitted columns of x")
-    choices.add_reading(parser)
-    choices.add_trust(parser)
-    option("--out", required=True, metavar="FILE", help="the .csv file to write")
-    option(
-        "--novelty",
-        action="store_true",
-        help="add p-values of the novelty of rows (requires the fitted table)",
-    )
-    option(
-        "--no-escape",
-        action="store_true",
-        help="write names and classes as they are, also if spreadsheets take them for formulas",
-    )
-    parser.set_defaults(command=run)
-
-
 def run(options: argparse.Namespace) -> None:
     """Write predictive means, standard deviations, quantiles and gate probabilities."""
     settings = runs.settings_of(options.run)

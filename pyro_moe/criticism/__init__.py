@@ -9,6 +9,7 @@ from .posterior_calibration import SimulationBasedCalibration, simulation_based_
 from .predictive_check import Check, check
 from .report import report
 from .statistics import Sample, Statistic
+from .summary import summary
 
 __all__ = [
     "Check",
@@ -29,5 +30,6 @@ __all__ = [
     "replicates",
     "report",
     "simulation_based_calibration",
+    "summary",
     "to_arviz",
 ]

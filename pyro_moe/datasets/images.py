@@ -10,7 +10,6 @@ from typing import IO, cast
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
@@ -89,6 +88,8 @@ def digits(*, seed: int = 0, test_share: float = 0.2) -> tuple[Rows, Rows]:
         >>> len(train), len(test), train.image_shape
         (1438, 359, (1, 8, 8))
     """
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     rows = Rows(
         x=torch.from_numpy((pixels / 16).astype(np.float32)),

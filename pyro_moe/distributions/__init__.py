@@ -2,6 +2,7 @@
 
 from .concatenation import concatenate
 from .double import (
+    Binomial,
     ContinuousBernoulli,
     MultivariateNormal,
     NegativeBinomial,
@@ -12,6 +13,7 @@ from .double import (
     is_precise,
     rounded,
 )
+from .joint import Joint
 from .mixture import Mixture, Stacked, choose
 from .relaxed import (
     MAX_LOG_ODDS,
@@ -28,7 +30,9 @@ __all__ = [
     "MAX_LOG_ODDS",
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
+    "Binomial",
     "ContinuousBernoulli",
+    "Joint",
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",

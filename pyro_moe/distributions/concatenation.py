@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Independent
 
 from .double import parameters_of
+from .joint import Joint
 from .mixture import Mixture, Stacked
 
 
@@ -36,10 +37,10 @@ def concatenate(parts: Sequence[Any], dim: int) -> Any | None:
         components = concatenate([part.component_distribution for part in parts], dim)
         weights = torch.cat([part.log_weights for part in parts], dim)
         return components and Mixture(weights, components, validate_args=False)
-    if isinstance(first, Stacked):
+    if isinstance(first, Stacked | Joint):
         columns = zip(*(part.distributions for part in parts), strict=True)
         joined = [concatenate(column, dim) for column in columns]
-        return None if None in joined else Stacked(joined, validate_args=False)
+        return None if None in joined else type(first)(joined, validate_args=False)
     exact = [getattr(part, "exact", None) or part for part in parts]
     whole: Any = [parameters_of(part.expand(part.batch_shape)) for part in exact]
     if whole[0] is None:

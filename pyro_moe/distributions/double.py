@@ -10,8 +10,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch.distributions import Independent, MixtureSameFamily
+from torch.distributions import Independent, MixtureSameFamily, constraints
 
+from .joint import Joint
 from .mixture import Mixture, Stacked
 from .relaxed import is_of_probs, log_probabilities_of
 
@@ -74,8 +75,8 @@ def in_double(p: Any) -> Any:
         return p if base is p.base_dist else dist.Independent(base, p.reinterpreted_batch_ndims)
     if isinstance(p, Mixture):
         return p.of(in_double(p.component_distribution))
-    if isinstance(p, Stacked):
-        return Stacked([in_double(q) for q in p.distributions], validate_args=False)
+    if isinstance(p, Stacked | Joint):
+        return type(p)([in_double(q) for q in p.distributions], validate_args=False)
     if isinstance(p, MixtureSameFamily):
         weights = in_double(p.mixture_distribution)
         return type(p)(weights, in_double(p.component_distribution), validate_args=False)
@@ -113,7 +114,7 @@ def is_precise(p: Any) -> bool:
         return is_precise(p.base_dist)
     if isinstance(p, Mixture | MixtureSameFamily):
         return is_precise(p.component_distribution)
-    if isinstance(p, Stacked):
+    if isinstance(p, Stacked | Joint):
         return all(is_precise(q) for q in p.distributions)
     return _are_double(_given(p))
 
@@ -147,6 +148,15 @@ class _Double:
     def log_density(self: Any, value: torch.Tensor) -> torch.Tensor:
         """The log-density of a value in double precision, if the parameters are, too."""
         return super().log_prob(value)  # type: ignore[misc]
+
+
+class Binomial(_Double, dist.Binomial):
+    """Pyro's binomial distribution, whose support does not depend on the number of trials."""
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """Counts, those above the number of trials included, which have probability zero."""
+        return constraints.nonnegative_integer
 
 
 class ContinuousBernoulli(_Double, dist.ContinuousBernoulli):

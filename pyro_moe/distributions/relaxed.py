@@ -120,6 +120,15 @@ def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
     return bound * torch.expm1(behind / bound)
 
 
+class _OneHotCategorical(dist.OneHotCategorical):
+    """The same distribution. Torch's reads numbers from the indices that it draws."""
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        indices = self._categorical.sample(torch.Size(sample_shape))
+        probs = self._categorical.probs
+        return torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[indices]
+
+
 def one_hot_of(log_probabilities: torch.Tensor) -> Any:
     """The one-hot categorical distribution of probabilities that already sum to one.
 
@@ -131,7 +140,8 @@ def one_hot_of(log_probabilities: torch.Tensor) -> Any:
         tensor([0.2500, 0.7500])
     """
     *batch, number = log_probabilities.shape
-    p = dist.OneHotCategorical(logits=log_probabilities.new_zeros(number)).expand(torch.Size(batch))
+    one_row = _OneHotCategorical(logits=log_probabilities.new_zeros(number))
+    p: Any = one_row.expand(torch.Size(batch))
     vars(p._categorical).pop("probs", None)
     p._categorical._param = p._categorical.logits = log_probabilities
     return p

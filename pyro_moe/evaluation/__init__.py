@@ -11,8 +11,8 @@ from .gating import gate
 from .imputation import Imputation, impute
 from .latent import encode, reconstruct, sample
 from .novelty import Novelty, novelty
-from .prediction import Prediction, predict
-from .scores import classification_scores, clustering_scores, regression_scores
+from .prediction import Prediction, posterior, predict
+from .scores import classification_scores, clustering_scores, regression_scores, score
 
 __all__ = [
     "Imputation",
@@ -27,8 +27,10 @@ __all__ = [
     "impute",
     "linear_baseline",
     "novelty",
+    "posterior",
     "predict",
     "reconstruct",
     "regression_scores",
     "sample",
+    "score",
 ]

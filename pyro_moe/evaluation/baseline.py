@@ -4,10 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
-from sklearn.preprocessing import StandardScaler
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import without_warnings
@@ -47,6 +43,9 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
         >>> bool(gap.abs().mean() < 0.05)
         True
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.preprocessing import StandardScaler
+
     if fit.restored is not None or not fit.has_target:
         return None
     known = has_target(fit.data[1]).cpu()
@@ -65,19 +64,27 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
 
 
 def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    from scipy.stats import norm
+    from sklearn.linear_model import LinearRegression
+
     line = LinearRegression().fit(x, y)
     freedom = max(len(y) - x.shape[1] - 1, 1)
     scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
     tiny = 1e-9 * (np.abs(y).max() + 1e-300)
-    return stats.norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
+    return norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
 
 
 def _poisson(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    from scipy.stats import poisson
+    from sklearn.linear_model import PoissonRegressor
+
     line = PoissonRegressor(alpha=1e-6, max_iter=1000).fit(x, y)
-    return stats.poisson.logpmf(new_y, line.predict(new_x))
+    return poisson.logpmf(new_y, line.predict(new_x))
 
 
 def _classes(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+
     if len(set(y)) == 1:
         return np.where(new_y == y[0], 0.0, -np.inf)
     line: Any = LogisticRegression(max_iter=1000).fit(x, y)

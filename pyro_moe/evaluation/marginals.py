@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import scipy.special
 import torch
 from torch.distributions import (
     Bernoulli,
+    Binomial,
     Categorical,
     Independent,
     MixtureSameFamily,
@@ -17,7 +17,7 @@ from torch.distributions import (
     constraints,
 )
 
-from pyro_moe.distributions import Mixture, Stacked
+from pyro_moe.distributions import Joint, Mixture, Stacked
 from pyro_moe.inference.errors import DataError
 
 MIXTURES = (Mixture, MixtureSameFamily)
@@ -52,9 +52,25 @@ def families(p: Any) -> list[Any]:
     """The component distributions of a mixture or a stack."""
     if isinstance(p, MIXTURES):
         return families(p.component_distribution)
-    if isinstance(p, Stacked):
+    if isinstance(p, Stacked | Joint):
         return [leaf for q in p.distributions for leaf in families(q)]
     return families(p.base_dist) if isinstance(p, Independent) else [p]
+
+
+def discrete_columns(p: Any) -> list[int]:
+    """The columns of a target of several families that have a mass function."""
+    if isinstance(p, MIXTURES):
+        return discrete_columns(p.component_distribution)
+    if isinstance(p, Stacked):
+        return discrete_columns(p.distributions[0])
+    if not isinstance(p, Joint):
+        return []
+    flags = [
+        q.support.is_discrete
+        for q, width in zip(p.distributions, p.widths, strict=True)
+        for _ in range(width)
+    ]
+    return [column for column, flag in enumerate(flags) if flag]
 
 
 def of_one_column(support: Any) -> Any:
@@ -79,20 +95,35 @@ def cdf_of(p: Any, value: torch.Tensor) -> torch.Tensor:
         each = value.expand(*torch.broadcast_shapes(value.shape, (*p.batch_shape, *p.event_shape)))
         pairs = zip(p.distributions, each.unbind(column), strict=True)
         return torch.stack([cdf_of(q, v) for q, v in pairs], column)
+    if isinstance(p, Joint):
+        blocks = zip(p.distributions, value.split(p.widths, -1), strict=True)
+        return torch.cat([cdf_of(q, block) for q, block in blocks], -1)
     if isinstance(p, MultivariateNormal):
         return Normal(p.loc, p.variance.sqrt()).cdf(value)
     if isinstance(p, StudentT):
+        from scipy.special import stdtr
+
         standard = (value - p.loc) / p.scale
-        below = scipy.special.stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
+        below = stdtr(p.df.cpu().numpy(), standard.cpu().numpy())
         return torch.as_tensor(below).to(value)
     if isinstance(p, Poisson):
         below = torch.special.gammaincc(value.double().floor().clamp_min(0.0) + 1.0, p.rate)
         return torch.where(value < 0, torch.zeros_like(below), below)
     if isinstance(p, NegativeBinomial):
+        from scipy.special import betainc
+
         failure = torch.sigmoid(-p.logits)
         known = (p.total_count, value.double().floor().clamp_min(0.0) + 1.0, failure)
-        below = torch.as_tensor(scipy.special.betainc(*(part.cpu().numpy() for part in known)))
+        below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known)))
         return torch.where(value < 0, torch.zeros_like(value), below.to(value))
+    if isinstance(p, Binomial):
+        from scipy.special import betainc
+
+        count = value.double().floor().clamp_min(0.0)
+        known = ((p.total_count - count).clamp_min(0.5), count + 1.0, 1.0 - p.probs)
+        below = torch.as_tensor(betainc(*(part.cpu().numpy() for part in known))).to(value)
+        below = torch.where(count >= p.total_count, torch.ones_like(below), below)
+        return torch.where(value < 0, torch.zeros_like(below), below)
     if isinstance(p, Bernoulli):
         below = (1.0 - p.probs) * (value >= 0)
         return torch.where(value < 1, below, torch.ones_like(below))

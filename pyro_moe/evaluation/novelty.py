@@ -147,11 +147,13 @@ def feature_log_density(
     guide = fit.guide if guide is None else guide
     blocks = []
     for batch in batches(features):
-        total = torch.tensor(-math.inf, dtype=torch.float64)
-        for _ in range(num_samples):
+        samples: list[torch.Tensor] = []
+        while len(samples) < num_samples:
             traces = enumerated_traces(fit.model, guide, *batch)
             node(traces[0], "x", "model")
-            total = torch.logaddexp(total, row_log_weights(*traces).logsumexp(0))
-        blocks.append(total - math.log(num_samples))
+            samples.append(row_log_weights(*traces).logsumexp(0))
+            if not {*traces[0].stochastic_nodes, *traces[1].stochastic_nodes} - {"c", "y"}:
+                break  # every sample would be the same
+        blocks.append(torch.stack(samples).logsumexp(0) - math.log(len(samples)))
     total = torch.cat(blocks)
     return total.where(~total.isnan(), -math.inf)

@@ -124,6 +124,22 @@ class Prediction:
         each = self._stack(lambda p: p.log_prob(value), events=False)
         return log_mean_exp((each + self.log_weights).logsumexp(-1), 0)
 
+    def posterior(self, y: ArrayLike) -> torch.Tensor:
+        r"""The probability of each expert given x and the target, shape (N, K).
+
+        .. math:: p(c = k \mid x, y) \propto \sum_s g_{sk}(x)\, p_{sk}(y \mid x)
+
+        Args:
+            y: Targets, shape (N,) or (N, M), in their own units.
+
+        Raises:
+            DataError: As `log_prob`.
+        """
+        value = self._along_batch(self.targets(y))
+        self._check_support(value)
+        each = self._stack(lambda p: p.log_prob(value), events=False)
+        return (each + self.log_weights).logsumexp(0).softmax(-1)
+
     def cdf(self, y: ArrayLike) -> torch.Tensor:
         """P(y_m ≤ value) for each column separately, shape (N, M).
 
@@ -301,6 +317,30 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
         tuple(draw.distribution for draw in draws),
         draws[0].leading,
     )
+
+
+def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
+    r"""Compute the probability of each component given x and y, for each row by itself.
+
+    .. math:: p(c = k \mid x, y) \propto g_k(x)\, p_k(y \mid x)
+
+    `gate` is p(c|x), before y is known.
+
+    Args:
+        fit: A fitted story with a site ``y``.
+        data: Rows (x, y).
+        num_samples: As in `predict`.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape (N, K), with rows that sum to one.
+
+    Raises:
+        DataError: If there are no targets, or one is outside of the support.
+        SiteError: If the model has no site ``y``.
+    """
+    x, y = fit.as_tensors(data)[:2]
+    return predict(fit, x, num_samples=num_samples, seed=seed).posterior(y.cpu())
 
 
 def _few(features: Columns) -> Columns:

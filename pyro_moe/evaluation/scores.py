@@ -5,16 +5,40 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError
-from pyro_moe.rows import as_tensor
+from pyro_moe.rows import Data, as_tensor
 
+from .bounds import importance_weighted_bound
 from .marginals import families, has_classes
-from .prediction import Prediction
+from .prediction import Prediction, predict
+
+
+def score(fit: Fit, data: Data | None = None, *, seed: int = 0) -> float:
+    r"""The mean log-density of rows, in nats per row: the larger, the better.
+
+    .. math:: \frac{1}{N} \sum_n \log p(y_n \mid x_n), \text{ or } \frac{1}{N} \sum_n \log p(x_n)
+
+    Args:
+        fit: A fit.
+        data: Rows like those that were fitted, preferably held out; the training rows if None.
+        seed: Seed of the draws of latent variables.
+
+    Returns:
+        That of y given x, over the rows with a target. Without targets, that of x, or for stories
+        with z the bound of `importance_weighted_bound`.
+
+    Raises:
+        DataError: If the data does not match what was fitted, or is None for a fit that was
+            restored without its training rows.
+    """
+    rows = fit.rows(data)
+    if rows.y is None:
+        return importance_weighted_bound(fit, rows, seed=seed).mean().item()
+    rows = rows.with_targets()
+    return predict(fit, rows, seed=seed).log_prob(torch.as_tensor(rows.y)).mean().item()
 
 
 def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -40,6 +64,10 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         >>> clustering_scores([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [1, 0, 0])["accuracy"]
         1.0
     """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     clusters, truth = as_tensor(gate, "gate"), as_tensor(labels, "labels")
     if clusters.dim() == 2:
         clusters = clusters.argmax(-1)

@@ -86,7 +86,7 @@ def check_support(name: str, site: Any, first_row: int = 0) -> None:
     value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
     row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
     base = of_one_column(support)
-    offending = value[row].flatten()[~base.check(value[row].flatten())]
+    offending = value[row].flatten()[~base.check(value[row].flatten())].flatten()
     hint = ""
     if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
         hint = "; for gray values between 0 and 1 use likelihood='continuous-bernoulli'"

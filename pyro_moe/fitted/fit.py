@@ -14,15 +14,17 @@ from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
-from pyro_moe.rows import Data, Rows, as_tensors
+from pyro_moe.lazy import method
+from pyro_moe.rows import Data, Rows, as_tensors, column_names, target_names
 
+from .brief import brief
 from .matching import as_fitted, expect_width, in_order
 from .training import Training
 
 AnyData = TypeVar("AnyData", Rows, Data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """A fitted model and guide, with the settings and the history of training.
 
@@ -46,6 +48,10 @@ class Fit:
         restored: What the run folder says of the training rows, if ``data`` are other rows; None
             if ``data`` are the training rows.
         run: The run of SVI or EM that `resume` continues; None for a restored fit.
+        predict: The function `evaluation.predict` as a method.
+        score: The function `evaluation.score` as a method.
+        summary: The function `criticism.summary` as a method.
+        plot: The function `plots.pictures` as a method.
         report: The function `criticism.report` as a method.
         resume: The function `pyro_moe.resume` as a method.
     """
@@ -61,6 +67,10 @@ class Fit:
     image_shape: tuple[int, int, int] | None = None
     restored: Training | None = field(default=None, repr=False)
     run: Any = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """What was fitted, to which rows, and how training ended, in a few lines."""
+        return brief(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle everything at once, so that the parts that share parameters still do."""
@@ -81,7 +91,11 @@ class Fit:
         others = {name: value for name, value in vars(self).items() if name not in copied}
         return _made(type(self), copied | copy.deepcopy(others, memo))
 
-    # Assigned in pyro_moe/__init__.py: a definition here would be a circular import.
+    # Assigned below: their functions are in modules that import this one.
+    predict: ClassVar[Callable[..., Any]]
+    score: ClassVar[Callable[..., float]]
+    summary: ClassVar[Callable[..., Any]]
+    plot: ClassVar[Callable[..., dict[str, Any]]]
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
 
@@ -138,6 +152,27 @@ class Fit:
             )
         return self.data
 
+    def rows(self, data: Data | None = None) -> Rows:
+        """Rows like the fitted ones with the names of the fitted columns, on the CPU.
+
+        Args:
+            data: Rows; the training rows if None.
+
+        Raises:
+            DataError: As in `as_tensors`; or if data is None, and the fit was restored with other
+                rows.
+        """
+        x, *others = self.training_rows if data is None else self.as_tensors(data)
+        given = data if isinstance(data, Rows) else Rows(x)
+        return Rows(
+            x.cpu(),
+            others[0].cpu() if others else None,
+            given.labels,
+            given.image_shape or self.image_shape,
+            self.columns or column_names(data),
+            self.targets or target_names(data),
+        )
+
     @property
     def example(self) -> tuple[torch.Tensor, ...]:
         """One row of each fitted column, with which model and guide can be run."""
@@ -178,7 +213,7 @@ class Fit:
         """
         x, *others = self._converted(in_order(data, self.columns, self.targets))
         _, *fitted = self.example
-        if len(others) < len(fitted):
+        if len(others) < min(len(fitted), 1):  # weights and groups of rows may be absent
             raise DataError("expected data (x, y), as fitted; got x alone")
         pairs = zip(others, fitted, strict=False)
         return (x, *(as_fitted(column, like) for column, like in pairs))
@@ -208,6 +243,14 @@ class Fit:
             of_images = self.image_shape is not None
             self.training.warn_of_far(columns[0], self.columns, of_images=of_images)
         return columns
+
+
+Fit.predict = method("pyro_moe.evaluation", "predict")
+Fit.score = method("pyro_moe.evaluation", "score")
+Fit.summary = method("pyro_moe.criticism", "summary")
+Fit.plot = method("pyro_moe.plots", "pictures")
+Fit.report = method("pyro_moe.criticism", "report")
+Fit.resume = method("pyro_moe.fitting", "resume")
 
 
 def _in_store(program: Program, store: dict[str, Any]) -> Program:

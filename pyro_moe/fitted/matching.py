@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import torch
 
 from pyro_moe.inference.errors import DataError, DataWarning, warn
+from pyro_moe.lazy import is_instance
 from pyro_moe.rows import Data, Rows, column_names, labels_of, target_names
 
 MOST_NAMES = 8  # in a message
@@ -18,6 +18,7 @@ def described(data: Data) -> dict[str, Any]:
     """What data say of themselves: the names of columns and of targets, and the shape of images.
 
     Example:
+        >>> import pandas as pd
         >>> described((pd.DataFrame({"dose": [1.5]}), pd.Series([1], name="cured")))
         {'columns': ('dose',), 'targets': ('cured',), 'image_shape': None}
     """
@@ -45,6 +46,7 @@ def in_order(data: Data, columns: Names, targets: Names = None) -> Data:
         DataWarning: If there are further columns. They are left out.
 
     Example:
+        >>> import pandas as pd
         >>> in_order(pd.DataFrame({"age": [70], "dose": [1.5]}), ["dose", "age"])
            dose  age
         0   1.5   70
@@ -103,7 +105,8 @@ def _take(column: Any, places: list[int] | None) -> Any:
         return column
     if places == list(range(column.shape[1])):
         return column
-    return column.iloc[:, places] if isinstance(column, pd.DataFrame) else column[:, places]
+    is_frame = is_instance(column, "pandas", "DataFrame")
+    return column.iloc[:, places] if is_frame else column[:, places]
 
 
 def expect_width(column: torch.Tensor, like: torch.Tensor, name: str) -> None:

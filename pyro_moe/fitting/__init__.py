@@ -1,7 +1,7 @@
 """Fitting of models: `fit`, `resume` and `laplace`."""
 
 from .entry import fit, resume
-from .laplace import Laplace, laplace
+from .laplace import Laplace, information, laplace
 from .training import geometric
 
-__all__ = ["Laplace", "fit", "geometric", "laplace", "resume"]
+__all__ = ["Laplace", "fit", "geometric", "information", "laplace", "resume"]

@@ -50,7 +50,7 @@ def fit(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-    callback: Callable[[Fit], None] | None = None,
+    callback: Callable[[Fit], Any] | None = None,
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> Fit:
@@ -68,7 +68,9 @@ def fit(
         model: The generative model, called with the columns of a minibatch.
         guide: The variational posterior, called with the same arguments.
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
-            ``Dataset`` of such rows.
+            ``Dataset`` of such rows. For a story that takes them, such as `models.ME`, also
+            (x, y, weights) and (x, y, weights, groups): row n stands for w_n rows, and the rows
+            of a group have one assignment.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
             4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
@@ -115,8 +117,8 @@ def fit(
         seed: Seed of all random numbers.
         device: Device of the training; that of the model's parameters if None.
         progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
-        callback: Called after every epoch with the fit so far. It may raise
-            ``KeyboardInterrupt`` to stop early.
+        callback: Called after every epoch with the fit so far, whose last entry of ``history`` is
+            the record of the epoch. If it returns True, training stops.
         checkpoint: A folder in which states of the training are saved every thirty seconds and at
             the end of each phase, the last two of each phase.
         resume: A folder with checkpoints of the same call of `fit`, which was stopped or killed.
@@ -188,7 +190,7 @@ def _trained(
     plan: Plan,
     names: dict[str, Any],
     progress: bool,
-    callback: Callable[[Fit], None] | None,
+    callback: Callable[[Fit], Any] | None,
     checkpoint: Checkpoint | None,
 ) -> list[Fit]:
     """The trained starts, up to one that was interrupted. EM goes on with the best of its own."""

@@ -1,6 +1,6 @@
 """The Laplace approximation of the posterior of the parameters of a fit."""
 
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import pyro
@@ -154,7 +154,8 @@ def laplace(fit: Fit) -> Fit:
     precision = precision + PRIOR_SCALE**-2 * torch.eye(number).to(precision)
     posterior = Laplace(story, precision).to(columns[0])
     programs = Programs(posterior.model, posterior.guide, {"params": {}, "constraints": {}})
-    return replace(fit, programs=programs, run=None)
+    values = {each.name: getattr(fit, each.name) for each in fields(Fit)}
+    return Fit(**{**values, "programs": programs, "run": None})
 
 
 def information(run: EM) -> torch.Tensor:

@@ -90,6 +90,8 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     learns = not (options["epochs"] == 0 and keep)
     columns, loss, num_components = _resolved(model, guide, data, options, learns=learns)
     by_em = isinstance(loss, str) and loss == "em"
+    if len(columns) > 3 and not by_em:
+        raise ValueError(f"expected loss='em' for rows in groups; got {loss!r}")
     start = check_start(initialize, len(columns[0]), num_components)
     restarts, epochs, seed = options["restarts"], options["epochs"], options["seed"]
     if restarts is None:

@@ -19,7 +19,7 @@ def reset(
             part.apply(_reset_parameters)
         if isinstance(part, Adaptive):
             with reproducible(seed, 0, 1), torch.no_grad():
-                part.adapt(*data)
+                part.adapt(*data[:2])
 
 
 def _reset_parameters(module: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from pyro_moe.inference.context import stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
+from pyro_moe.inference.prior import with_ridge
 from pyro_moe.inference.programs import Programs, isolated
 from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.progress import Progress
@@ -55,6 +56,7 @@ def run_of(plan: Plan, number: int) -> Any:
     reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
     if plan.by_em:
         return EM(model, guide, data, settings["epochs"], seed, plan.prior, settings["tolerance"])
+    with_ridge(plan.prior, model, guide)
     elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(kept))
     temperature = settings["temperature"]
     return SVI(
@@ -85,7 +87,7 @@ def train(
     fitted: Fit,
     runs: Iterable[tuple[str, SVI | EM]],
     progress: Progress,
-    callback: Callable[[Fit], None] | None,
+    callback: Callable[[Fit], Any] | None,
     checkpoint: Checkpoint | None = None,
     start: str = "last",
 ) -> Fit:
@@ -107,8 +109,8 @@ def train(
                         progress.advance(record)
                         if checkpoint:
                             checkpoint.keep(name, run)
-                        if callback is not None:
-                            callback(fitted)
+                        if callback is not None and callback(fitted) is True:
+                            raise KeyboardInterrupt
                 finally:
                     if checkpoint:
                         checkpoint.keep(name, run, now=True)
@@ -132,7 +134,7 @@ def train(
 def finish(
     fitted: Fit,
     progress: bool,
-    callback: Callable[[Fit], None] | None,
+    callback: Callable[[Fit], Any] | None,
     checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """A last phase with all rows, if some were held out.

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 
 from pyro_moe import evaluation
 from pyro_moe.fitted import Fit, strange_rows_expected
@@ -72,6 +71,8 @@ def _plane(codes: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
         return codes, ("z", "rows")
     if codes.shape[1] == 2 or len(codes) < 4:  # t-SNE needs neighbors
         return codes[:, :2], ("$z_1$", "$z_2$")
+    from sklearn.manifold import TSNE
+
     embedding = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
     return embedding.fit_transform(codes), ("t-SNE 1", "t-SNE 2")
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.rows import Rows
+from pyro_moe.rows import Data, Rows
 
 from .gate_regions import gate_map
 from .latent import generated, latent_map, reconstructions
@@ -16,12 +16,12 @@ from .training import history
 
 
 @strange_rows_expected()
-def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
+def pictures(fit: Fit, data: Data | None = None, *, seed: int = 0) -> dict[str, Figure]:
     """Make all plots that apply to a fit and its rows, by name.
 
     Args:
         fit: A fitted story.
-        rows: Rows to show, preferably held out.
+        data: Rows to show, preferably held out; the training rows if None.
         seed: Seed of random subsets and samples.
 
     Returns:
@@ -29,7 +29,7 @@ def pictures(fit: Fit, rows: Rows, *, seed: int = 0) -> dict[str, Figure]:
         ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks are omitted, and
         plots of x unless rows are images or points in the plane.
     """
-    rows = fit.in_order(rows)
+    rows = fit.in_order(data) if isinstance(data, Rows) else fit.rows(data)
     drawings: dict[str, Callable[[], Figure]] = {
         "history": partial(history, fit),
         "latent_map": partial(latent_map, fit, rows, seed=seed),

@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
-from scipy.optimize import linear_sum_assignment
 
 from pyro_moe import evaluation
 from pyro_moe.fitted import Fit
@@ -30,6 +29,8 @@ def likeliest(fit: Fit, rows: Rows) -> np.ndarray | None:
 
 def match(labels: np.ndarray, components: np.ndarray | None) -> dict[int, int] | None:
     """The component that matches each label best, by a one-to-one assignment."""
+    from scipy.optimize import linear_sum_assignment
+
     if components is None:
         return None
     names, places = np.unique(labels, return_inverse=True)

@@ -23,6 +23,7 @@ STORIES: dict[str, type[nn.Module]] = {
     "dvmoe": models.DVMoE,
 }
 
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 WIDTH, BREAK = 100, ",\n    "
 HEADER = '''"""{title}, to be edited.
 
@@ -74,6 +75,20 @@ def shipped(name: str | None) -> type[nn.Module]:
     if name not in STORIES:
         raise ValueError(f"expected a story in {tuple(STORIES)}; got {name!r}")
     return STORIES[name]
+
+
+def parameters(story: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a story's constructor, including those passed to base classes."""
+    known: dict[str, inspect.Parameter] = {}
+    for each in story.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        named = list(inspect.signature(each).parameters.values())
+        variable = [p.kind for p in named if p.kind in _VARIABLE]
+        known = {p.name: p for p in named if p.kind not in _VARIABLE} | known
+        if inspect.Parameter.VAR_KEYWORD not in variable:
+            break
+    return known
 
 
 def _import_lines(nodes: Iterable[ast.Import | ast.ImportFrom], used: set[str]) -> list[str]:

@@ -140,8 +140,12 @@ def far_row(column: np.ndarray) -> int | None:
     return None
 
 
-def check_rounding(y: torch.Tensor) -> None:
+def check_rounding(y: torch.Tensor, counts: Sequence[int] = ()) -> None:
     """Check that targets of a density are not rounded so much that a density misleads.
+
+    Args:
+        y: Targets, shape (N,) or (N, M).
+        counts: Columns that have a mass function.
 
     Warns:
         DataWarning: If the values of a column are on a grid, and the error of rounding is more
@@ -152,7 +156,8 @@ def check_rounding(y: torch.Tensor) -> None:
     if len(flat) == 0:
         return
     errors = rounding_error(flat)
-    for index in (errors > 0.05 * flat.std(0, correction=0)).nonzero().flatten().tolist():
+    coarse = (errors > 0.05 * flat.std(0, correction=0)).nonzero().flatten().tolist()
+    for index in (each for each in coarse if each not in counts):
         step = errors[index].item() * 12**0.5
         warn(
             f"expected targets with few ties for a density; got {len(flat[:, index].unique())} "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyro_moe.evaluation.marginals import has_classes, mean_of
+from pyro_moe.evaluation.marginals import discrete_columns, has_classes, mean_of
 from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError, warn
@@ -78,7 +78,7 @@ def check(
     if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
         _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
     elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
-        check_rounding(columns[1])
+        check_rounding(columns[1], discrete_columns(trace.nodes["y"]["fn"]))
     return num_components
 
 

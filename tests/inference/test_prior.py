@@ -18,6 +18,7 @@ from pyro_moe.inference.prior import (
 )
 from pyro_moe.models import GMM, ME, DVMoE, GMMMoE, HierarchicalME
 from pyro_moe.models.parts.experts import experts_of
+from pyro_moe.models.parts.networks import MLP
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K, M = 20, 2, 3, 1
@@ -82,7 +83,8 @@ def added(story, prior, *data, num_rows=N):
 @each_story
 def test_the_rows_of_the_prior_are_those_of_a_sum_by_hand(make, x, y, name):
     story = make(name)
-    got, expected = added(story, Prior(rows=ROWS), x, y), ROWS / N * sum(terms(name, story, x, y))
+    got = added(story, Prior(rows=ROWS, ridge=0.0), x, y)
+    expected = ROWS / N * sum(terms(name, story, x, y))
     assert_close(got, expected, rtol=1e-8, atol=1e-10)
     parameters = list(story.parameters())
     gradients = [
@@ -97,7 +99,7 @@ def test_the_rows_of_the_prior_are_those_of_a_sum_by_hand(make, x, y, name):
 @each_story
 def test_rows_without_an_effect_have_the_targets_of_other_rows(make, x, y, name):
     story = make(name)
-    prior = Prior(rows=ROWS, null_rows=NULL)
+    prior = Prior(rows=ROWS, null_rows=NULL, ridge=0.0)
     of_rows, of_null = terms(name, story, x, y), terms(name, story, x, y.roll(1, 0))
     expected = (ROWS * sum(of_rows) + NULL * sum(of_null)) / N
     assert_close(added(story, prior, x, y), expected, rtol=1e-8, atol=1e-10)
@@ -237,6 +239,33 @@ def test_parts_within_experts_are_counted_once():
     expected = -0.15 * story.gate.maps.weight.square().sum() / D
     expected = expected - 0.5e-3 * sum(p.square().sum() for p in below)
     assert log_ridge(story.model).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", ["me", "dvmoe"])
+def test_the_ridge_is_a_part_of_the_marginal_objective(make, x, y, name):
+    story = make(name)
+    prior = Prior(rows=0.0, ridge=0.3)
+    with_ridge(prior, story.model)
+    assert_close(added(story, prior, x, y), log_ridge(story.model), rtol=1e-8, atol=1e-10)
+    assert log_ridge(story.model) < 0
+
+
+def test_the_weights_of_perceptrons_have_a_standard_normal_prior():
+    story = DVMoE(D, M, K, z_dim=1, hidden=(3,))
+    with_ridge(Prior(ridge=0.3), story.model)
+    weights = [
+        part.weight
+        for perceptron in story.modules()
+        if isinstance(perceptron, MLP)
+        for part in perceptron
+        if isinstance(part, nn.Linear)
+    ]
+    assert len(weights) == 6  # encoder, decoder and gate have two layers each
+    squares = sum(weight.square().sum() for weight in weights)
+    experts = 1e-3 * story.experts.squared_weights()
+    assert log_ridge(story.model).item() == pytest.approx(-0.5 * (squares + experts).item())
+    with_ridge(FLAT, story.model)
+    assert log_ridge(story.model) == 0.0
 
 
 def test_other_stories_have_no_ridge():

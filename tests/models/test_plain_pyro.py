@@ -73,7 +73,7 @@ def test_the_relaxed_objective_is_that_of_plain_pyro(name, loss_and_gradients):
     assert_close(loss_and_gradients(elbo, *treated, story, *data), plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", set(STORIES) - {"vae", "bayesian"})
+@pytest.mark.parametrize("name", sorted(set(STORIES) - {"vae", "bayesian"}))
 def test_the_temperatures_are_buffers_of_the_story(name):
     buffers = dict(STORIES[name]().named_buffers())
     assert buffers["temperature"].item() == pytest.approx(TEMPERATURE)

@@ -63,7 +63,7 @@ class Stream(IterableDataset):
         FRAME.astype(object),
         FRAME.map(Decimal),
         Rows(X),
-        TensorDataset(X),
+        pytest.param(TensorDataset(X), id="TensorDataset"),
         (X,),
         [X],
     ],
@@ -90,7 +90,7 @@ def test_every_kind_of_x(data: Any) -> None:
         (FRAME, [0, 2, 1]),
         Rows(X, CLASSES),
         Rows(X, CLASSES, labels=CLASSES, image_shape=(1, 1, 2)),
-        TensorDataset(X, CLASSES),
+        pytest.param(TensorDataset(X, CLASSES), id="TensorDataset"),
     ],
     ids=str,
 )

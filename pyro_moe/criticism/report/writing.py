@@ -10,7 +10,7 @@ from pyro_moe.criticism.health import health
 from pyro_moe.criticism.predictive_check import check
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.rows import Data, Rows, column_names, target_names
+from pyro_moe.rows import Data
 
 from . import components, overall
 from .page import page
@@ -62,7 +62,7 @@ def report(
     """
     path = Path(path)
     seen = data is None
-    rows = _rows(fit, data)
+    rows = fit.rows(data)
     name = title or ("a fit" if fit.story is None else type(fit.story).__name__)
     checked = _or_none(lambda: check(fit, rows, num_replicates=num_replicates, seed=seed))
     gate = _or_none(lambda: health(fit, rows, seed=seed))
@@ -77,20 +77,6 @@ def report(
     ]
     gc.collect()  # figures are cycles of references with large buffers
     return files.write(path, page(name, sections).encode())
-
-
-def _rows(fit: Fit, data: Data | None) -> Rows:
-    """The rows with their names, on the CPU."""
-    x, *others = fit.training_rows if data is None else fit.as_tensors(data)
-    given = data if isinstance(data, Rows) else Rows(x)
-    return Rows(
-        x.cpu(),
-        others[0].cpu() if others else None,
-        given.labels,
-        given.image_shape or fit.image_shape,
-        fit.columns or column_names(data),
-        fit.targets or target_names(data),
-    )
 
 
 def _or_none(ask: Callable[[], Any]) -> Any:

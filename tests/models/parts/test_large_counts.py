@@ -47,7 +47,13 @@ def test_responsibilities_are_scipys(base):
     x, y = counts(base)
     story = models.ME(1, 1, 2, experts="poisson").float()
     fit = pyro_moe.fit(
-        story.model, story.guide, (x, y), epochs=1, progress=False, initialize="random"
+        story.model,
+        story.guide,
+        (x, y),
+        epochs=1,
+        progress=False,
+        initialize="random",
+        prior="weak",
     )
     with torch.no_grad():
         low = fit.story.experts.network.bias[0]
@@ -84,7 +90,14 @@ def test_every_objective_trains_on_large_counts(make, loss):
     x, y = counts(1e6)
     story = make(1, 1, 2, experts="poisson").float()
     fit = pyro_moe.fit(
-        story.model, story.guide, (x, y), epochs=3, loss=loss, progress=False, restarts=2
+        story.model,
+        story.guide,
+        (x, y),
+        epochs=3,
+        loss=loss,
+        progress=False,
+        restarts=2,
+        prior="weak",
     )
     assert fit.stopped is None
     assert all(np.isfinite(record["elbo"]) for record in fit.history)

@@ -101,7 +101,10 @@ def test_a_process_that_was_killed_at_any_moment_goes_on(tmp_path):
     seconds = time.perf_counter() - started
     for share in (0.05, 0.3, 0.5, 0.7, 0.9):
         folder = tmp_path / str(share)
-        child = os.fork()
+        with warnings.catch_warnings():
+            # of threads, which those who run tests in several processes have
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if child == 0:
             try:
                 fit(one, other, data, checkpoint=folder, **options)

@@ -21,7 +21,7 @@ def rows():
 @pytest.fixture(scope="module")
 def fitted(rows):
     story = models.VaDEMoE(1, 1, 2, z_dim=1, hidden=(4,))
-    return pyro_moe.fit(story.model, story.guide, rows, epochs=2, progress=False)
+    return pyro_moe.fit(story.model, story.guide, rows, epochs=2, prior="weak", progress=False)
 
 
 def together(function, number, threads=8):
@@ -55,7 +55,9 @@ def test_eight_threads_give_one_answer(fitted, rows, name):
 
 def test_forty_predictions_of_eight_threads_are_one_number(rows):
     story = models.ME(1, 1, 2)
-    fit = pyro_moe.fit(story.model, story.guide, rows, loss="em", epochs=3, progress=False)
+    fit = pyro_moe.fit(
+        story.model, story.guide, rows, loss="em", epochs=3, prior="weak", progress=False
+    )
     assert len({*together(lambda _: evaluation.predict(fit, rows[0]).mean.sum().item(), 40)}) == 1
 
 
@@ -67,7 +69,14 @@ def test_fits_beside_predictions_are_those_of_one_thread(fitted, rows):
         torch.manual_seed(1)
         story = stories[loss](1, 1, 2)
         fit = pyro_moe.fit(
-            story.model, story.guide, rows, loss=loss, epochs=4, seed=3, progress=False
+            story.model,
+            story.guide,
+            rows,
+            loss=loss,
+            epochs=4,
+            prior="weak",
+            seed=3,
+            progress=False,
         )
         return evaluation.predict(fit, x).log_prob(y)
 

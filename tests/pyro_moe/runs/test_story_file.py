@@ -12,10 +12,9 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, runs
-from pyro_moe.cli import choices
 from pyro_moe.inference import MarginalELBO
 from pyro_moe.runs import story_file
-from pyro_moe.runs.shipped import source_of
+from pyro_moe.runs.shipped import parameters, source_of
 
 N, D, K, L = 40, 3, 2, 2
 EXACT = {"rtol": 0, "atol": 0}
@@ -31,7 +30,7 @@ def source(name):
 def both(name, folder):
     """The story of a written file, and the shipped one."""
     shipped = runs.STORIES[name]
-    known = choices.parameters(shipped)
+    known = parameters(shipped)
     arguments = {key: value for key, value in NUMBERS.items() if key in known}
     if name == "hierarchicalme":
         del arguments["num_components"]
@@ -166,7 +165,7 @@ def test_what_a_comment_says_may_be_written_instead_can_be_fitted(
         1,
     )
     story = story_file.read(written(tmp_path / "edited.py", edited)).story
-    known = choices.parameters(story)
+    known = parameters(story)
     story = story(**{key: value for key, value in NUMBERS.items() if key in known})
     fit = pyro_moe.fit(
         story.model, story.guide, data, epochs=2, initial_epochs=1, prior="none", progress=False

@@ -1,0 +1,6 @@
+"""How the gradients of a training step are computed: recorded, replayed, shared by processes."""
+
+from .gradients import Gradients
+from .processes import Processes
+
+__all__ = ["Gradients", "Processes"]

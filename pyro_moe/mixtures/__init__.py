@@ -1,0 +1,16 @@
+"""Mixtures of regressions as a statistician knows them: formulas, coefficients, their errors."""
+
+from .entry import mixture
+from .resampling import Bootstrap, BootstrapTest, bootstrap, bootstrap_test
+from .result import MixtureFit
+from .summary import Summary
+
+__all__ = [
+    "Bootstrap",
+    "BootstrapTest",
+    "MixtureFit",
+    "Summary",
+    "bootstrap",
+    "bootstrap_test",
+    "mixture",
+]

@@ -1,0 +1,205 @@
+"""The bootstrap of a mixture: standard errors, intervals, and a test of K components."""
+
+import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+
+from pyro_moe.inference.context import reproducible, stream, without_warnings
+from pyro_moe.inference.errors import ConvergenceWarning, EmptyComponentWarning
+from pyro_moe.inference.prior import Prior
+
+from .entry import fitted_to
+from .result import MixtureFit, check_alpha
+
+KINDS = ("parametric", "rows")
+COARSE = 0.01  # nats, of a statistic
+Columns = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Estimates of a mixture from resampled tables.
+
+    Attributes:
+        fit: The fit.
+        params: Estimates, one row a table, with the columns of `MixtureFit.params`.
+        kind: ``"parametric"`` or ``"rows"``.
+    """
+
+    fit: MixtureFit = field(repr=False)
+    params: pd.DataFrame = field(repr=False)
+    kind: str
+
+    @property
+    def bse(self) -> pd.Series:
+        """The standard deviations of the estimates."""
+        return self.params.std().rename("standard error")
+
+    def cov_params(self) -> pd.DataFrame:
+        """The covariance of the estimates."""
+        return self.params.cov()
+
+    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Intervals of confidence 1 - α, the quantiles of the estimates.
+
+        Args:
+            alpha: α, between 0 and 1.
+        """
+        check_alpha(alpha)
+        ends = self.params.quantile([alpha / 2, 1 - alpha / 2]).T
+        return ends.set_axis(["lower", "upper"], axis=1)
+
+
+@dataclass(frozen=True)
+class BootstrapTest:
+    """A test of the number of components.
+
+    Attributes:
+        statistic: Twice the difference of the log-likelihoods.
+        null: The statistic in tables drawn from the smaller mixture.
+        larger: The larger mixture.
+    """
+
+    statistic: float
+    null: np.ndarray = field(repr=False)
+    larger: MixtureFit = field(repr=False)
+
+    @property
+    def pvalue(self) -> float:
+        """The share of tables, the fitted one included, with a statistic at least as large."""
+        return float((1 + (self.null >= self.statistic).sum()) / (1 + len(self.null)))
+
+
+def bootstrap(
+    fit: MixtureFit,
+    number: int = 200,
+    *,
+    kind: str = "parametric",
+    seed: int = 0,
+    n_jobs: int = 1,
+) -> Bootstrap:
+    """Refit a mixture to resampled tables.
+
+    Each refit starts at the estimates, so that components keep their labels.
+
+    Args:
+        fit: The fit.
+        number: The number of tables.
+        kind: ``"parametric"``, targets drawn from the fit; or ``"rows"``, rows or groups drawn
+            with replacement.
+        seed: Seed of the draws.
+        n_jobs: Processes, as of joblib.
+
+    Raises:
+        ValueError: If an argument is invalid.
+        DataError: If the fit was restored without its training rows.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"expected kind in {KINDS}; got {kind!r}")
+    if number < 2:
+        raise ValueError(f"expected number of at least 2; got {number}")
+    draw = simulated if kind == "parametric" else resampled
+    run = partial(_estimates, fit, draw)
+    each = Parallel(n_jobs=n_jobs)(delayed(run)(stream(seed, i)) for i in range(number))
+    return Bootstrap(fit, pd.DataFrame(np.stack(each), columns=fit.params.index), kind)
+
+
+def bootstrap_test(
+    fit: MixtureFit, *, number: int = 99, restarts: int = 6, seed: int = 0, n_jobs: int = 1
+) -> BootstrapTest:
+    r"""Test K components against K + 1 by the parametric bootstrap (McLachlan 1987).
+
+    .. math:: -2 \log \lambda = 2 [\ell_{K+1} - \ell_K]
+
+    Its distribution is no χ², because under the hypothesis the larger mixture is not identified.
+
+    Args:
+        fit: The mixture of K components.
+        number: The number of tables drawn from it.
+        restarts: Starts of each fit of K + 1 components.
+        seed: Seed of the draws.
+        n_jobs: Processes, as of joblib.
+
+    References:
+        McLachlan (1987), *On bootstrapping the likelihood ratio test statistic for the number of
+        components in a normal mixture*, Applied Statistics 36.
+    """
+    if number < 1:
+        raise ValueError(f"expected number of at least 1; got {number}")
+    columns = fit.training_rows
+    larger = _larger(fit, columns, restarts, fit.settings["seed"])
+    run = partial(_statistic, fit, restarts)
+    null = Parallel(n_jobs=n_jobs)(delayed(run)(stream(seed, i)) for i in range(number))
+    return BootstrapTest(2.0 * (larger.llf - fit.llf), np.array(null), larger)
+
+
+def simulated(fit: MixtureFit, seed: int) -> Columns:
+    """The training rows with targets drawn from a fit; one component for each group."""
+    x, y, *others = fit.training_rows
+    with torch.no_grad(), reproducible(seed):
+        gate, experts = fit.story.gate(x).probs, fit.story.experts(x)
+        drawn = torch.multinomial(gate, 1).squeeze(-1)
+        if len(others) > 1:
+            _, place = others[1].unique(return_inverse=True)
+            first = torch.zeros(int(place.max()) + 1, dtype=torch.long)
+            first[place] = torch.arange(len(place))
+            drawn = drawn[first[place]]
+        values = experts.sample()[torch.arange(len(x)), drawn]
+    return (x, values.reshape(y.shape).to(y.dtype), *others)
+
+
+def resampled(fit: MixtureFit, seed: int) -> Columns:
+    """The training rows, or whole groups of them, drawn with replacement."""
+    columns = fit.training_rows
+    generator = np.random.default_rng(seed)
+    if len(columns) > 3:
+        place = columns[3].unique(return_inverse=True)[1].numpy()
+        drawn = generator.integers(0, place.max() + 1, place.max() + 1)
+        rows = [np.flatnonzero(place == group) for group in drawn]
+        groups = np.repeat(np.arange(len(drawn)), [len(each) for each in rows])
+        chosen = np.concatenate(rows)
+        return (*(column[chosen] for column in columns[:3]), torch.from_numpy(groups))
+    if len(columns) > 2:  # a row of weight w is w rows
+        weights = columns[2].double().numpy()
+        counts = generator.multinomial(round(weights.sum()), weights / weights.sum())
+        kept = counts > 0
+        return (*(c[kept] for c in columns[:2]), torch.from_numpy(counts[kept]).to(columns[2]))
+    chosen = generator.integers(0, len(columns[0]), len(columns[0]))
+    return tuple(column[chosen] for column in columns)
+
+
+def _estimates(fit: MixtureFit, draw: Any, seed: int) -> np.ndarray:
+    return _refitted(fit, draw(fit, seed)).params.to_numpy()
+
+
+def _statistic(fit: MixtureFit, restarts: int, seed: int) -> float:
+    columns = simulated(fit, seed)
+    smaller, larger = _refitted(fit, columns), _larger(fit, columns, restarts, seed)
+    return max(0.0, 2.0 * (larger.llf - smaller.llf))
+
+
+def _refitted(fit: MixtureFit, columns: Columns) -> MixtureFit:
+    """The mixture fitted to other rows, from its estimates."""
+    return _fitted(fit, copy.deepcopy(fit.story), columns, initialize="keep")
+
+
+def _larger(fit: MixtureFit, columns: Columns, restarts: int, seed: int) -> MixtureFit:
+    """A mixture of one more component."""
+    story = fit.story.resized(fit.num_components + 1)
+    return _fitted(fit, story, columns, restarts=restarts, seed=seed, tolerance=COARSE)
+
+
+def _fitted(fit: MixtureFit, story: Any, columns: Columns, **options: Any) -> MixtureFit:
+    given = {
+        "prior": Prior(**fit.settings["prior"]),
+        "tolerance": fit.settings["tolerance"],
+        **options,
+    }
+    with without_warnings(EmptyComponentWarning), without_warnings(ConvergenceWarning):
+        return fitted_to(story, fit.design, columns, family=fit.family, progress=False, **given)

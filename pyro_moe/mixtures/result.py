@@ -1,0 +1,374 @@
+"""A fitted mixture of regressions: a `Fit` with coefficients, standard errors and criteria."""
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import norm
+
+from pyro_moe.evaluation import Prediction, predict
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.em import EM
+from pyro_moe.rows import Rows
+
+from .coefficients import GATE, at_limit, named_parameters, permute
+from .design import SIGMA, Design
+from .information import Information, informed, scores
+from .profile import profile_interval
+from .summary import Summary, summarized
+
+COVARIANCES = ("observed", "sandwich")
+ORDERS = ("size", "fitted")
+
+
+@dataclass(frozen=True)
+class MixtureFit(Fit):
+    """The result of `mixture`: a `Fit`, and what a statistician asks of one.
+
+    All tools take it. Where they take rows, they also take data frames with the variables of the
+    formula. Names are those of statsmodels.
+
+    Attributes:
+        design: The coding of the formula.
+        family: The family of the experts.
+        remaining: The increase of the log-likelihood that a step of Newton's method promises at
+            the end, in nats.
+        cov_type: How `cov_params` is computed, ``"observed"`` or ``"sandwich"``.
+    """
+
+    design: Design = field(default=None, repr=False)  # type: ignore[assignment]
+    family: str = "normal"
+    remaining: float = 0.0
+    cov_type: str = "observed"
+
+    def __repr__(self) -> str:
+        done = "converged" if self.converged else "not converged"
+        return (
+            f"MixtureFit({self.design.formula!r}, family={self.family!r}, "
+            f"num_components={self.num_components}): {self.nobs:g} rows, "
+            f"log-likelihood {self.llf:.6g}, {self.df_model} parameters, {done}"
+        )
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return int(self.story.num_components)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the parameters are at a maximum of the likelihood."""
+        return self.stopped is None and self.remaining < 1e-6
+
+    # The parameters, and how sure they are
+
+    @functools.cached_property
+    def params(self) -> pd.Series:
+        """The estimates in the units of the data, by component, equation and term."""
+        index, values = named_parameters(self.story, self.design)
+        return pd.Series(values.detach().cpu().numpy(), index, name="estimate")
+
+    @functools.cached_property
+    def information(self) -> Information:
+        """The observed information of the parameters of `params`.
+
+        Raises:
+            DataError: If the fit was restored without its training rows.
+        """
+        return informed(self._em(), self._values, at_limit(self.story, self.design))
+
+    def cov_params(self, cov_type: str | None = None) -> pd.DataFrame:
+        r"""The covariance of the estimates.
+
+        .. math:: A^{-1} \text{ or } A^{-1} B A^{-1}, \quad
+                  A = -\nabla^2 \ell, \quad B = \sum_n s_n s_n^\top
+
+        with the score s_n of each row or group. Where the information is singular, the entries
+        of parameters that are not determined are NaN, and `undetermined` names them.
+
+        Args:
+            cov_type: ``"observed"`` or ``"sandwich"``; the attribute ``cov_type`` if None.
+        """
+        kind = self.cov_type if cov_type is None else cov_type
+        if kind not in COVARIANCES:
+            raise ValueError(f"expected cov_type in {COVARIANCES}; got {kind!r}")
+        inverse = self.information.covariance()
+        if kind == "sandwich":
+            inverse = sandwich(inverse, self._scores())
+        names = self.params.index
+        return pd.DataFrame(inverse.cpu().numpy(), names, names)
+
+    @functools.cached_property
+    def undetermined(self) -> list[tuple[int, str, str]]:
+        """Names of the parameters that the rows do not determine, so that they have no error."""
+        flags = self.information.undetermined().tolist()
+        return [name for name, flag in zip(self.params.index, flags, strict=True) if flag]
+
+    @property
+    def bse(self) -> pd.Series:
+        """The standard errors."""
+        return self._series(np.sqrt(np.diag(self.cov_params())), "standard error")
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """The estimates divided by their standard errors, z; NaN for scales, which are positive."""
+        z = self.params / self.bse
+        positive = self.params.index.get_level_values("term").isin([SIGMA, "df"])
+        return z.where(~(positive & self._of_experts)).rename("z")
+
+    @property
+    def zvalues(self) -> pd.Series:
+        """As `tvalues`."""
+        return self.tvalues
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """P-values of the hypotheses that a coefficient is zero, two-sided."""
+        return self._series(2.0 * norm.sf(np.abs(self.tvalues)), "p")
+
+    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
+        r"""Intervals of confidence 1 - α, :math:`\hat\theta \pm z_{1 - \alpha/2}\, se`.
+
+        Those of scales are computed on the scale of their logarithm.
+
+        Args:
+            alpha: α, between 0 and 1.
+        """
+        check_alpha(alpha)
+        z, estimate, error = norm.isf(alpha / 2), self.params, self.bse
+        low, high = estimate - z * error, estimate + z * error
+        logarithmic = (estimate.index.get_level_values("term") == SIGMA) & self._of_experts
+        factor = np.exp(z * error / estimate)
+        low = low.where(~logarithmic, estimate / factor)
+        high = high.where(~logarithmic, estimate * factor)
+        return pd.DataFrame({"lower": low, "upper": high})
+
+    def profile_interval(self, name: Any, alpha: float = 0.05) -> tuple[float, float]:
+        r"""The interval of a parameter in which the profile likelihood is high.
+
+        .. math:: 2 [\ell(\hat\theta) - \max_{\theta_{-i}} \ell(\theta_i, \theta_{-i})]
+                  \le \chi^2_{1, 1 - \alpha}
+
+        Unlike that of `conf_int` it need not be symmetric.
+
+        Args:
+            name: A name in the index of `params`, (component, equation, term).
+            alpha: α, between 0 and 1.
+
+        Raises:
+            ValueError: If there is no such parameter, or the rows do not determine it.
+        """
+        check_alpha(alpha)
+        names = list(self.params.index)
+        if tuple(name) not in names or tuple(name) in self.undetermined:
+            known = [each for each in names if each not in self.undetermined]
+            raise ValueError(f"expected a parameter of {known}; got {name!r}")
+        fit = copy.deepcopy(self)
+        place = names.index(tuple(name))
+        error = float(self.bse.iloc[place])
+        return profile_interval(fit._em(), fit._values, place, error, alpha)
+
+    # How well it fits
+
+    @functools.cached_property
+    def llf(self) -> float:
+        """The log-likelihood of the training rows, in nats."""
+        with torch.no_grad():
+            return float(self._em().log_likelihoods().sum())
+
+    @property
+    def df_model(self) -> int:
+        """The number of parameters, scales and the gate's coefficients included."""
+        return len(self.params)
+
+    @property
+    def df_resid(self) -> float:
+        """The number of rows less that of parameters."""
+        return self.nobs - self.df_model
+
+    @property
+    def nobs(self) -> float:
+        """The number of rows, or the sum of their weights."""
+        rows = self.training_rows
+        return float(rows[2].sum()) if len(rows) > 2 else float(len(rows[0]))
+
+    @property
+    def aic(self) -> float:
+        """-2 llf + 2 df_model."""
+        return -2.0 * self.llf + 2.0 * self.df_model
+
+    @property
+    def bic(self) -> float:
+        """-2 llf + log(nobs) df_model."""
+        return -2.0 * self.llf + math.log(self.nobs) * self.df_model
+
+    @property
+    def icl(self) -> float:
+        r"""BIC of the complete data with the most probable assignment.
+
+        .. math:: \mathrm{BIC} - 2 \sum_n \log \max_k p(c_n = k \mid x_n, y_n)
+        """
+        em = self._em()
+        with torch.no_grad():
+            largest = em.log_joint().log_softmax(0).amax(0)
+            share = em.shares()
+        return self.bic - 2.0 * float((share * largest).sum())
+
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """Of each component: the mean gate, the sum of posteriors, and the rows assigned to it."""
+        with torch.no_grad():
+            q = self._em().log_joint().softmax(0)
+            gate = self.story.gate(self.training_rows[0]).probs.double()
+        weights = self.training_rows[2] if len(self.training_rows) > 2 else torch.ones_like(q[0])
+        weights = weights.to(q)
+        hard = torch.zeros_like(q).scatter(0, q.argmax(0, keepdim=True), 1.0)
+        found = {
+            "gate": gate.mT @ weights / weights.sum(),
+            "posterior": q @ weights,
+            "assigned": hard @ weights,
+        }
+        index = pd.RangeIndex(len(q), name="component")
+        return pd.DataFrame({name: each.cpu().numpy() for name, each in found.items()}, index)
+
+    def posterior(self) -> pd.DataFrame:
+        """The probability of each component given x and y of each training row or its group."""
+        with torch.no_grad():
+            q = self._em().log_joint().softmax(0).T
+        return pd.DataFrame(q.cpu().numpy())
+
+    def classify(self) -> pd.Series:
+        """The most probable component of each training row."""
+        return self.posterior().idxmax(axis=1).rename("component")
+
+    def predict(self, data: Any) -> Prediction:
+        """The predictive distribution of y for rows, see `evaluation.predict`."""
+        return predict(self, data)
+
+    def summary(self, alpha: float = 0.05) -> Summary:  # type: ignore[override]
+        """Tables of the fit, its components and its coefficients, to print.
+
+        Args:
+            alpha: One minus the confidence of the intervals.
+        """
+        return summarized(self, alpha)
+
+    # Labels
+
+    def relabel(self, order: str | Sequence[int] | tuple[str, str] | Fit = "size") -> "MixtureFit":
+        """The fit with its components in another order.
+
+        Args:
+            order: ``"size"``, largest first; the name of a coefficient, as ``"x"`` or
+                ``("yn", "x")``, smallest first; the present numbers in the new order; or another
+                fit of the same rows, whose components it then matches.
+
+        Raises:
+            ValueError: If it is no such order.
+        """
+        found = self._order(order)
+        result = copy.deepcopy(self)
+        for name in ("params", "information", "undetermined", "llf", "training"):
+            vars(result).pop(name, None)
+        permute(result.story, found)
+        return result
+
+    def _order(self, order: Any) -> list[int]:
+        numbers = list(range(self.num_components))
+        if isinstance(order, MixtureFit):
+            mine, other = self.posterior().to_numpy(), order.posterior().to_numpy()
+            if mine.shape != other.shape:
+                raise ValueError(f"expected a fit of shape {mine.shape}; got {other.shape}")
+            return [int(k) for k in linear_sum_assignment(-(other.T @ mine))[1]]
+        if isinstance(order, str) and order == "size":
+            return [int(k) for k in self.sizes["posterior"].sort_values(ascending=False).index]
+        if isinstance(order, str) or (isinstance(order, tuple) and isinstance(order[0], str)):
+            names = ("*", order) if isinstance(order, str) else order
+            chosen = [
+                float(value)
+                for (_, equation, term), value in self.params.items()
+                if term == names[1] and (equation != GATE) and names[0] in ("*", equation)
+            ]
+            if len(chosen) != len(numbers):
+                terms = sorted({key[2] for key in self.params.index})
+                raise ValueError(
+                    f"expected a coefficient that each expert has once, of {terms}; got {order!r}"
+                )
+            return [int(k) for k in np.argsort(chosen, kind="stable")]
+        if sorted(order) != numbers:
+            raise ValueError(f"expected each of the components {numbers} once; got {list(order)}")
+        return [int(k) for k in order]
+
+    # Rows of new tables
+
+    def in_order(self, data: Any) -> Any:
+        """Data with the fitted columns in order; a data frame is coded by the formula."""
+        return super().in_order(self._coded(data))
+
+    def as_tensors(self, data: Any) -> tuple[torch.Tensor, ...]:
+        """Rows with targets as tensors, see `Fit`; a data frame is coded by the formula."""
+        return super().as_tensors(self._coded(data, with_target=True))
+
+    def features(self, data: Any) -> tuple[Any, ...]:
+        """Rows as tensors, see `Fit`; a data frame is coded by the formula."""
+        return super().features(self._coded(data))
+
+    def _coded(self, data: Any, *, with_target: bool = False) -> Any:
+        if isinstance(data, tuple) and len(data) > 1 and isinstance(data[0], pd.DataFrame):
+            return (self._coded(data[0]), *data[1:])
+        if not isinstance(data, pd.DataFrame) or isinstance(data, Rows):
+            return data
+        if set(self.design.columns) <= set(data.columns) and not with_target:
+            return data[list(self.design.columns)]
+        x = self.design.features(data)
+        return (x, self.design.target(data)) if with_target else x
+
+    # Behind it
+
+    def _em(self) -> EM:
+        """A run of EM at the present parameters, in double precision."""
+        programs = self.programs
+        data = tuple(c.double() if c.is_floating_point() else c for c in self.training_rows)
+        return EM(programs.model, programs.guide, data, 0, self.settings["seed"])
+
+    def _values(self) -> torch.Tensor:
+        return named_parameters(self.story, self.design)[1]
+
+    def _scores(self) -> torch.Tensor:
+        """Scores of rows, or of groups, times the root of their weights."""
+        each = scores(self._em(), self._values, self.information.lift)
+        columns = self.training_rows
+        if len(columns) > 3:
+            place = columns[3].unique(return_inverse=True)[1]
+            return each.new_zeros(int(place.max()) + 1, each.shape[1]).index_add(0, place, each)
+        return each / columns[2].double().sqrt().unsqueeze(-1) if len(columns) > 2 else each
+
+    @property
+    def _of_experts(self) -> np.ndarray:
+        return self.params.index.get_level_values("equation") != GATE
+
+    def _series(self, values: Any, name: str) -> pd.Series:
+        return pd.Series(np.asarray(values), self.params.index, name=name)
+
+
+def check_alpha(alpha: float) -> None:
+    """Check that α is between 0 and 1."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha between 0 and 1; got {alpha}")
+
+
+def sandwich(inverse: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The sandwich covariance, NaN where the inverse information is.
+
+    Args:
+        inverse: Shape (P, P).
+        scores: Shape (N, P).
+    """
+    halves = scores @ inverse.nan_to_num(0.0)
+    return (halves.mT @ halves).masked_fill(inverse.isnan(), torch.nan)

@@ -1,0 +1,138 @@
+"""Formulas: names, factors, gaps, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_moe import DataError, mixture
+from pyro_moe.mixtures.design import designed
+
+
+def test_levels_are_remembered(table, fitted):
+    new = pd.DataFrame({"x": [1.0, 2.0], "level": ["c", "c"]})
+    x = fitted.design.features(new)
+    assert x.to_numpy().tolist() == [[1.0, 0.0, 1.0], [2.0, 0.0, 1.0]]
+    assert x.columns.tolist() == ["x", "level[T.b]", "level[T.c]"]
+
+
+@pytest.mark.parametrize("kind", ["category", "string", "object"])
+def test_factors_of_every_type_are_coded_alike(table, kind):
+    design, _ = designed(["y ~ level"], table.astype({"level": kind}))
+    assert design.features(table)["level[T.b]"].sum() == (table["level"] == "b").sum()
+
+
+@pytest.mark.parametrize("term", ["level", "C(level)"])
+def test_a_new_level_is_an_error_or_the_reference(table, term):
+    new = pd.DataFrame({"level": ["z", "b"]})
+    design, _ = designed([f"y ~ {term}"], table)
+    with pytest.raises(
+        DataError, match=r"expected levels of 'level' in \['a', 'b', 'c'\].*got 'z'"
+    ):
+        design.features(new)
+    design, _ = designed([f"y ~ {term}"], table, unseen="reference")
+    assert design.features(new).to_numpy().tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+def test_booleans_and_nullable_columns(table):
+    rows = table.assign(flag=table["x"] > 2, whole=pd.array(range(len(table)), dtype="Int64"))
+    design, _ = designed(["y ~ flag + whole"], rows)
+    np.testing.assert_array_equal(design.features(rows)["whole"], np.arange(len(table)))
+    assert set(design.features(rows)["flag"]) == {0.0, 1.0}
+
+
+def test_transformations_keep_the_constants_of_the_training_rows(table):
+    design, _ = designed(["y ~ center(x)"], table)
+    new = design.features(table.assign(x=table["x"] + 1.0))
+    np.testing.assert_allclose(new.iloc[:, 0].mean(), 1.0)
+
+
+def test_names_with_dots_and_blanks(table):
+    rows = table.rename(columns={"x": "lead.time", "y": "price (EUR)", "level": "my level"})
+    fit = mixture(
+        "`price (EUR)` ~ `lead.time` + np.log(`lead.time` + 1) + C(`my level`)",
+        rows,
+        num_components=1,
+    )
+    assert list(fit.params[0, "price (EUR)"].index[:2]) == ["Intercept", "lead.time"]
+
+
+@pytest.mark.parametrize("column", ["x", "level", "w", "group"])
+def test_gaps_are_an_error_that_names_the_choices_or_are_left_out(table, column):
+    rows = table.assign(w=1.0)
+    rows[column] = rows[column].astype(object)
+    rows.loc[[3, 8], column] = None
+    if column in ("x", "w"):
+        rows[column] = rows[column].astype(float)
+    options = {"weights": "w", "groups": "group"}
+    with pytest.raises(
+        DataError, match=rf"'{column}'.*got 2 of 160 missing.*missing='drop'|weights 'w'"
+    ):
+        designed(["y ~ x + level"], rows, **options)
+    assert len(designed(["y ~ x + level"], rows, missing="drop", **options)[1]) == 158
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("y ~ x + I(2 * x)", r"linearly independent columns of the experts; got 'I\(2 \* x\)'"),
+        ("y ~ x | time + I(3 * time + 1)", "linearly independent columns of the gate"),
+        ("y ~ x + I(0 * x + 4)", "linearly independent columns"),
+        ("y ~ nothing", "expected a column 'nothing'"),
+        ("y ~ np.log(x - 100)", "finite values"),
+        ("y ~ unknown(x)", "can be computed"),
+    ],
+)
+def test_what_the_data_cannot_give(table, formula, message):
+    with pytest.raises(DataError, match=message), np.errstate(all="ignore"):
+        designed([formula], table)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formula": "x + y"}, "expected a formula"),
+        ({"formula": "y ~ x | x | x"}, "one '|'"),
+        ({"formula": "y ~ (x"}, "expected a formula"),
+        ({"formula": None}, "expected a formula, or target="),
+        ({"formula": "y ~ x", "target": "y"}, "expected a formula, or target="),
+        ({"formula": ["y ~ x | x", "count ~ x | x"]}, "expected one gate"),
+        ({"family": "gamma"}, "expected family in"),
+        ({"shared": ["z"]}, "expected shared terms among"),
+        ({"shared": ["sigma"], "family": "poisson"}, "expected normal experts to share a scale"),
+        ({"missing": "no"}, "expected missing in"),
+        ({"unseen": "no"}, "expected unseen in"),
+        ({"family": "binomial"}, "expected a column of trials"),
+        ({"num_components": 0}, "num_components of at least 1"),
+        ({"formula": "y + x ~ time", "family": ["normal"] * 3}, "a family for each of 2 targets"),
+        ({"family": "categorical", "formula": "level ~ x", "offset": "time"}, "no offset"),
+    ],
+)
+def test_arguments_that_are_refused(table, options, message):
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        mixture(**{"formula": "y ~ x", "data": table, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "x_"}, "expected a column 'x_'"),
+        ({"weights": "level"}, "expected weights 'level' of at least 0; got"),
+        ({"groups": "group", "formula": "y ~ x | x"}, "constant in each group of 'group'"),
+        ({"data": 3}, "expected a table"),
+        ({"data": {"x": [], "y": []}}, "with rows"),
+        ({"family": "binomial", "formula": "count ~ x", "trials": "x"}, "at most the trials"),
+    ],
+)
+def test_data_that_are_refused(table, options, message):
+    with pytest.raises(DataError, match=message):
+        mixture(**{"formula": "y ~ x", "data": table, **options})
+
+
+def test_a_column_that_is_absent_in_new_rows(table, fitted):
+    with pytest.raises(DataError, match="expected a column 'level'"):
+        fitted.predict(table[["x"]])
+
+
+def test_a_mapping_is_a_table(table):
+    fit = mixture("y ~ x", {"x": table["x"].tolist(), "y": table["y"].tolist()}, num_components=1)
+    assert fit.nobs == len(table)
