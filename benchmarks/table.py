@@ -109,6 +109,41 @@ def clusters() -> str:
     return table((*head, "test ELBO, nats/row", "seconds a run"), rows)
 
 
+def few_rows() -> str:
+    """Held-out log-densities of methods on tables of few rows, and their lag behind a line."""
+    runs = {(run["table"], run["method"]): run for run in recorded("tables")}
+    names = list(dict.fromkeys(name for name, _ in runs))
+    methods = list(dict.fromkeys(method for _, method in runs))
+    rows = []
+    for method in methods:
+        known = {
+            name: runs[name, method]["log_density"] for name in names if (name, method) in runs
+        }
+        gains = [value - runs[name, "linear"]["log_density"] for name, value in known.items()]
+        cells = [f"{known[name]:.3f}" if name in known else "" for name in names]
+        rows.append((method, *cells, f"{statistics.mean(gains):+.3f}", f"{min(gains):+.3f}"))
+    return table(("method", *names, "mean against linear", "worst"), rows)
+
+
+def steps() -> str:
+    """Milliseconds of a training step, and ratios."""
+    rows = []
+    for run in recorded("steps"):
+        times = run["milliseconds"]
+        fit, hand, pyro = (times[way] for way in ("fit", "hand", "pyro"))
+        rows.append(
+            (
+                run["story"],
+                run["device"],
+                *(f"{times[way]:.1f}" for way in ("fit", "evaluated", "hand", "pyro")),
+                f"{fit / hand:.2f}",
+                f"{fit / pyro:.2f}",
+            )
+        )
+    head = ("story", "device", "fit, ms", "without replay", "by hand", "Pyro's SVI")
+    return table((*head, "fit / by hand", "fit / Pyro"), rows)
+
+
 def starts() -> str:
     """Accuracy and speed of DMVAE and VaDE over all starts, for claims of the paper's §8.1."""
     head = ("data", "story", "starts", "of them at 0.99 or more")
@@ -285,8 +320,10 @@ MADE = (
     classes,
     uci,
     uci_choice,
+    few_rows,
     intervals,
     false_alarms,
+    steps,
 )
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class MarginalELBO(_DifferentiableELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
             prior = log_prior_terms(self.prior, self.num_rows, model_trace)
-            if self.prior.ridge:
+            if self.prior.ridge or self.prior.networks:
                 prior = prior + len(rows) / self.num_rows * log_ridge(model, guide)
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()

@@ -41,8 +41,9 @@ class Prior:
     Attributes:
         rows: κ, rows of the model of all rows for each component.
         null_rows: κ₀, rows without an effect of x for each component.
-        ridge: λ of the gate. That of experts is 0.04 for classes and 0.001 for others, and that of
-            the weights of perceptrons is 1, a standard normal prior; they are zero if this is zero.
+        ridge: λ of a softmax gate. That of experts is 0.04 for classes and 0.001 for others; it is
+            zero if this is zero.
+        networks: λ of the weights of perceptrons.
 
     Raises:
         ValueError: If a weight is negative.
@@ -55,6 +56,7 @@ class Prior:
     rows: float = 1e-3
     null_rows: float = 0.0
     ridge: float = 1e-4
+    networks: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -63,13 +65,15 @@ class Prior:
 
 
 WEAK = Prior()
-FLAT = Prior(0.0, 0.0, 0.0)
+FLAT = Prior(0.0, 0.0, 0.0, 0.0)
 
 
 def with_ridge(prior: Prior, *programs: Program) -> None:
-    """Set the ridge of the gates, and turn that of the experts off if it is zero."""
+    """Set the ridge of gates and networks, and turn that of experts off if it is zero."""
     for part in penalized(*programs):
-        if part.is_gate or not prior.ridge:
+        if part.role == "network":
+            part.ridge = prior.networks
+        elif part.role == "gate" or not prior.ridge:
             part.ridge = prior.ridge
         elif not part.ridge:
             part.ridge = getattr(type(part), "ridge", 0.0)

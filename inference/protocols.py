@@ -113,15 +113,15 @@ class HasShallow(Protocol):
 
 @runtime_checkable
 class Penalized(Protocol):
-    r"""A part whose M-step has the penalty λ/2 times the squared weights, see `inference.prior`.
+    r"""A part with the penalty λ/2 times its squared weights, see `inference.prior`.
 
     Attributes:
         ridge: λ.
-        is_gate: Whether it is a gate, and not experts.
+        role: ``"gate"``, ``"experts"`` or ``"network"``.
     """
 
     ridge: float
-    is_gate: bool
+    role: str
 
     def squared_weights(self) -> torch.Tensor:
         """The sum of squares of the weights w, a scalar."""

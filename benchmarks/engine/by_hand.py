@@ -86,7 +86,7 @@ def step(story: nn.Module, columns: tuple[torch.Tensor, ...]) -> Callable[[], No
     optimizer = torch.optim.Adam(story.parameters(), lr=1e-3, fused=True)
 
     def take() -> None:
-        rows = torch.randint(len(columns[0]), (256,))
+        rows = torch.randint(len(columns[0]), (256,), device=columns[0].device)
         loss = story(*(column[rows] for column in columns)) / 256
         loss.backward()
         if not math.isfinite(loss.item()):

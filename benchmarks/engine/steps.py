@@ -2,9 +2,10 @@
 
     python benchmarks/engine/steps.py
     python benchmarks/engine/steps.py --stories dmvae --repeats 3
+    python benchmarks/engine/steps.py --device cuda      # seconds of the clock, not of the CPU
 
 The three are timed in turns, and the median of the turns is printed. Ratios below one mean that
-`fit` is faster.
+`fit` is faster. "Evaluated" is `fit` without replay.
 """
 
 import argparse
@@ -39,10 +40,11 @@ def main() -> None:
     parser.add_argument("--stories", nargs="+", default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200, help="steps of each turn")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.stories:
-        ways = CASES[name]()
+        ways = ways_of(*(part.to(options.device) for part in CASES[name]()))
         turns: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.repeats):
             for way, run in ways.items():
@@ -52,13 +54,14 @@ def main() -> None:
         for way in ("fit", "evaluated"):
             ratios = {f"{way} / {other}": median[way] / median[other] for other in ("hand", "pyro")}
             print("  ", {pair: round(value, 2) for pair, value in ratios.items()}, flush=True)
-        record.write("steps", {"story": name, "steps": options.steps}, {"milliseconds": median})
+        key = {"story": name, "steps": options.steps, "device": options.device}
+        record.write("steps", key, {"milliseconds": median})
 
 
 def ways_of(
-    story: Any, plain: torch.nn.Module, columns: tuple[torch.Tensor, ...]
+    story: Any, plain: torch.nn.Module, *columns: torch.Tensor
 ) -> dict[str, Callable[[int], float]]:
-    """Functions that take a number of steps and give the CPU seconds of one."""
+    """Functions that take a number of steps and give the seconds of one."""
     by_plain = by_hand.step(plain, columns)
     return {
         "hand": lambda steps: seconds(lambda: [by_plain() for _ in range(steps)]) / steps,
@@ -69,7 +72,7 @@ def ways_of(
 
 
 def of_fit(story: Any, columns: tuple[torch.Tensor, ...], steps: int, *, replay: bool) -> float:
-    """CPU seconds of a step after the first epoch, in which steps are recorded."""
+    """Seconds of a step after the first epoch, in which steps are recorded."""
     per_epoch = -(-len(columns[0]) // 256)
     elbo, treatment = objective("marginal")
     gradients.WORTHWHILE = 1 if replay else 10**9
@@ -90,13 +93,13 @@ def of_fit(story: Any, columns: tuple[torch.Tensor, ...], steps: int, *, replay:
 
 
 def of_pyro(story: Any, columns: tuple[torch.Tensor, ...], steps: int) -> float:
-    """CPU seconds of a step by Pyro's SVI with the assignment summed out."""
+    """Seconds of a step by Pyro's SVI with the assignment summed out."""
     pyro.clear_param_store()
     model, guide = EnumerateInParallel()(story.model), EnumerateInParallel()(story.guide)
     svi = pyro.infer.SVI(model, guide, Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
 
     def take() -> None:
-        rows = torch.randint(len(columns[0]), (256,))
+        rows = torch.randint(len(columns[0]), (256,), device=columns[0].device)
         svi.step(*(column[rows] for column in columns))
 
     with pyro.validation_enabled(False):
@@ -105,10 +108,14 @@ def of_pyro(story: Any, columns: tuple[torch.Tensor, ...], steps: int) -> float:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """CPU seconds of a piece of work."""
-    started = time.process_time()
+    """Seconds of a piece of work: of the CPU, or of the clock if a GPU is in use."""
+    on_gpu = torch.cuda.is_initialized()
+    clock = time.perf_counter if on_gpu else time.process_time
+    started = clock()
     work()
-    return time.process_time() - started
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - started
 
 
 def spiral(y_dim: int = 0) -> tuple[torch.Tensor, ...]:
@@ -125,18 +132,26 @@ def digits(y_dim: int = 0) -> tuple[torch.Tensor, ...]:
     return (x, torch.randn(2560, y_dim)) if y_dim else (x,)
 
 
-CASES: dict[str, Callable[[], dict[str, Callable[[int], float]]]] = {
-    "dmvae": lambda: ways_of(
-        models.DMVAE(2, 2, 5, hidden=SPIRAL), by_hand.DMVAE(2, 2, 5, SPIRAL), spiral()
+CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "dmvae": lambda: (
+        models.DMVAE(2, 2, 5, hidden=SPIRAL),
+        by_hand.DMVAE(2, 2, 5, SPIRAL),
+        *spiral(),
     ),
-    "dvmoe": lambda: ways_of(
-        models.DVMoE(2, 1, 5, 2, hidden=SPIRAL), by_hand.DVMoE(2, 1, 2, 5, SPIRAL), spiral(1)
+    "dvmoe": lambda: (
+        models.DVMoE(2, 1, 5, 2, hidden=SPIRAL),
+        by_hand.DVMoE(2, 1, 2, 5, SPIRAL),
+        *spiral(1),
     ),
-    "dmvae-mnist": lambda: ways_of(
-        models.DMVAE(784, 10, 10, hidden=MNIST), by_hand.DMVAE(784, 10, 10, MNIST), digits()
+    "dmvae-mnist": lambda: (
+        models.DMVAE(784, 10, 10, hidden=MNIST),
+        by_hand.DMVAE(784, 10, 10, MNIST),
+        *digits(),
     ),
-    "dvmoe-mnist": lambda: ways_of(
-        models.DVMoE(784, 1, 10, 10, hidden=MNIST), by_hand.DVMoE(784, 1, 10, 10, MNIST), digits(1)
+    "dvmoe-mnist": lambda: (
+        models.DVMoE(784, 1, 10, 10, hidden=MNIST),
+        by_hand.DVMoE(784, 1, 10, 10, MNIST),
+        *digits(1),
     ),
 }
 

@@ -54,7 +54,7 @@ class Experts(nn.Module):
 
     evaluated_once = True
     ridge: float = 1e-3
-    is_gate = False
+    role = "experts"
     offset_column: int | None = None
 
     def offsets(self, context: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ class SoftmaxGate(nn.Module):
 
     evaluated_once = True
     ridge: float = 1e-4
-    is_gate = True
+    role = "gate"
 
     def __init__(
         self,

@@ -29,8 +29,8 @@ class MLP(nn.Sequential):
         torch.Size([5, 3])
     """
 
-    ridge: float = 1.0
-    is_gate = False
+    ridge: float = 0.0
+    role = "network"
 
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
         widths = (in_features, *hidden)

@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.em import EM
-from pyro_moe.inference.prior import WEAK, Prior
+from pyro_moe.inference.prior import WEAK, Prior, penalized
 from pyro_moe.inference.programs import Program, isolated, owner
 from pyro_moe.inference.protocols import HasShallow
 from pyro_moe.inference.starts.several import best_start
@@ -90,6 +90,12 @@ def chosen_prior(
     folds = _folds(model, guide, columns, num_components, seed)
     ends = _scores(folds, (WEAK, ONE_MODEL)).mean(-1)
     return WEAK if ends[0] >= ends[1] else PATH[_strongest(_scores(folds, PATH))]
+
+
+def with_networks(prior: Prior, num_rows: int, *programs: Program) -> Prior:
+    """The prior with a standard normal one of the weights of networks, for at most 2,000 rows."""
+    deep = any(part.role == "network" for part in penalized(*programs))
+    return replace(prior, networks=1.0) if deep and num_rows <= MOST_ROWS else prior
 
 
 def _folds(

@@ -25,7 +25,7 @@ from .arguments import (
     held_share,
     split,
 )
-from .choice import chosen_prior
+from .choice import chosen_prior, with_networks
 from .columns import columns_of
 
 STEPS = 4000
@@ -97,7 +97,9 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if restarts is None:
         several = by_em and epochs is None and isinstance(start, str) and start == "random"
         restarts = STARTS_OF_EM if several else 1
-    prior = prior or chosen_prior(model, guide, columns, num_components, loss, learns, seed)
+    if prior is None:
+        prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
+        prior = with_networks(prior, len(columns[0]), model, guide)
     share = 0.0
     if not by_em:
         early = epochs is None and prior.rows < 1.0

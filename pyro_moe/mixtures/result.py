@@ -251,7 +251,7 @@ class MixtureFit(Fit):
         """The predictive distribution of y for rows, see `evaluation.predict`."""
         return predict(self, data)
 
-    def summary(self, alpha: float = 0.05) -> Summary:  # type: ignore[override]
+    def summary(self, alpha: float = 0.05) -> Summary:
         """Tables of the fit, its components and its coefficients, to print.
 
         Args:

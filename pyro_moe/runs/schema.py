@@ -130,7 +130,7 @@ def _data_set(value: Any) -> None:
 
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
-PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE))
+PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
 FIT = _record(
     {
         "epochs": _whole(),

@@ -244,7 +244,7 @@ def test_parts_within_experts_are_counted_once():
 @pytest.mark.parametrize("name", ["me", "dvmoe"])
 def test_the_ridge_is_a_part_of_the_marginal_objective(make, x, y, name):
     story = make(name)
-    prior = Prior(rows=0.0, ridge=0.3)
+    prior = Prior(rows=0.0, ridge=0.3, networks=0.5)
     with_ridge(prior, story.model)
     assert_close(added(story, prior, x, y), log_ridge(story.model), rtol=1e-8, atol=1e-10)
     assert log_ridge(story.model) < 0
@@ -252,7 +252,7 @@ def test_the_ridge_is_a_part_of_the_marginal_objective(make, x, y, name):
 
 def test_the_weights_of_perceptrons_have_a_standard_normal_prior():
     story = DVMoE(D, M, K, z_dim=1, hidden=(3,))
-    with_ridge(Prior(ridge=0.3), story.model)
+    with_ridge(Prior(ridge=0.3, networks=1.0), story.model)
     weights = [
         part.weight
         for perceptron in story.modules()
@@ -274,7 +274,7 @@ def test_other_stories_have_no_ridge():
     assert log_ridge(story.model) == 0.0
 
 
-@pytest.mark.parametrize("name", ["rows", "null_rows", "ridge"])
+@pytest.mark.parametrize("name", ["rows", "null_rows", "ridge", "networks"])
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_a_negative_weight_is_an_error(name, value):
     with pytest.raises(ValueError, match=rf"expected {name} of at least 0; got {value}"):

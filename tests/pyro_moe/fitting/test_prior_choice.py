@@ -6,7 +6,7 @@ import torch
 import pyro_moe
 from pyro_moe.fitting.choice import chosen_prior
 from pyro_moe.inference.prior import WEAK
-from pyro_moe.models import ME
+from pyro_moe.models import ME, DeepMoE
 
 
 def chosen(story, columns, *, num_components=2, loss="em", learns=True):
@@ -100,3 +100,18 @@ def test_em_is_not_chosen_for_an_edited_model():
         original.model, original.guide, (x, y), epochs=1, prior="weak", progress=False
     )
     assert fitted.settings["loss"] == "em"
+
+
+@pytest.mark.parametrize(
+    ("make", "num_rows", "expected"),
+    [
+        (lambda: DeepMoE(2, 1, 2, hidden=(3,)), 2000, 1.0),
+        (lambda: DeepMoE(2, 1, 2, hidden=(3,)), 2001, 0.0),
+        (lambda: ME(2, 1, 2), 30, 0.0),
+    ],
+)
+def test_few_rows_have_a_prior_of_the_weights_of_networks(make, num_rows, expected):
+    story = make()
+    data = torch.randn(num_rows, 2), torch.randn(num_rows, 1)
+    fitted = pyro_moe.fit(story.model, story.guide, data, loss="marginal", epochs=0, progress=False)
+    assert fitted.settings["prior"]["networks"] == expected
