@@ -19,8 +19,6 @@ from pyro_moe.inference.handlers import RowWeights
 from pyro_moe.inference.programs import Programs
 from pyro_moe.inference.protocols import MixturePart
 
-WITHOUT_WEIGHTS = ("adapt", "target_log_likelihoods")
-
 
 def weighted(story: Any) -> Any:
     """A copy of a story that takes weights, shape (N,), as the last column of its data.
@@ -39,9 +37,8 @@ def weighted(story: Any) -> Any:
     kind = type(story)
     methods = {name: _scaled(getattr(kind, name)) for name in ("model", "guide")}
     methods |= {"m_step": _m_step(kind)}
-    for name in WITHOUT_WEIGHTS:
-        if hasattr(kind, name):
-            methods[name] = _without_weights(getattr(kind, name))
+    if hasattr(kind, "adapt"):
+        methods["adapt"] = lambda self, *columns: kind.adapt(self, *columns[:-1])
     if hasattr(kind, "shallow"):
         methods["shallow"] = lambda self: weighted(kind.shallow(self))
     copied = copy.deepcopy(story)
@@ -68,10 +65,6 @@ def _scaled(program: Callable[..., Any]) -> Callable[..., Any]:
 
     del run.__wrapped__  # which has one argument less
     return run
-
-
-def _without_weights(method: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *columns: method(self, *columns[:-1])
 
 
 def _m_step(kind: type) -> Callable[..., None]:
