@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -61,6 +62,11 @@ def stream(*seeds: int) -> int:
     for seed in seeds:
         if not isinstance(seed, Integral) or seed < 0:
             raise ValueError(f"expected seed to be an integer of at least 0; got {seed!r}")
+    return _hashed(*map(int, seeds))
+
+
+@lru_cache(maxsize=64)
+def _hashed(*seeds: int) -> int:
     # SeedSequence ignores trailing zeros. The number of seeds distinguishes (1,) from (1, 0).
     return int(np.random.SeedSequence((len(seeds), *seeds)).generate_state(1, np.uint32)[0])
 
@@ -93,6 +99,9 @@ def learning() -> Iterator[None]:
         yield
 
 
+_within = [False]  # whether `late_imports` is entered already, of the thread that has the lock
+
+
 @contextmanager
 def as_started() -> Iterator[None]:
     """Torch's settings as in a new process, and afterwards those of the caller."""
@@ -120,11 +129,16 @@ def late_imports() -> Iterator[None]:
     if "torch._dynamo" in sys.modules:
         yield
         return
-    before = set(os.environ)
-    with ONE_THREAD, warnings.catch_warnings():
-        try:
+    with ONE_THREAD:
+        if _within[0]:
             yield
+            return
+        _within[0], before = True, set(os.environ)
+        try:
+            with warnings.catch_warnings():
+                yield
         finally:
+            _within[0] = False
             for name in os.environ.keys() - before:
                 del os.environ[name]
 

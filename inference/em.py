@@ -1,32 +1,43 @@
 """Expectation maximization for stories whose parts have an M-step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
+from .handlers import Enumerate
 from .prior import (
     FLAT,
     PERMUTATIONS,
     Prior,
-    log_ridge,
+    log_ridge_of,
+    penalized,
     prior_rows,
     with_prior_rows,
     with_ridge,
     without_effect,
 )
-from .programs import Program, isolated, learned, modules
-from .protocols import Maximizable, MixturePart, MStep
+from .programs import Program, beside, isolated, learned, modules
+from .protocols import Maximizable, MixturePart, MStep, Penalized
 from .svi import Data
-from .traces import enumerated_traces, row_log_weights
+from .traces import compute_log_prob, row_log_weights
 
 ITERATIONS = 1000
 TOLERANCE = 1e-3
+ROWS = 2**15
+VALUES = 2**22
+
+Columns = tuple[torch.Tensor | None, ...]
+Read = Callable[[torch.Tensor, torch.Tensor | None], Any]
 
 
 @dataclass
@@ -57,6 +68,7 @@ class EM:
         history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
             nats per row), objective (the same with the prior), seconds.
         store: The state of Pyro's parameter store that belongs to this run.
+        direct: Whether the story's own joint density is that of the model; None if not known yet.
     """
 
     model: Program
@@ -68,6 +80,7 @@ class EM:
     tolerance: float = TOLERANCE
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    direct: bool | None = None
 
     def __post_init__(self) -> None:
         """Set the ridge of the M-steps to that of the prior."""
@@ -82,15 +95,19 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
+        checked = False
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
-            with torch.no_grad():
-                log_joint, scale = self._joint(self.data)
-                elbo = (scale * log_joint.logsumexp(0)).mean().item()
-                log_prior = self._log_prior(log_joint).item()
-            self.check_steps()
-            with all_or_nothing(self.store, self.model):
-                self.m_step(log_joint.softmax(0).T)
+            with late_imports():
+                responsibilities, evidence, joint = self.e_step()
+                elbo = evidence.item() / len(self.data[0])
+                with torch.no_grad():
+                    log_prior = self._log_prior(joint).item()
+                if not checked:
+                    self.check_steps()
+                    checked = True
+                with all_or_nothing(self.store, self.model):
+                    self.m_step(responsibilities)
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": elbo,
@@ -99,6 +116,33 @@ class EM:
             }
             self.history.append(record)
             yield record
+
+    def e_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        r"""The responsibilities, and sums over all rows.
+
+        Returns:
+            r, shape (N, K); the log-likelihood, a scalar; and Σ_nk log p(d_n, c_n = k), a scalar.
+        """
+        responsibilities = self.data[0].new_empty(0)
+        first = 0
+
+        def read(
+            log_joint: torch.Tensor, scale: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal responsibilities, first
+            if not first:
+                shape = (len(log_joint), len(self.data[0]))
+                responsibilities = log_joint.new_empty(shape)
+            log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
+            torch.exp(log_joint - log_sum, out=responsibilities[:, first:last])
+            first = last
+            terms = log_sum if scale is None else scale * log_sum
+            return terms.sum(), log_joint.sum()
+
+        with torch.no_grad():
+            sums = self._by_block(read, self.data)
+        evidence, joint = (torch.stack(each).sum() for each in zip(*sums, strict=True))
+        return responsibilities.T, evidence, joint
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
         """Update the parameters given responsibilities (N, K), and the rows of the prior."""
@@ -113,7 +157,7 @@ class EM:
         .. math:: \sum_n w_n \log p_\theta(d_n) + \log p(\theta)
         """
         log_joint, scale = self._joint(self.data)
-        return (scale * log_joint.logsumexp(0)).sum() + self._log_prior(log_joint)
+        return (scale * log_joint.logsumexp(0)).sum() + self._log_prior(log_joint.sum())
 
     def log_likelihoods(self) -> torch.Tensor:
         """The terms of the log-likelihood, with gradients, shape (N,).
@@ -128,13 +172,18 @@ class EM:
         with torch.no_grad():
             return self._joint(self.data)[1]
 
-    def _log_prior(self, log_joint: torch.Tensor) -> torch.Tensor:
-        """Log p(θ) given log p(d, c=k) of all rows, shape (K, N)."""
-        joints = [log_joint]
+    def _log_prior(self, joint: torch.Tensor) -> torch.Tensor:
+        """Log p(θ) given Σ_nk log p(d, c=k) of all rows, a scalar."""
+        sums = [joint]
         if self.prior.null_rows and len(self.data) > 1:
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-            joints += [self._joint(copy)[0] for copy in copies]
-        return prior_rows(self.prior, joints) + log_ridge(self.model)
+            sums += [sum(self._by_block(_sum, copy)) for copy in copies]
+        means = [each / len(self.data[0]) for each in sums]
+        return prior_rows(self.prior, means) + log_ridge_of(self._penalized)
+
+    @cached_property
+    def _penalized(self) -> list[Penalized]:
+        return penalized(self.model)
 
     def check_steps(self) -> None:
         """Check that every parameter belongs to a part that has an M-step.
@@ -151,47 +200,78 @@ class EM:
                     f"expected parts with a method 'maximize' for EM; got none for {name!r}"
                 )
 
-    def log_joint(
-        self, data: tuple[torch.Tensor | None, ...] | None = None, *, rows_at_once: int = 4096
-    ) -> torch.Tensor:
+    def log_joint(self, data: Columns | None = None) -> torch.Tensor:
         """Log p(d, c=k) of each row's columns d, shape (K, N).
 
         If the model gives the rows of a group one assignment, it is that of the whole group.
 
         Args:
             data: Other rows than those of the run. None stands for an unknown target.
-            rows_at_once: Rows in a minibatch.
         """
         with torch.no_grad():
-            return self._joint(self.data if data is None else data, rows_at_once)[0]
+            return self._joint(self.data if data is None else data)[0]
 
     def _joint(
-        self, columns: tuple[torch.Tensor | None, ...], rows_at_once: int = 4096
+        self, columns: Columns, rows_at_once: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log p(d, c=k) of each row, shape (K, N), and the weight of each row, shape (N,)."""
-        parts = (repeat(None) if c is None else c.split(rows_at_once) for c in columns)
-        batches = zip(*parts, strict=False)
-        with running(self.store), reproducible(self.seed):
-            found = [self._log_joint(*batch) for batch in batches]
-        assignment, others, scale, groups = zip(*found, strict=True)
-        log_c, log_d = torch.cat(assignment, -1), torch.cat(others, -1)
-        if groups[0] is None:
-            return log_c + log_d, torch.cat(scale)
-        return _of_groups(log_c, log_d, torch.cat(scale), torch.cat(groups))
+        found = self._by_block(_and_weights, columns, rows_at_once)
+        joints, scales = zip(*found, strict=True)
+        return torch.cat(joints, -1), torch.cat(scales)
 
-    def _log_joint(self, *batch: torch.Tensor | None) -> tuple[Any, ...]:
-        """Log p(c=k) and log p(d|c=k), each (K, N); the weights of rows; their groups, or None."""
-        model_trace, guide_trace = enumerated_traces(self.model, self.guide, *batch)
-        latent = [name for name in model_trace.stochastic_nodes if name not in ("c", "y")]
+    def _by_block(self, read: Read, columns: Any, rows_at_once: int | None = None) -> list[Any]:
+        """What is read off log p(d, c=k) and the weights of one block of rows after the other.
+
+        With groups all rows are one block, because the rows of a group may lie in several.
+        """
+        rows = rows_at_once or max(1, min(ROWS, VALUES // max(columns[0][:1].numel(), 1)))
+        parts = (repeat(None) if c is None else c.split(rows) for c in columns)
+        batches = zip(*parts, strict=False)
+        with running(self.store):
+            if self._is_direct(columns):
+                return [read(self._direct(*batch), None) for batch in batches]
+            found, grouped = [], []
+            with reproducible(self.seed):
+                for block in (self._log_joint(*batch) for batch in batches):
+                    if block.groups is None:
+                        found.append(read(block.log_joint, block.scale))
+                    else:
+                        grouped.append(block)
+        return [read(*_of_groups(grouped))] if grouped else found
+
+    def _is_direct(self, columns: Columns) -> bool:
+        """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""
+        if max(len(columns), len(self.data)) > 2 or beside(self.model, "log_joint") is None:
+            return False
+        if self.direct is None:
+            some = [column[:ROWS] for column in self.data]
+            with torch.no_grad(), reproducible(self.seed):
+                one, other = self._log_joint(*some), self._direct(*some)
+            plain = one.scale is None and one.groups is None
+            same = plain and one.log_joint.shape == other.shape
+            self.direct = same and torch.allclose(one.log_joint, other, 1e-9, 1e-9, equal_nan=True)
+        return self.direct
+
+    def _direct(self, *batch: torch.Tensor | None) -> torch.Tensor:
+        return beside(self.model, "log_joint")(*batch).double().mT
+
+    def _log_joint(self, *batch: torch.Tensor | None) -> "_Block":
+        """Log p(d, c=k), by Bayes' rule from the model alone: nothing but c is latent."""
+        with Enumerate():
+            trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*batch))
+        latent = [name for name in trace.stochastic_nodes if name not in ("c", "y")]
         if latent:
             raise SiteError(f"expected no latent site besides 'c' for EM; got {latent[0]!r}")
-        joint = row_log_weights(model_trace, guide_trace)
-        if "c" not in model_trace.nodes:
-            return torch.zeros_like(joint), joint, torch.ones_like(joint[0]), None
-        site = model_trace.nodes["c"]
-        scale = torch.as_tensor(site["scale"]).to(joint).expand(joint.shape[1])
-        log_c = site["unscaled_log_prob"].to(joint).expand(joint.shape)
-        return log_c, joint / scale - log_c, scale, site["infer"].get("groups")
+        compute_log_prob(trace)
+        log_joint = row_log_weights(trace, Trace())
+        if "c" not in trace.nodes:
+            return _Block(log_joint)
+        site = trace.nodes["c"]
+        log_c, groups = site["unscaled_log_prob"].to(log_joint), site["infer"].get("groups")
+        if not isinstance(site["scale"], torch.Tensor) and site["scale"] == 1:
+            return _Block(log_joint, None, log_c.expand(log_joint.shape), groups)
+        scale = torch.as_tensor(site["scale"]).to(log_joint).expand(log_joint.shape[1])
+        return _Block(log_joint / scale, scale, log_c.expand(log_joint.shape), groups)
 
     def copy(self, *, epochs: int) -> "EM":
         """An independent copy of this run with another number of epochs, to be continued."""
@@ -228,17 +308,44 @@ class EM:
         return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
 
 
-def _of_groups(
-    log_c: torch.Tensor, log_d: torch.Tensor, scale: torch.Tensor, groups: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+class _Block(NamedTuple):
+    """Log-probabilities of B rows, and what the model says of its rows.
+
+    Attributes:
+        log_joint: Log p(d, c=k), shape (K, B).
+        scale: The weights of the rows, shape (B,), or None for weights of one.
+        log_c: Log p(c=k), shape (K, B), or None for a model without ``c``.
+        groups: Numbers of groups, shape (B,), or None.
+    """
+
+    log_joint: torch.Tensor
+    scale: torch.Tensor | None = None
+    log_c: Any = None
+    groups: Any = None
+
+
+def _of_groups(blocks: list[_Block]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log p(d, c=k) of the whole group of each row, (K, N), and each row's share of its group.
 
     The log-probability of c is the mean of those of the group's rows.
     """
-    labels, place = groups.unique(return_inverse=True)
+    joints, scales = zip(*(_and_weights(*block[:2]) for block in blocks), strict=True)
+    log_joint, scale = torch.cat(joints, -1), torch.cat(scales)
+    log_c = torch.cat([block.log_c for block in blocks], -1)
+    labels, place = torch.cat([block.groups for block in blocks]).unique(return_inverse=True)
     share = scale / scale.new_zeros(len(labels)).index_add(0, place, scale)[place]
-    terms = share * log_c + scale * log_d
+    terms = share * log_c + scale * (log_joint - log_c)
     return terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place], share
+
+
+def _and_weights(
+    log_joint: torch.Tensor, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return log_joint, torch.ones_like(log_joint[0]) if scale is None else scale
+
+
+def _sum(log_joint: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+    return log_joint.sum()
 
 
 def maximize(

@@ -81,7 +81,12 @@ def with_ridge(prior: Prior, *programs: Program) -> None:
 
 def log_ridge(*programs: Program) -> torch.Tensor:
     """The last term of log p(θ), of gates and of experts, a scalar."""
-    terms = [part.ridge * part.squared_weights() for part in penalized(*programs) if part.ridge]
+    return log_ridge_of(penalized(*programs))
+
+
+def log_ridge_of(parts: Iterable[Penalized]) -> torch.Tensor:
+    """The last term of log p(θ), of these parts, a scalar."""
+    terms = [part.ridge * part.squared_weights() for part in parts if part.ridge]
     return -0.5 * sum(terms, torch.zeros((), dtype=torch.float64))
 
 
@@ -113,7 +118,7 @@ def with_prior_rows(
     Returns:
         Weights, points and data, of N rows, or of 5 N rows if there are rows without an effect.
     """
-    share = responsibilities + prior.rows / len(points)
+    share = responsibilities + prior.rows / len(points) if prior.rows else responsibilities
     if not prior.null_rows or len(data) < 2:
         return share, points, data
     null = torch.full_like(share, prior.null_rows / (PERMUTATIONS * len(points)))
@@ -183,8 +188,8 @@ def _masked(site: Any, each: torch.Tensor, shift: int) -> torch.Tensor:
     return torch.where(torch.as_tensor(mask).expand(each.shape).roll(shift, -1), each, 0.0)
 
 
-def prior_rows(prior: Prior, log_joints: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The first two terms of log p(θ), from Σ_nk of the rows and of the permuted rows."""
-    joint, *null = [each.sum() / each.shape[1] for each in log_joints]
+def prior_rows(prior: Prior, sums: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The first two terms of log p(θ), from Σ_nk / N of the rows and of the permuted rows."""
+    joint, *null = sums
     total = prior.rows * joint if prior.rows else torch.zeros_like(joint)
     return total + prior.null_rows * sum(null, torch.zeros_like(joint)) / PERMUTATIONS

@@ -132,6 +132,31 @@ def owner(program: Program) -> Any:
     return program if isinstance(program, nn.Module) else None
 
 
+def beside(program: Program, name: str) -> Any:
+    """A story's method that was written with the program, in the same class, or None.
+
+    Whoever edits a model in a class of their own then has no such method until they write it.
+
+    Args:
+        program: A model.
+        name: The name of the method.
+
+    Example:
+        >>> class Story(nn.Module):
+        ...     def model(self, x): ...
+        ...     def forward(self, x): ...
+        >>> class Edited(Story):
+        ...     def model(self, x): ...
+        >>> beside(Story().model, "forward") is None, beside(Edited().model, "forward") is None
+        (False, True)
+    """
+    story, function = owner(program), getattr(program, "__func__", None)
+    classes = [one for one in type(story).__mro__ if function in vars(one).values()]
+    written = classes and name in vars(classes[0]) and name not in vars(story)
+    known = written and getattr(type(story), name) is vars(classes[0])[name]
+    return getattr(story, name) if known else None
+
+
 def _parts(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[nn.Module]:
     """The modules among objects and in what they refer to, in the order of the search."""
     for thing in things:

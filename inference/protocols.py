@@ -141,6 +141,34 @@ class TargetLikelihoods(Protocol):
 
 
 @runtime_checkable
+class HasJoint(Protocol):
+    r"""A story of c alone that evaluates its joint density with each component.
+
+    .. math:: \ell_{nk} = \log p_\theta(d_n, c_n = k)
+
+    With it, EM need not run the model. It is used if it is written in the same class as the
+    story's ``model``, see `programs.beside`, and both agree at the first parameters.
+    """
+
+    def log_joint(self, x: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        """The log-densities, shape (N, K), of x, or of x and y; None for unknown targets."""
+
+
+@runtime_checkable
+class Predictive(Protocol):
+    r"""A story whose ``forward`` is the distribution of the targets, with c summed out.
+
+    .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x)
+
+    With it, `predict` need not run the model. It is used if it is written in the same class as
+    the story's ``model``, see `programs.beside`, and both agree on some rows.
+    """
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The `Mixture` of the experts of each row x, shape (N, D)."""
+
+
+@runtime_checkable
 class EvaluatedOnce(Protocol):
     """A part whose output depends only on one tensor, its parameters and its buffers.
 

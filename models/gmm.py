@@ -62,6 +62,10 @@ class GMM(nn.Module):
         self.units.adapt(x)
         self.mixture.spread_over(x)
 
+    def log_joint(self, x: torch.Tensor) -> torch.Tensor:
+        """Log p(x, c=k) of each row, shape (N, K)."""
+        return self.mixture.log_joint(x)
+
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("gmm", self)

@@ -113,6 +113,11 @@ class GMMMoE(nn.Module):
         """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
         return log_likelihoods(self.experts(x), y)
 
+    def log_joint(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """Log p(x, y, c=k) of each row, shape (N, K)."""
+        joint = self.mixture.log_joint(x)
+        return joint if y is None else joint + log_likelihoods(self.experts(x), y)
+
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
         pyro.module("gmm_moe", self)

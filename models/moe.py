@@ -116,6 +116,11 @@ class MixtureOfExperts(nn.Module):
         """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
         return log_likelihoods(self.experts(x), y)
 
+    def log_joint(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """Log p(y, c=k|x) of each row, shape (N, K)."""
+        log_gate = self.gate(x).logits
+        return log_gate if y is None else log_gate + log_likelihoods(self.experts(x), y)
+
     def model(
         self,
         x: torch.Tensor,

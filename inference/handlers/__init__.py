@@ -6,6 +6,7 @@ from .assignment import (
     Enumerate,
     EnumerateInParallel,
     Relax,
+    Undecided,
     is_assignment,
     log_probabilities,
 )
@@ -17,6 +18,7 @@ from .values import (
     RowWeights,
     SameNoise,
     SobolSamples,
+    Undrawn,
     WithDistribution,
     standard_normal_points,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "RowWeights",
     "SameNoise",
     "SobolSamples",
+    "Undecided",
+    "Undrawn",
     "WithDistribution",
     "is_assignment",
     "log_probabilities",

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence, register_kl
 
-from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of
+from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of, one_hot_of
 
 
 class CategoricalKL(RelaxedOneHotCategorical):
@@ -68,21 +68,22 @@ class Relax(Messenger):
         msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds)
 
 
-class _OneHotCategorical(dist.OneHotCategorical):
-    """The same distribution. Torch's reads numbers from the indices that it draws."""
-
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        indices = self._categorical.sample(torch.Size(sample_shape))
-        probs = self._categorical.probs
-        return torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[indices]
-
-
 class Discretize(Messenger):
     """Make ``c`` a one-hot categorical variable, the limit of the relaxed one as τ → 0."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_assignment(msg):
-            msg["fn"] = _OneHotCategorical(logits=log_probabilities(msg["fn"]))
+            msg["fn"] = one_hot_of(log_probabilities(msg["fn"]))
+
+
+class Undecided(Discretize):
+    """Make ``c`` discrete, and set it to the first component, where only q(c) is of interest."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        if is_assignment(msg):
+            msg["value"] = one_hot_values(msg["fn"])[0, 0].expand(msg["fn"].shape())
+            msg["done"] = True
 
 
 class Enumerate(Discretize):
@@ -144,6 +145,11 @@ def log_probabilities(distribution: Any) -> torch.Tensor:
 
 
 def one_hot_values(distribution: Any) -> torch.Tensor:
-    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows."""
-    logits = log_probabilities(distribution)
-    return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)
+    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows.
+
+    Their attribute ``are_all`` tells `choose` that it need not look for the components.
+    """
+    logits = one_hot(distribution).logits
+    values = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)
+    values.are_all = True  # type: ignore[attr-defined]
+    return values

@@ -35,6 +35,23 @@ class Given(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
+class Undrawn(Messenger):
+    """Set a latent site to one value in all rows, where only its distribution is of interest.
+
+    Args:
+        site: Its name.
+        value: A value of one row.
+    """
+
+    def __init__(self, site: str, value: torch.Tensor) -> None:
+        super().__init__()
+        self.site, self.value = site, value
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.value.expand(msg["fn"].shape()), True
+
+
 class WithDistribution(Messenger):
     """Replace the distribution of one site by a function of it."""
 

@@ -1,6 +1,10 @@
 """Weighted least squares: the M-step of affine normal experts."""
 
+from typing import Any
+
 import torch
+
+from .blocks import blocks, weighted_products
 
 RIDGE = 1e-7
 
@@ -31,13 +35,14 @@ def weighted_least_squares(
         tensor([[[2.],
                  [1.]]], dtype=torch.float64)
     """
-    u, t, r = u.double(), targets.double(), weights.double()
-    u = torch.cat([u, u.new_full((len(u), 1), float(intercept))], -1)
-    ridge = RIDGE * u.square().mean() * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    solutions = []
-    for r_k in r.T:
-        rows = r_k > 1e-12  # most responsibilities are negligible
-        weighted = u[rows] * r_k[rows].unsqueeze(-1)
-        gram = weighted.mT @ u[rows] + ridge * r_k.sum().clamp_min(1e-12)
-        solutions.append(torch.linalg.solve(gram, weighted.mT @ t[rows]))
-    return torch.stack(solutions)
+    total: Any = 0.0
+    for u_b, t_b, r_b in blocks(u, targets, weights):
+        last = u_b.new_full((len(u_b), 1), float(intercept))
+        inputs = torch.cat([u_b, last], -1).double().mT
+        both = torch.cat([inputs, t_b.double().mT])
+        total = total + weighted_products(inputs, both, r_b.double())
+    gram, moments = total.split([u.shape[-1] + 1, targets.shape[-1]], -1)
+    size, counts = gram.shape[-1], weights.sum(0).double().clamp_min(1e-12)
+    square = (u.double().square().sum() + len(u) * intercept) / (size * len(u))
+    ridge = RIDGE * square * counts.reshape(-1, 1, 1) * torch.eye(size).to(gram)
+    return torch.linalg.solve(gram + ridge, moments)

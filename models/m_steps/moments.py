@@ -1,9 +1,18 @@
 """Weighted moments: the M-step of a Gaussian mixture."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from .blocks import blocks, weighted_products
 
-def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def weighted_moments(
+    z: torch.Tensor,
+    weights: torch.Tensor,
+    units: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Weighted means and covariances of points for each component.
 
     .. math:: \mu_k = \frac{1}{N_k} \sum_n r_{nk} z_n, \quad
@@ -13,6 +22,7 @@ def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     Args:
         z: Points, shape (N, L).
         weights: r, shape (N, K), with a positive sum in each column.
+        units: A map of each row that is applied to z first, or None.
 
     Returns:
         μ of shape (K, L), and S of shape (K, L, L).
@@ -22,13 +32,19 @@ def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
         >>> loc, covariance
         (tensor([[1.]]), tensor([[[1.]]]))
     """
-    shares = weights / weights.sum(0)
-    loc, covariance = shares.T @ z, z.new_empty(shares.shape[1], z.shape[1], z.shape[1])
-    for k, share in enumerate(shares.T):
-        rows = share > 0  # with many columns, a row has weight in about one component only
-        centered = z[rows] - loc[k]
-        covariance[k] = centered.mT @ (share[rows].unsqueeze(-1) * centered)
-    return loc, covariance
+    counts = weights.sum(0)
+
+    def average(of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        parts = ((u if units is None else units(u), r) for u, r in blocks(z, weights))
+        total: Any = sum(of(u.mT.contiguous(), r) for u, r in parts)
+        return total / counts.reshape(-1, *(1 for _ in total.shape[1:]))
+
+    def squares(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        centered = u - loc.unsqueeze(-1)
+        return weighted_products(centered, centered, r)
+
+    loc = average(lambda u, r: (u @ r).mT)
+    return loc, average(squares)
 
 
 def shrunk(

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from .blocks import blocks, weighted_products
+
 MAX_SIZE = 300
 
 Derivatives = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -24,13 +26,13 @@ def softmax_newton(
 
     Args:
         u: Inputs with a column of ones, shape (N, C).
-        targets: Weighted shares t of the classes, shape (N, M).
-        start: Initial A, shape (M, C).
+        targets: Weighted shares t of the classes, shape (N, M), or (N, K, M) of K problems.
+        start: Initial A, shape (M, C), or (K, M, C).
         ridge: λ, shape (C,), positive, because a constant may be added to all rows of A.
         steps: Maximum number of steps.
 
     Returns:
-        A, shape (M, C).
+        A, of the shape of ``start``.
 
     Example:
         >>> u, t = torch.ones(1, 1).double(), torch.tensor([[1.0, 3.0]]).double()
@@ -39,23 +41,30 @@ def softmax_newton(
         >>> (A[1] - A[0]).exp().round(decimals=3)
         tensor([3.], dtype=torch.float64)
     """
-    weights = targets.sum(-1, keepdim=True)
+    (number, size), problems = start.shape[-2:], start.shape[:-2].numel()
+    targets = targets.reshape(len(u), problems, number)
+    penalty = ridge.to(start).expand(number, size).reshape(-1)
+    curvature = penalty.diag().unsqueeze(0)
 
     def derivatives(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        weight = flat.view_as(start)
-        log_p = (u @ weight.mT).log_softmax(-1)
-        p = log_p.exp()
-        value = (targets * log_p).sum() - 0.5 * (ridge * weight.square()).sum()
-        gradient = (targets - weights * p).mT @ u - ridge * weight
-        scaled = weights * p
-        within = torch.einsum("nm,nc,nd->mcd", scaled, u, u)
-        outer = (p.unsqueeze(-1) * u.unsqueeze(1)).flatten(1)  # (N, M C)
-        hessian = -(outer.mT @ (weights * outer))
-        blocks = hessian.view(*start.shape, *start.shape)
-        blocks.diagonal(dim1=0, dim2=2).add_((within + ridge.diag_embed()).permute(1, 2, 0))
-        return value, gradient.flatten(), hessian
+        value, gradient = -0.5 * (penalty * flat.square()).sum(-1), -penalty * flat
+        hessian = curvature
+        for u_b, t_b in blocks(u, targets):
+            logits = (u_b @ flat.view(-1, size).mT).view(t_b.shape)
+            log_p, weights = logits.log_softmax(-1), t_b.sum(-1, keepdim=True)
+            p = log_p.exp()
+            value = value + (t_b * log_p).sum((0, -1))
+            residuals = (t_b - weights * p).flatten(1)
+            gradient = gradient + (residuals.mT @ u_b).view_as(flat)
+            outer = (p.unsqueeze(-1) * u_b.unsqueeze(1).unsqueeze(1)).flatten(2).transpose(0, 1)
+            weighted = weights.transpose(0, 1) * outer
+            within = (weighted.mT @ u_b).view(-1, number, size, size)
+            hessian = hessian - outer.mT @ weighted
+            parts = hessian.view(-1, number, size, number, size)
+            parts.diagonal(dim1=1, dim2=3).add_(within.permute(0, 2, 3, 1))
+        return value, gradient, hessian
 
-    return ascend(derivatives, start.flatten(), steps=steps).view_as(start)
+    return ascend(derivatives, start.reshape(problems, -1), steps=steps).view_as(start)
 
 
 def glm_newton(
@@ -74,61 +83,69 @@ def glm_newton(
 
     Args:
         u: Inputs with a column of ones, shape (N, C).
-        log_likelihood: Maps the N values of the affine map to log p of each row, and to its first
-            and its second derivative, each of shape (N,).
-        weights: r, shape (N,).
-        start: Initial a, shape (C,).
+        log_likelihood: Maps values of the affine map, shape (N,), or (N, K) of K problems, to
+            log p of each, and to its first and its second derivative.
+        weights: r, shape (N,), or (N, K).
+        start: Initial a, shape (C,), or (K, C).
         ridge: λ, shape (C,).
         steps: Maximum number of steps.
 
     Returns:
-        a, shape (C,).
+        a, of the shape of ``start``.
     """
+    several, penalty = start.dim() > 1, ridge.diag()
+    r = weights.reshape(len(u), -1)
 
     def derivatives(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        log_p, first, second = log_likelihood(u @ a)
-        value = (weights * log_p).sum() - 0.5 * (ridge * a.square()).sum()
-        gradient = u.mT @ (weights * first) - ridge * a
-        return value, gradient, u.mT @ (-(weights * second).unsqueeze(-1) * u) + ridge.diag()
+        values = u @ a.mT
+        found = log_likelihood(values if several else values[:, 0])
+        log_p, first, second = (part.reshape(r.shape) for part in found)
+        value = (r * log_p).sum(0) - 0.5 * (ridge * a.square()).sum(-1)
+        gradient = (r * first).mT @ u - ridge * a
+        return value, gradient, weighted_products(u.mT, u.mT, -r * second) + penalty
 
-    return ascend(derivatives, start, steps=steps)
+    return ascend(derivatives, start.reshape(-1, u.shape[1]), steps=steps).view_as(start)
 
 
 def ascend(derivatives: Derivatives, start: torch.Tensor, *, steps: int) -> torch.Tensor:
-    """Newton steps on a concave function, each halved until the function increases.
+    """Newton steps on concave functions, each halved until the function increases.
 
     Args:
-        derivatives: The value, the gradient (P,) and the negative Hessian (P, P) at a point.
-        start: The first point, shape (P,).
+        derivatives: Values (K,), gradients (K, P) and negative Hessians (K, P, P) of K functions
+            at a point of each.
+        start: The first points, shape (K, P).
         steps: Maximum number of steps.
 
     Returns:
-        The last point. The value there is at least that at the start.
+        The last points. No value there is less than that at the start.
 
     Example:
-        >>> cosine = lambda t: (t.cos().sum(), -t.sin(), t.cos().diag())
-        >>> ascend(cosine, torch.tensor([1.0]).double(), steps=9).abs() < 1e-9
-        tensor([True])
+        >>> cosine = lambda t: (t.cos().sum(-1), -t.sin(), t.cos().diag_embed())
+        >>> ascend(cosine, torch.tensor([[1.0]]).double(), steps=9).abs() < 1e-9
+        tensor([[True]])
     """
     point = start
     value, gradient, curvature = derivatives(point)
+    moves = torch.ones_like(value, dtype=torch.bool)
     for _ in range(steps):
-        ridge = 1e-10 * curvature.diagonal().abs().max() + 1e-300
-        factor, failed = torch.linalg.cholesky_ex(
-            curvature + ridge * torch.eye(len(start)).to(start)
-        )
-        if failed:
-            return point
+        curvature.diagonal(dim1=-2, dim2=-1).mul_(1.0 + 1e-10)
+        factor, failed = torch.linalg.cholesky_ex(curvature)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-        promised = (gradient @ step).item()
-        if not promised > 1e-12 * (1.0 + abs(value.item())):
-            return point
-        for halvings in range(30):
-            candidate = point + 0.5**halvings * step
+        promised = (gradient * step).sum(-1)
+        moves = moves & (failed == 0) & (promised > 1e-12 * (1.0 + value.abs()))
+        length = moves.to(start)
+        for _ in range(30):
+            if not moves.any():
+                return point
+            candidate = torch.where(moves[:, None], point + length[:, None] * step, point)
             result = derivatives(candidate)
-            if result[0] >= value + 1e-4 * 0.5**halvings * promised:
+            higher = result[0] >= value + 1e-4 * length * promised
+            if (higher | ~moves).all():
                 break
+            length = torch.where(higher, length, 0.5 * length)
         else:
-            return point
+            moves = moves & higher
+            candidate = torch.where(moves[:, None], candidate, point)
+            result = derivatives(candidate)
         point, (value, gradient, curvature) = candidate, result
     return point

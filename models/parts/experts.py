@@ -26,6 +26,7 @@ from pyro_moe.distributions import (
     rounding_error,
 )
 
+from ..m_steps.blocks import weighted_products
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
 from .networks import AffineMaps, PartlySharedMaps, Standardize
@@ -125,17 +126,17 @@ class GeneralizedLinear(Experts):
         start: torch.Tensor,
         context: torch.Tensor,
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert.
+        """Increase the penalized likelihood of the experts.
 
         Args:
-            inputs: Inputs of its map with a column of ones, shape (N, C + 1).
+            inputs: Inputs of the maps with a column of ones, shape (N, C + 1).
             y: Targets, shape (N,) or (N, M).
-            weights: The expert's responsibilities, shape (N,).
-            start: Coefficients of its map, shape (P, C + 1).
+            weights: Responsibilities, shape (N, K).
+            start: Coefficients of the maps, shape (K, P, C + 1).
             context: The rows that the inputs are of, shape (N, D).
 
         Returns:
-            New coefficients, shape (P, C + 1).
+            New coefficients, shape (K, P, C + 1).
         """
         raise NotImplementedError
 
@@ -169,17 +170,16 @@ class GeneralizedLinear(Experts):
             number, start = weights.shape[1], maps.coefficients.detach().double()
             many = y.repeat(number, *(1 for _ in y.shape[1:]))
             rows = context.repeat(number, 1)
-            maps.take(self.newton_step(inputs, many, weights.T.flatten(), start, rows))
+            each = weights.T.reshape(-1, 1)  # one problem, of the rows of all experts
+            maps.take(self.newton_step(inputs, many, each, start.unsqueeze(0), rows)[0])
             return
         with torch.no_grad():
-            for k, start in enumerate(maps.coefficients.double()):
-                used = weights[:, k] > 1e-12
-                if not used.any():
-                    continue
-                found = self.newton_step(
-                    inputs[used], y[used], weights[used, k], start, context[used]
-                )
-                maps.weight[k], maps.bias[k] = found[:, :-1], found[:, -1]
+            start = maps.coefficients.double()
+            found = self.newton_step(inputs, y, weights, start, context)
+            used = (weights > 1e-12).any(0)[:, None, None]  # the others stay as they are
+            coefficients = torch.where(used, found, start)
+            maps.weight.copy_(coefficients[..., :-1])
+            maps.bias.copy_(coefficients[..., -1])
 
 
 class NormalExperts(Experts):
@@ -305,7 +305,9 @@ class NormalExperts(Experts):
         if not isinstance(maps, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
-        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
+        counts = weights.sum(0)
+        if not (counts > 0).all():
+            weights = torch.where(counts > 0, weights, torch.ones_like(weights))
         offset = self.offsets(context)[..., None]
         targets = self.units(y.reshape(len(y), -1).double() - offset)
         if shared:
@@ -313,9 +315,9 @@ class NormalExperts(Experts):
             residuals = maps.least_squares(context, targets, weights, variance)
         else:
             residuals = maps.least_squares(context, targets, weights)
-        total = weights.double().sum(0)
-        share = weights.double() / total.clamp_min(1e-12)
-        covariance = torch.einsum("nk,nki,nkj->kij", share, residuals, residuals)
+        total, residuals = weights.double().sum(0), residuals.permute(1, 2, 0)
+        products = weighted_products(residuals, residuals, weights.double())
+        covariance = products / total.clamp_min(1e-12).reshape(-1, 1, 1)
         if len(self.log_scale) < len(total):  # one for all experts
             covariance = torch.einsum("k,kij->ij", total / total.sum(), covariance).unsqueeze(0)
         with torch.no_grad():
@@ -433,9 +435,9 @@ class CategoricalExperts(GeneralizedLinear):
         start: torch.Tensor,
         context: torch.Tensor,
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
-        one_hot = nn.functional.one_hot(y.reshape(-1).long(), len(start)).double()
-        targets = weights.unsqueeze(-1) * one_hot
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
+        one_hot = nn.functional.one_hot(y.reshape(-1).long(), start.shape[1]).double()
+        targets = weights.unsqueeze(-1) * one_hot.unsqueeze(1)
         return softmax_newton(inputs, targets, start, ridge=self.ridges(inputs), steps=NEWTON_STEPS)
 
 
@@ -481,8 +483,8 @@ class BernoulliExperts(GeneralizedLinear):
         start: torch.Tensor,
         context: torch.Tensor,
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
-        offset, trials = self.offsets(context), self.trials(context)
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
+        offset, trials = self.offsets(context)[..., None], self.trials(context)[..., None]
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             logit = logit + offset
@@ -576,9 +578,9 @@ class PoissonExperts(GeneralizedLinear):
         start: torch.Tensor,
         context: torch.Tensor,
     ) -> torch.Tensor:
-        """Increase the penalized likelihood of one expert, see `GeneralizedLinear`."""
+        """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
         scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
-        offset = self.offsets(context)
+        offset = self.offsets(context)[..., None]
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rate = logit.clamp(max=20.0).add(offset).exp()
@@ -595,14 +597,17 @@ def by_column(
     weights: torch.Tensor,
     start: torch.Tensor,
 ) -> torch.Tensor:
-    """The step of `GeneralizedLinear` for independent columns of y, one Newton problem each."""
-    ridge = experts.ridges(inputs)
-    columns = zip(y.reshape(len(y), -1).double().unbind(-1), start, strict=True)
-    found = [
-        glm_newton(inputs, partial(derivatives, y_m), weights, a, ridge=ridge, steps=NEWTON_STEPS)
-        for y_m, a in columns
-    ]
-    return torch.stack(found)
+    """The step of `GeneralizedLinear` for independent columns of y: K M Newton problems."""
+    columns, number = y.reshape(len(y), -1).double(), weights.shape[1]
+    found = glm_newton(
+        inputs,
+        partial(derivatives, columns.repeat(1, number)),
+        weights.repeat_interleave(columns.shape[1], 1),
+        start.flatten(0, 1),
+        ridge=experts.ridges(inputs),
+        steps=NEWTON_STEPS,
+    )
+    return found.view_as(start)
 
 
 def in_units_of(units: Standardize, coefficients: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions import MultivariateNormal, Normal, in_double
+from pyro_moe.distributions import MultivariateNormal, Normal, in_double, one_hot_of
 
 from ..m_steps.moments import distant_rows, shrunk, weighted_moments
 from .networks import Standardize
@@ -130,8 +130,9 @@ class GaussianMixture(nn.Module):
         Args:
             z: Points, shape (..., L).
         """
-        logits = self._log_joint(z).log_softmax(-1)  # before they are rounded
-        return dist.OneHotCategorical(logits=logits.to(z.dtype))
+        by_component = self._log_joint(z).movedim(-1, 0)  # as it lies in memory
+        logits = by_component.log_softmax(0).to(z.dtype)  # rounded last
+        return one_hot_of(logits.movedim(0, -1))
 
     def log_joint(self, z: torch.Tensor) -> torch.Tensor:
         """Log p(z, c=k) for each k, shape (..., K)."""
@@ -169,17 +170,21 @@ class GaussianMixture(nn.Module):
             z: Points, shape (N, L).
             responsibilities: r, shape (N, K).
         """
-        z = z.double() if self.units is None else self.units(z.double())
-        r = responsibilities.double()
-        counts, variance = r.sum(0), z.var(0, correction=0)
-        loc, covariance = weighted_moments(z, torch.where(counts > 0, r, torch.ones_like(r)))
+        z, r = z.double(), responsibilities.double()
+        counts = r.sum(0)
+        variance, mean = torch.var_mean(z, 0, correction=0)
+        if self.units is not None:
+            mean, variance = self.units(mean), self.units.slope.square() * variance
+        if not (counts > 0).all():
+            r = torch.where(counts > 0, r, torch.ones_like(r))
+        loc, covariance = weighted_moments(z, r, self.units)
         if self.covariance == "tied":
             covariance = torch.einsum("k,kij->ij", counts / counts.sum(), covariance).unsqueeze(0)
         if self.covariance == "diagonal":
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         covariance = shrunk(covariance, variance, self.shrinkage, common=self.common_scale)
         rounding = torch.finfo(torch.float32).eps  # of the points, which may be far from zero
-        ridge = 1e-6 * variance + (rounding * z.mean(0)) ** 2
+        ridge = 1e-6 * variance + (rounding * mean) ** 2
         ridge = torch.where(ridge > 0, ridge, rounding**2)  # for columns of zeros
         self._take(counts, loc, torch.linalg.cholesky(covariance + ridge.diag_embed()))
 

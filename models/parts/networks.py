@@ -99,6 +99,11 @@ class Standardize(nn.Module):
         self.scale.copy_(torch.where(scale > 0, scale, 1.0))
         self.varies.copy_(varies)
 
+    @property
+    def slope(self) -> torch.Tensor:
+        """The derivative of u by x, 1 / s, or zero for columns that are constant, shape (D,)."""
+        return self.varies / self.scale
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Standardize x, shape (..., D)."""
         return self.varies * (x - self.loc) / self.scale

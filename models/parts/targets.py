@@ -81,8 +81,10 @@ def as_value(y: torch.Tensor, p: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def known_rows(y: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The rows of y without NaN, and the same rows of other tensors."""
-    known = ~_missing(y)
-    return (y[known], *(other[known] for other in others))
+    missing = _missing(y)
+    if not missing.any():
+        return (y, *others)
+    return (y[~missing], *(other[~missing] for other in others))
 
 
 def _missing(y: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from .relaxed import (
     RelaxedOneHotCategorical,
     log_of,
     log_probabilities_of,
+    one_hot_of,
 )
 from .rounding import rounding_error
 
@@ -46,6 +47,7 @@ __all__ = [
     "is_precise",
     "log_of",
     "log_probabilities_of",
+    "one_hot_of",
     "rounded",
     "rounding_error",
 ]

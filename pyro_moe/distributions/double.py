@@ -4,6 +4,7 @@ A log-density is often a small difference of large terms. That of a Poisson coun
 the sum of terms of about 1e7, of which single precision resolves steps of one.
 """
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -73,8 +74,7 @@ def in_double(p: Any) -> Any:
         base = in_double(p.base_dist)
         return p if base is p.base_dist else dist.Independent(base, p.reinterpreted_batch_ndims)
     if isinstance(p, Mixture):
-        components = in_double(p.component_distribution)
-        return Mixture(p.log_weights.double(), components, validate_args=False)
+        return p.of(in_double(p.component_distribution))
     if isinstance(p, Stacked | Joint):
         return type(p)([in_double(q) for q in p.distributions], validate_args=False)
     if isinstance(p, MixtureSameFamily):
@@ -142,9 +142,12 @@ class _Double:
         """The log-density of a value, of the type of the parameters."""
         if self._validate_args:
             self._validate_sample(value)
-        exact: Any = super(_Double, in_double(self))
         own = reduce(torch.promote_types, (given.dtype for given in _given(self).values()))
-        return exact.log_prob(value.double()).to(own)
+        return in_double(self).log_density(value.double()).to(own)
+
+    def log_density(self: Any, value: torch.Tensor) -> torch.Tensor:
+        """The log-density of a value in double precision, if the parameters are, too."""
+        return super().log_prob(value)  # type: ignore[misc]
 
 
 class Binomial(_Double, dist.Binomial):
@@ -162,6 +165,26 @@ class ContinuousBernoulli(_Double, dist.ContinuousBernoulli):
 
 class MultivariateNormal(_Double, dist.MultivariateNormal):
     """Pyro's multivariate normal distribution with a density computed in double precision."""
+
+    def log_density(self, value: torch.Tensor) -> torch.Tensor:
+        r"""The log-density, of all rows under all of K normals by one product of matrices.
+
+        .. math:: |L_k^{-1} (x_n - \mu_k)|^2 = |L_k^{-1} (x_n - m) - L_k^{-1} (\mu_k - m)|^2
+        """
+        factor: Any = self._unbroadcasted_scale_tril
+        if value.dim() < 2 or value.shape[-2] != 1 or self.loc.dim() != 2 or factor.dim() != 3:
+            return super().log_density(value)
+        (number, size), rows = self.loc.shape, value.reshape(-1, value.shape[-1])
+        middle = self.loc.detach().mean(0)  # without it, rows far from zero would lose digits
+        eye = torch.eye(size, dtype=rows.dtype, device=rows.device)
+        whitening = torch.linalg.solve_triangular(factor, eye, upper=False)
+        offset = (whitening @ (self.loc - middle).unsqueeze(-1)).reshape(-1, 1)
+        whitening = whitening.expand(number, size, size).reshape(-1, size)
+        white = torch.addmm(offset, whitening, (rows - middle).mT, beta=-1)
+        distance = white.view(number, size, -1).square().sum(1)
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        constant = diagonal + 0.5 * size * math.log(2.0 * math.pi)
+        return (-0.5 * distance - constant).mT.reshape(*value.shape[:-2], number)
 
 
 class NegativeBinomial(_Double, dist.NegativeBinomial):

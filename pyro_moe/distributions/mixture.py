@@ -62,7 +62,19 @@ class Mixture(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
         """The distribution expanded to a batch shape."""
         log_weights = self.log_weights.expand(*batch_shape, -1)
-        return Mixture(log_weights, self.component_distribution, validate_args=False)
+        return self._with(log_weights, self.component_distribution, batch_shape)
+
+    def of(self, components: Any) -> "Mixture":
+        """The mixture of other components with the same weights, in double precision."""
+        return self._with(self.log_weights.double(), components, self.batch_shape)
+
+    def _with(self, log_weights: torch.Tensor, components: Any, batch_shape: Any) -> "Mixture":
+        new = type(self).__new__(type(self))
+        new.log_weights, new.component_distribution = log_weights, components
+        TorchDistribution.__init__(
+            new, torch.Size(batch_shape), components.event_shape, validate_args=False
+        )
+        return new
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log-density of a value."""
@@ -119,8 +131,30 @@ def choose(c: torch.Tensor, experts: Any) -> Mixture:
         >>> choose(torch.tensor([[0.0, 1.0]]), experts).mean
         tensor([2.])
     """
+    if getattr(c, "are_all", False):
+        return _Each(c, experts)
     log_c = getattr(c, "log_value", None)  # where c itself underflows
     return Mixture(log_of(c) if log_c is None else log_c, experts)
+
+
+class _Each(Mixture):
+    """The K distributions of the components, batch shape (K, N), as mixtures of one-hot weights."""
+
+    is_choice = True
+
+    def __init__(self, c: torch.Tensor, components: Any) -> None:
+        self.log_weights, self.component_distribution = c.log(), components
+        shape = torch.Size((len(c), *(components.batch_shape[:-1] or (1,))))
+        TorchDistribution.__init__(self, shape, components.event_shape, validate_args=False)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """The log-density of a value."""
+        each = self.component_distribution.log_prob(value.unsqueeze(-1 - self.event_dim))
+        if each.dim() > 2 or len(self.batch_shape) > 2:  # it has values of its own for each k
+            return (self.log_weights + each).logsumexp(-1)
+        if each.mT.shape == self.batch_shape:
+            return each.mT
+        return each.mT.expand(torch.broadcast_shapes(each.mT.shape, self.batch_shape))
 
 
 class Stacked(TorchDistribution):

@@ -1,10 +1,13 @@
 """The relaxed one-hot distribution, as which stories write the assignment ``c``."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from torch.distributions import ExpTransform
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 TEMPERATURE = 0.66
 PRIOR_TEMPERATURE = 0.2
@@ -59,9 +62,21 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     ) -> None:
         discrete = torch.distributions.Categorical(probs, logits, validate_args=validate_args)
         self.max_log_odds = max_log_odds
-        self._logits = log_probabilities_of(discrete)
-        relaxed = _bounded(self._logits, max_log_odds)
-        super().__init__(temperature, logits=relaxed, validate_args=validate_args)
+        self._temperature, self._logits = temperature, log_probabilities_of(discrete)
+        self.transforms = [ExpTransform()]
+        shapes = discrete.batch_shape, self._logits.shape[-1:]
+        torch.distributions.Distribution.__init__(self, *shapes, validate_args=validate_args)
+
+    @cached_property
+    def base_dist(self) -> Any:
+        """The distribution of log ζ, which is not made where only the classes are of interest."""
+        logits = _bounded(self._logits, self.max_log_odds)
+        return ExpRelaxedCategorical(self._temperature, logits=logits, validate_args=False)
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """τ."""
+        return self._temperature
 
     @property
     def logits(self) -> torch.Tensor:
@@ -89,10 +104,12 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution expanded to a batch shape."""
-        logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
-        return type(self)(
-            self.temperature, logits=logits, max_log_odds=self.max_log_odds, validate_args=False
-        )
+        new = type(self).__new__(type(self))
+        new.max_log_odds, new.transforms = self.max_log_odds, self.transforms
+        new._temperature, new._logits = self._temperature, self._logits.expand(*batch_shape, -1)
+        shapes = torch.Size(batch_shape), self.event_shape
+        torch.distributions.Distribution.__init__(new, *shapes, validate_args=False)
+        return new
 
 
 def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
@@ -101,6 +118,33 @@ def _bounded(logits: torch.Tensor, bound: float | None) -> torch.Tensor:
         return torch.where(logits.isneginf(), least, logits)
     behind = logits - logits.amax(-1, keepdim=True)
     return bound * torch.expm1(behind / bound)
+
+
+class _OneHotCategorical(dist.OneHotCategorical):
+    """The same distribution. Torch's reads numbers from the indices that it draws."""
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        indices = self._categorical.sample(torch.Size(sample_shape))
+        probs = self._categorical.probs
+        return torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[indices]
+
+
+def one_hot_of(log_probabilities: torch.Tensor) -> Any:
+    """The one-hot categorical distribution of probabilities that already sum to one.
+
+    Args:
+        log_probabilities: Shape (..., K).
+
+    Example:
+        >>> one_hot_of(torch.tensor([0.25, 0.75]).log()).probs
+        tensor([0.2500, 0.7500])
+    """
+    *batch, number = log_probabilities.shape
+    one_row = _OneHotCategorical(logits=log_probabilities.new_zeros(number))
+    p: Any = one_row.expand(torch.Size(batch))
+    vars(p._categorical).pop("probs", None)
+    p._categorical._param = p._categorical.logits = log_probabilities
+    return p
 
 
 def log_of(probs: torch.Tensor) -> torch.Tensor:
@@ -115,7 +159,7 @@ def log_probabilities_of(p: torch.distributions.Categorical) -> torch.Tensor:
     The ``logits`` of a distribution that was given ``probs`` are those of probabilities that are
     clamped to the precision of their type, 1e-7 or 2e-16.
     """
-    return log_of(p.probs) if is_of_probs(p) else p.logits.log_softmax(-1)
+    return log_of(p.probs) if is_of_probs(p) else p.logits
 
 
 def is_of_probs(p: Any) -> bool:

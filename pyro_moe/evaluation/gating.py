@@ -10,11 +10,13 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.handlers import REPLICATES, Discretize, SobolSamples, log_probabilities
+from pyro_moe.inference.handlers import REPLICATES, SobolSamples, Undecided, log_probabilities
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data
 
 from .traces import batches, missing_site
+
+ROWS = 2048
 
 
 @overload
@@ -72,24 +74,24 @@ def gate_estimates(
 ) -> torch.Tensor:
     """Logarithms of independent estimates of the gate of all rows, shape (replicates, N, K)."""
     with torch.no_grad(), reproducible(seed):
-        blocks = [_gate(fit, batch, num_samples) for batch in batches(features, 1024)]
+        blocks = [_gate(fit, batch, num_samples) for batch in batches(features, ROWS)]
     return torch.cat(blocks, dim=1)
 
 
 def _gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:
     """Log-estimates of the gate, shape (replicates, N, K), in double; equal if it is exact."""
-    with SobolSamples(num_samples), Discretize():
+    with SobolSamples(num_samples), Undecided():
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     if "c" not in guide_trace.nodes:
         return _model_gate(fit, batch, num_samples)
     log_q = _log_assignment(guide_trace)
     if log_q.dim() == 2 and prune_subsample_sites(guide_trace).stochastic_nodes[0] == "c":
-        return log_q.expand(2, *log_q.shape)
+        return log_q.double().expand(2, *log_q.shape)
     if log_q.dim() == 2:  # c may depend on sites outside the plate, or discrete ones
-        with Discretize():
+        with Undecided():
             traces = (poutine.trace(fit.guide).get_trace(*batch) for _ in range(num_samples))
             log_q = torch.stack([*map(_log_assignment, traces)])
-    return log_mean_exp(log_q.reshape(REPLICATES, -1, *log_q.shape[1:]), 1)
+    return log_mean_exp(log_q.reshape(REPLICATES, -1, *log_q.shape[1:]), 1).double()
 
 
 def log_mean_exp(logs: torch.Tensor, dim: int) -> torch.Tensor:
@@ -98,7 +100,7 @@ def log_mean_exp(logs: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _log_assignment(guide_trace: Trace) -> torch.Tensor:
-    return log_probabilities(guide_trace.nodes["c"]["fn"]).double()
+    return log_probabilities(guide_trace.nodes["c"]["fn"])
 
 
 def _model_gate(fit: Fit, batch: tuple[torch.Tensor | None, ...], num_samples: int) -> torch.Tensor:

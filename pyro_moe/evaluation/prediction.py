@@ -1,6 +1,7 @@
 """Predictive distributions of targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +19,31 @@ from pyro_moe.distributions import (
     log_probabilities_of,
 )
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.handlers import Enumerate, Given, log_probabilities
+from pyro_moe.inference.handlers import Enumerate, Given, Undrawn, log_probabilities
+from pyro_moe.inference.handlers.evaluated_once import evaluated_once
+from pyro_moe.inference.programs import beside, owner
 from pyro_moe.inference.traces import compute_log_prob, row_log_weights
 from pyro_moe.rows import Data, as_tensors
 
 from .gating import gate_estimates, log_mean_exp
-from .marginals import MIXTURES, cdf_of, has_classes, mean_of, of_one_column, variance_of
+from .marginals import (
+    MIXTURES,
+    cdf_of,
+    families,
+    has_classes,
+    mean_of,
+    of_one_column,
+    variance_of,
+)
 from .traces import batches, node, shared_latents
+
+FEW = 64
+ROWS = 2**14
+VALUES = 2**22
+
+Columns = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -276,17 +293,23 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
     """
     features = fit.features(x)
     with torch.no_grad(), reproducible(seed):
-        few = next(batches(features))
+        few = _few(features)
         one, other = (_draw_of_batch(fit, few) for _ in range(2))
         same = all(
             torch.equal(read(one.distribution), read(other.distribution))
             for read in (mean_of, variance_of)
         )
-        if same and one.of_assignment:
+        exact = same and torch.equal(one.log_weights, other.log_weights)
+        forward = _forward(fit, few, one) if exact else None
+        if forward is not None:
+            with running(fit.programs.store):
+                blocks = [_of_mixture(forward(x)) for x, *_ in _blocks(features)]
+                draws = [_whole(blocks) or _of_mixture(forward(features[0]))]
+        elif same and one.of_assignment:
             log_weights = log_mean_exp(gate_estimates(fit, features, num_samples, seed), 0)
-            draws = [replace(_draw(fit, features), log_weights=log_weights)]
-        elif same and torch.equal(one.log_weights, other.log_weights):
-            draws = [_draw(fit, features)]
+            draws = [replace(_draw(fit, features, one.target), log_weights=log_weights)]
+        elif exact:
+            draws = [_draw(fit, features, one.target)]
         else:
             draws = [_draw(fit, features) for _ in range(num_samples)]
     return Prediction(
@@ -320,6 +343,18 @@ def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> 
     return predict(fit, x, num_samples=num_samples, seed=seed).posterior(y.cpu())
 
 
+def _few(features: Columns) -> Columns:
+    """Some rows from everywhere, which show on what the prediction depends."""
+    x = features[0]
+    rows = torch.linspace(0, len(x) - 1, min(FEW, len(x))).long()
+    return tuple(None if column is None else column[rows.to(x.device)] for column in features)
+
+
+def _blocks(features: Columns) -> Iterator[Columns]:
+    """Minibatches of many rows, or of fewer if these are wide."""
+    return batches(features, max(1, min(ROWS, VALUES // features[0][:1].numel())))
+
+
 @dataclass(frozen=True)
 class _Draw:
     """The experts' distributions and log-weights (N, K) at one draw of the latent variables."""
@@ -328,34 +363,88 @@ class _Draw:
     log_weights: torch.Tensor
     leading: bool = False
     of_assignment: bool = False  # whether the weights are those of the site c
+    target: torch.Tensor | None = None  # a drawn y of one row
 
 
-def _draw(fit: Fit, features: tuple[torch.Tensor | None, ...]) -> _Draw:
-    """One draw, minibatch by minibatch: what rows share is the same in all of them."""
-    with Given(shared_latents(fit)):
-        blocks = [_draw_of_batch(fit, batch) for batch in batches(features)]
-        first = blocks[0]
-        whole = concatenate([block.distribution for block in blocks], int(first.leading))
-        if whole is None:
-            return _draw_of_batch(fit, features)
+def _draw(fit: Fit, features: Columns, target: torch.Tensor | None = None) -> _Draw:
+    """One draw, minibatch by minibatch: what rows share is the same in all of them.
+
+    Args:
+        fit: The fit.
+        features: The arguments of model and guide.
+        target: A target of one row, if nothing depends on the unknown targets, so that these need
+            not be drawn.
+    """
+    undrawn = nullcontext() if target is None else Undrawn("y", target)
+    with Given(shared_latents(fit)), undrawn:
+        return _whole([_draw_of_batch(fit, batch) for batch in _blocks(features)]) or (
+            _draw_of_batch(fit, features)
+        )
+
+
+def _whole(blocks: list[_Draw]) -> _Draw | None:
+    """The draw of all rows, or None if the family of the experts cannot be concatenated."""
+    first = blocks[0]
+    whole = concatenate([block.distribution for block in blocks], int(first.leading))
+    if whole is None:
+        return None
     log_weights = torch.cat([block.log_weights for block in blocks])
     return replace(first, distribution=whole, log_weights=log_weights)
 
 
-def _draw_of_batch(fit: Fit, batch: tuple[torch.Tensor | None, ...]) -> _Draw:
-    with Enumerate():
+def _draw_of_batch(fit: Fit, batch: Columns) -> _Draw:
+    with Enumerate(), evaluated_once(fit.programs.model, fit.programs.guide):
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
         replayed = poutine.replay(fit.model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*batch)
-    p = node(model_trace, "y", "model")["fn"]
+    site = node(model_trace, "y", "model")
+    p, target = site["fn"], site["value"].reshape(-1, *site["fn"].event_shape)[0]
     if len(p.batch_shape) == 1:
         if isinstance(p, MIXTURES):
-            return _Draw(p.component_distribution, log_probabilities_of(p.mixture_distribution))
-        return _Draw(Stacked([p]), mean_of(p).new_zeros(*p.batch_shape, 1))
+            return replace(_of_mixture(p), target=target)
+        return _Draw(Stacked([p]), mean_of(p).new_zeros(*p.batch_shape, 1), target=target)
     log_weights = _log_assignment(model_trace, guide_trace)
     if isinstance(p, Mixture) and p.is_choice:
-        return _Draw(p.component_distribution, log_weights, of_assignment=True)
-    return _Draw(p, log_weights, leading=True, of_assignment=True)
+        experts, leading = p.component_distribution, False
+    else:
+        experts, leading = p, True
+    return _Draw(experts, log_weights, leading, of_assignment=True, target=target)
+
+
+def _of_mixture(p: Any) -> _Draw:
+    known = isinstance(p, Mixture)  # whose own logarithms are normalized
+    log_weights = p.log_weights if known else log_probabilities_of(p.mixture_distribution)
+    return _Draw(p.component_distribution, log_weights)
+
+
+def _forward(fit: Fit, few: Columns, draw: _Draw) -> Callable[[torch.Tensor], Any] | None:
+    """The story's ``forward``, if it is the distribution of y that the model has.
+
+    It must be written where the model is, and agree with it on a few rows, see `Predictive`.
+    """
+    if beside(fit.programs.model, "forward") is None:
+        return None
+    story = owner(fit.programs.model)
+    p = story(few[0])
+    return story if isinstance(p, MIXTURES) and _agree(draw, _of_mixture(p)) else None
+
+
+def _agree(one: _Draw, other: _Draw) -> bool:
+    """Whether two draws have the same distributions up to rounding."""
+    precision = 1e-5 if one.log_weights.dtype == torch.float32 else 1e-9
+    kinds = ([type(p) for p in families(draw.distribution)] for draw in (one, other))
+    if (
+        next(kinds) != next(kinds)
+        or one.leading
+        or one.log_weights.shape != other.log_weights.shape
+    ):
+        return False
+    pairs = [(one.log_weights.exp(), other.log_weights.exp())]
+    pairs += [(read(one.distribution), read(other.distribution)) for read in (mean_of, variance_of)]
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=precision, atol=precision, equal_nan=True)
+        for a, b in pairs
+    )
 
 
 def _log_assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:

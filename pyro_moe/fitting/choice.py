@@ -120,9 +120,9 @@ def _scores(folds: Sequence[tuple[EM, Columns]], priors: Sequence[Prior]) -> tor
         run = first.copy(epochs=ITERATIONS)
         of_priors = []
         for prior in priors:
-            run = replace(run, prior=prior)
-            for _ in range(ITERATIONS):
-                run.m_step(run.log_joint().softmax(0).T)
+            run = replace(run, prior=prior, history=[])
+            for _ in run:  # until it converges, or for a few iterations
+                pass
             of_priors.append(_log_density(run, test).double().cpu())
         scores.append(torch.stack(of_priors))
     return torch.cat(scores, -1).nan_to_num(-torch.inf)

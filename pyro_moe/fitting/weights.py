@@ -20,8 +20,6 @@ from pyro_moe.inference.handlers import RowWeights
 from pyro_moe.inference.programs import Programs
 from pyro_moe.inference.protocols import MixturePart
 
-WITHOUT_WEIGHTS = ("adapt", "target_log_likelihoods")
-
 
 def weighted(story: Any) -> Any:
     """A copy of a story that takes weights, shape (N,), as the last column of its data.
@@ -40,9 +38,8 @@ def weighted(story: Any) -> Any:
     kind = type(story)
     methods = {name: _scaled(getattr(kind, name)) for name in ("model", "guide")}
     methods |= {"m_step": _m_step(kind)}
-    for name in WITHOUT_WEIGHTS:
-        if hasattr(kind, name):
-            methods[name] = _without_weights(getattr(kind, name))
+    if hasattr(kind, "adapt"):
+        methods["adapt"] = _without_weights(kind.adapt)
     if hasattr(kind, "shallow"):
         methods["shallow"] = lambda self: weighted(kind.shallow(self))
     copied = copy.deepcopy(story)

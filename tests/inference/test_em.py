@@ -1,6 +1,8 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture as Reference
@@ -8,9 +10,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import pyro_moe
+from pyro_moe.distributions import choose
 from pyro_moe.inference import EM, MarginalELBO
+from pyro_moe.inference import em as module
 from pyro_moe.inference.em import maximize
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
+from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.models import (
     DMVAE,
     GMM,
@@ -59,6 +64,19 @@ def test_e_step_is_bayes_rule_at_every_k(make, x, covariance):
     log_joint = run(story, x).log_joint()
     assert_close(log_joint, story.mixture.log_joint(x).detach().T, rtol=1e-10, atol=1e-12)
     assert_close(log_joint.softmax(0).T, story.mixture.responsibilities(x).probs.detach())
+
+
+def test_the_e_step_is_that_of_model_and_guide_whatever_the_blocks(make, x, monkeypatch):
+    story = make()
+    expected = row_log_weights(*enumerated_traces(story.model, story.guide, x)).detach()
+    for rows in (N, 50):
+        monkeypatch.setattr(module, "ROWS", rows)
+        em = run(story, x)
+        assert_close(em.log_joint(), expected, rtol=1e-10, atol=1e-12)
+        responsibilities, evidence, joint = em.e_step()
+        assert_close(responsibilities, expected.softmax(0).T)
+        assert_close(evidence, expected.logsumexp(0).sum())
+        assert_close(joint, expected.sum())
 
 
 @each_covariance
@@ -394,3 +412,50 @@ def test_a_gate_without_an_m_step_is_an_error_that_names_its_parameter():
     choices = {"loss": "em", "prior": "weak", "progress": False}
     with pytest.raises(ValueError, match=r"expected parts with a method 'maximize' .*'.*gate"):
         pyro_moe.fit(story.model, story.guide, (x, x), **choices)
+
+
+class Doubled(ME):
+    """An edited model: the targets count twice. Its log joint density is that of another class."""
+
+    def model(self, x, y=None):
+        pyro.module("moe", self)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.OneHotCategorical(logits=self.gate(x).logits))
+            with pyro.poutine.scale(scale=2.0):
+                pyro.sample("y", choose(c, self.experts(x)), obs=y)
+
+
+class Forgotten(Doubled):
+    """The same with a log joint density of its own that was not edited."""
+
+    def model(self, x, y=None):
+        super().model(x, y)
+
+    def log_joint(self, x, y=None):
+        return super().log_joint(x, y)
+
+
+@pytest.mark.parametrize("kind", [ME, Doubled, Forgotten])
+def test_the_storys_own_joint_density_is_used_where_it_is_the_models(kind):
+    x, story = torch.randn(N, D), kind(D, D, K)
+    y = targets(x).nan_to_num(0.0)
+    story.adapt(x, y)
+    em = EM(story.model, story.guide, (x, y), 3, 0)
+    with torch.no_grad():
+        gate, experts = story.gate(x).logits, story.experts(x).log_prob(y.unsqueeze(1))
+    expected = gate + (1.0 if kind is ME else 2.0) * experts
+    assert_close(em.log_joint().T, expected, rtol=1e-10, atol=1e-10)
+    assert bool(em.direct) is (kind is ME)
+    assert_close(em.log_joint((x, None)).T, gate, rtol=1e-10, atol=1e-10)
+    assert em.copy(epochs=4).direct is em.direct
+
+
+@pytest.mark.parametrize("story_type", [ME, GMMMoE])
+def test_the_joint_density_of_a_story_is_that_of_its_traces(story_type, scatter):
+    x = torch.randn(N, D)
+    y = targets(x)  # some of them missing
+    story = scatter(story_type(D, D, K))
+    for columns in [(x, y), (x, None)]:
+        traces = enumerated_traces(story.model, story.guide, *columns)
+        expected = row_log_weights(*traces).T
+        assert_close(story.log_joint(*columns), expected, rtol=1e-10, atol=1e-10)

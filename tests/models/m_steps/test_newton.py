@@ -6,6 +6,7 @@ from scipy.special import gammaln
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
+from pyro_moe.models.m_steps import blocks
 from pyro_moe.models.m_steps.newton import ascend, glm_newton, softmax_newton
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -147,6 +148,27 @@ def test_rows_of_weight_zero_do_not_count(u, counts, ridge):
 
 
 def test_a_point_at_which_the_function_is_not_concave_is_kept():
-    valley = lambda t: (t.square().sum(), 2 * t, torch.full((1,), -2.0).diag())  # noqa: E731
-    start = torch.tensor([1.0])
+    valley = lambda t: (t.square().sum(-1), 2 * t, torch.full((1, 1, 1), -2.0))  # noqa: E731
+    start = torch.tensor([[1.0]])
     assert_close(ascend(valley, start, steps=9), start, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_several_problems_at_once_are_each_alone(u, counts, ridge, scale):
+    r, starts = torch.rand(N, 4), scale * torch.randn(4, C)
+    choices = {"ridge": ridge, "steps": STEPS}
+    many = poisson(counts.unsqueeze(-1))
+    found = glm_newton(u, many, r, starts, **choices)
+    each = [glm_newton(u, poisson(counts), r[:, k], starts[k], **choices) for k in range(4)]
+    assert_close(found, torch.stack(each), rtol=1e-8, atol=1e-10)
+    shares, starts = torch.rand(N, 4, M), scale * torch.randn(4, M, C)
+    found = softmax_newton(u, shares, starts, **choices)
+    each = [softmax_newton(u, shares[:, k], starts[k], **choices) for k in range(4)]
+    assert_close(found, torch.stack(each), rtol=1e-6, atol=1e-7)
+
+
+def test_a_softmax_does_not_depend_on_the_blocks(u, shares, ridge, monkeypatch):
+    start, choices = torch.zeros(M, C), {"ridge": ridge, "steps": STEPS}
+    whole = softmax_newton(u, shares, start, **choices)
+    monkeypatch.setattr(blocks, "ROWS", 7)
+    assert_close(softmax_newton(u, shares, start, **choices), whole, rtol=1e-8, atol=1e-9)

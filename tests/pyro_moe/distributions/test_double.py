@@ -170,3 +170,28 @@ def test_a_mixture_is_a_choice_only_if_the_other_weights_are_zero():
     components = dist.Normal(single(0.0, 1.0), 1.0)
     assert not Mixture(single(0.0, -200.0), components).is_choice
     assert Mixture(single(0.0, -np.inf), components).is_choice
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("factors", [1, 3])
+@pytest.mark.parametrize("shift", [0.0, 1e8])
+def test_rows_under_each_of_several_normals_are_scored_as_one_by_one(factors, shift):
+    loc, x = shift + 4.0 * torch.randn(3, 2), shift + 4.0 * torch.randn(50, 2)
+    factor = torch.eye(2) + torch.randn(factors, 2, 2).tril(-1)
+    got = MultivariateNormal(loc, scale_tril=factor).log_prob(x.unsqueeze(1))
+    each = zip(loc, factor.expand(3, 2, 2), strict=True)
+    expected = [dist.MultivariateNormal(m, scale_tril=f).log_prob(x) for m, f in each]
+    assert_close(got, torch.stack(expected, -1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("double")
+def test_the_gradients_of_rows_under_each_normal_are_those_of_pyro():
+    loc, x = torch.randn(3, 2), torch.randn(5, 2)
+    factor = torch.eye(2) + torch.randn(3, 2, 2).tril(-1)
+    gradients = []
+    for family in (MultivariateNormal, dist.MultivariateNormal):
+        given = [part.clone().requires_grad_() for part in (loc, factor, x)]
+        p = family(given[0], scale_tril=given[1])
+        (p.log_prob(given[2].unsqueeze(1)) * torch.arange(3.0)).sum().backward()
+        gradients.append([part.grad for part in given])
+    assert_close(*gradients, rtol=1e-10, atol=1e-10)

@@ -8,6 +8,8 @@ from scipy.special import logsumexp
 from torch.distributions import Categorical, MixtureSameFamily
 from torch.testing import assert_close
 
+from pyro_moe.distributions import choose, in_double, log_of
+from pyro_moe.inference.handlers.assignment import one_hot_values
 from pyro_moe.models import Mixture, Stacked
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -236,3 +238,20 @@ def test_a_mixture_of_different_families_is_a_density(both):
 def test_distributions_of_different_shapes_do_not_stack(other, message):
     with pytest.raises(ValueError, match="expected distributions of equal shapes; .*" + message):
         Stacked([dist.Normal(torch.zeros(N), 1.0), other])
+
+
+@each_family
+@pytest.mark.parametrize("batch", [(N, K), (K,)])
+def test_all_values_of_c_at_once_select_the_components_as_any_other_c_does(make, family, batch):
+    components, values = make(family, *batch), one_hot_values(dist.OneHotCategorical(torch.ones(K)))
+    y = make(family).sample()[:, 0]
+    general = Mixture(log_of(values), components).expand((K, N))
+    for chosen in (choose(values, components), choose(values, components).expand((K, N))):
+        assert isinstance(chosen, Mixture)
+        assert chosen.is_choice
+        assert_close(chosen.log_prob(y), general.log_prob(y), **EXACT)
+        assert_close(in_double(chosen).log_prob(y), general.log_prob(y), **EXACT)
+        other = choose(values.clone(), components).log_prob(y)
+        assert_close(chosen.log_prob(y), other.expand(K, N), **EXACT)
+    drawn = general.sample()  # another value for each k
+    assert_close(choose(values, components).log_prob(drawn), general.log_prob(drawn), **EXACT)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_moe.distributions import RelaxedOneHotCategorical
+from pyro_moe.distributions import RelaxedOneHotCategorical, one_hot_of
 
 pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -71,3 +71,18 @@ def test_a_larger_batch_is_of_the_same_kind():
     assert larger.max_log_odds == 6.0
     sample = larger.sample()
     assert_close(larger.log_prob(sample), c.log_prob(sample), **EXACT)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 4, 3)])
+def test_a_one_hot_variable_of_log_probabilities_is_that_of_torch(shape):
+    logits = torch.randn(shape).log_softmax(-1)
+    p, expected = one_hot_of(logits), dist.OneHotCategorical(logits=logits)
+    assert (p.batch_shape, p.event_shape) == (expected.batch_shape, expected.event_shape)
+    value = expected.sample()
+    for other in (p, p.expand((2, *expected.batch_shape))):
+        assert_close(other.log_prob(value), expected.log_prob(value).expand(other.batch_shape))
+        assert_close(other.probs, expected.probs.expand_as(other.probs), **EXACT)
+    torch.manual_seed(0)
+    first = p.sample()
+    torch.manual_seed(0)
+    assert_close(first, expected.sample(), rtol=0, atol=0)
