@@ -125,6 +125,16 @@ def few_rows() -> str:
     return table(("method", *names, "mean against linear", "worst"), rows)
 
 
+def engine() -> str:
+    """CPU seconds of EM, of fits and of predictions, and those of peers."""
+    rows = []
+    for run in recorded("engine"):
+        theirs = run["peer_seconds"]
+        peer = (run["peer"], f"{theirs:.3g}", f"{run['seconds'] / theirs:.2f}")
+        rows.append((run["work"], f"{run['seconds']:.3g}", *(peer if theirs else ("", "", ""))))
+    return table(("work", "pyro-moe, s", "peer", "peer, s", "ratio"), rows)
+
+
 def steps() -> str:
     """Milliseconds of a training step, and ratios."""
     rows = []
@@ -323,6 +333,7 @@ MADE = (
     few_rows,
     intervals,
     false_alarms,
+    engine,
     steps,
 )
 

@@ -9,9 +9,8 @@ without its package flexmix, the rows of mixtures of experts have our seconds al
 import argparse
 import shutil
 import subprocess
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from timing import cpu_seconds, report
 
 import pyro_moe
 from pyro_moe.inference import EM
@@ -34,14 +34,7 @@ cat((t[1] + t[2]) / {starts})
 """
 
 
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    """CPU seconds of a call."""
-    before = time.process_time()
-    run()
-    return time.process_time() - before
-
-
-def of_a_mixture(rows: int = 10**6, dim: int = 4, number: int = 5) -> str:
+def of_a_mixture(rows: int = 10**6, dim: int = 4, number: int = 5) -> None:
     """Seconds an iteration of EM of a Gaussian mixture, beside scikit-learn's."""
     generator = torch.Generator().manual_seed(0)
     means = 3.0 * torch.randn(number, dim, generator=generator).double()
@@ -56,7 +49,7 @@ def of_a_mixture(rows: int = 10**6, dim: int = 4, number: int = 5) -> str:
     one, six = (
         cpu_seconds(lambda n=n: reference.set_params(max_iter=n).fit(x.numpy())) for n in (1, 6)
     )
-    return line(f"EM of a GMM, {rows:,} rows, an iteration", ours, (six - one) / 5, "scikit-learn")
+    report(f"EM of a GMM, {rows:,} rows, an iteration", ours, (six - one) / 5, "scikit-learn")
 
 
 def tables(folder: Path) -> Iterator[tuple[ME, tuple[np.ndarray, np.ndarray], dict[str, Any]]]:
@@ -85,7 +78,7 @@ def flexmix(words: dict[str, Any], starts: int) -> float | None:
     return float(done.stdout) if done.returncode == 0 else None
 
 
-def of_experts(folder: Path) -> Iterator[str]:
+def of_experts(folder: Path) -> None:
     """Seconds a start of EM of an ME, and of a whole default fit, on each table."""
     for story, data, words in tables(folder):
         name = words["file"].stem
@@ -95,14 +88,8 @@ def of_experts(folder: Path) -> Iterator[str]:
 
         fit()  # imports
         seconds = cpu_seconds(lambda fit=fit: fit(prior="none")) / STARTS
-        yield line(f"EM of an ME, {name}, a start", seconds, flexmix(words, STARTS), "flexmix")
-        yield line(f"default fit of an ME, {name}", cpu_seconds(fit))
-
-
-def line(what: str, ours: float, theirs: float | None = None, peer: str = "") -> str:
-    """One row of the table: seconds, and their ratio to a peer's."""
-    ratio = f", {theirs:.4f} s {peer}, ratio {ours / theirs:.2f}" if theirs else ""
-    return f"{what}: {ours:.4f} s{ratio}"
+        report(f"EM of an ME, {name}, a start", seconds, flexmix(words, STARTS), "flexmix")
+        report(f"default fit of an ME, {name}", cpu_seconds(fit))
 
 
 if __name__ == "__main__":
@@ -110,6 +97,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path)
     folder = parser.parse_args().tables
-    print(of_a_mixture(), flush=True)
-    for row in of_experts(folder) if folder else ():
-        print(row, flush=True)
+    of_a_mixture()
+    if folder:
+        of_experts(folder)

@@ -3,11 +3,11 @@
 OMP_NUM_THREADS=1 python benchmarks/engine/predict.py
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import cpu_seconds, report
 
 import pyro_moe
 from pyro_moe import datasets, evaluation
@@ -26,15 +26,10 @@ STORIES: dict[str, Callable[[], Any]] = {
 def least_seconds(run: Callable[[], Any], repeats: int = 3) -> float:
     """The fewest CPU seconds of a call that was made before."""
     run()
-    seconds = []
-    for _ in range(repeats):
-        before = time.process_time()
-        run()
-        seconds.append(time.process_time() - before)
-    return min(seconds)
+    return min(cpu_seconds(run) for _ in range(repeats))
 
 
-def of_story(name: str) -> str:
+def of_story(name: str) -> None:
     """One row of the table."""
     train, _ = datasets.piecewise_affine(*datasets.spiral(seed=0), y_dim=1, seed=0)
     story = STORIES[name]()
@@ -47,11 +42,11 @@ def of_story(name: str) -> str:
         try:
             forward = least_seconds(lambda: fit.story(x).mean)
         except NotImplementedError:  # the gate is not a function of x alone
-            return f"predict, {name}: {ours:.4f} s"
-    return f"predict, {name}: {ours:.4f} s, {forward:.4f} s forward, ratio {ours / forward:.2f}"
+            forward = None
+    report(f"predict {ROWS:,} rows, {name}", ours, forward, "forward pass")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in STORIES:
-        print(of_story(name), flush=True)
+        of_story(name)

@@ -10,14 +10,13 @@ The three are timed in turns, and the median of the turns is printed. Ratios bel
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import by_hand
 import pyro
+import timing
 import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.optim import Adam
@@ -27,9 +26,6 @@ from pyro_moe.inference.handlers import EnumerateInParallel
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.steps import gradients
 from pyro_moe.inference.svi import SVI
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import record
 
 SPIRAL, MNIST = (128, 128), (500, 500, 2000)
 
@@ -55,7 +51,7 @@ def main() -> None:
             ratios = {f"{way} / {other}": median[way] / median[other] for other in ("hand", "pyro")}
             print("  ", {pair: round(value, 2) for pair, value in ratios.items()}, flush=True)
         key = {"story": name, "steps": options.steps, "device": options.device}
-        record.write("steps", key, {"milliseconds": median})
+        timing.record.write("steps", key, {"milliseconds": median})
 
 
 def ways_of(

@@ -111,7 +111,8 @@ def fit(
             than so many nats in all further iterations.
         prior: ``"weak"``, the default `Prior`; ``"none"`` for maximum likelihood; a `Prior`; or
             ``"auto"``, a stronger one if there are few rows and cross-validation is in its favor,
-            see `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
+            with a standard normal prior of the weights of networks for at most 2,000 rows, see
+            `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
         missing_targets: Whether y may have NaN. Rows without a target contribute to a model of x,
             but not to the experts.
         seed: Seed of all random numbers.
