@@ -114,3 +114,12 @@ def test_modules_are_afterwards_as_they_were():
         raise KeyboardInterrupt
     assert "forward" not in vars(gate)
     assert own.forward is forward
+
+
+def test_a_tensor_of_inference_mode_is_evaluated_at_every_call(rows):
+    moe = story()
+    with torch.inference_mode(), evaluated_once(moe.model, moe.guide):
+        x = rows[0].clone()
+        first = moe.gate(x).logits
+        x.zero_()
+        assert not torch.equal(moe.gate(x).logits, first)

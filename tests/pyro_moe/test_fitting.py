@@ -361,7 +361,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "validation": 0.1,
         "patience": 20,
         "tolerance": 1e-3,
-        "prior": {"rows": 1e-3, "null_rows": 0.0, "ridge": 1e-4},
+        "prior": {"rows": 1e-3, "null_rows": 0.0, "ridge": 1e-4, "networks": 0.0},
         "missing_targets": False,
         "seed": 0,
     }
@@ -379,7 +379,10 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         ({"epochs": 7}, {"validation": 0.0, "patience": None}),
         ({"epochs": 7, "patience": 3}, {"patience": 3}),
         ({"seed": 5, "temperature": 0.3}, {"seed": 5, "temperature": 0.3}),
-        ({"prior": Prior(rows=2.0)}, {"prior": {"rows": 2.0, "null_rows": 0.0, "ridge": 1e-4}}),
+        (
+            {"prior": Prior(rows=2.0)},
+            {"prior": {"rows": 2.0, "null_rows": 0.0, "ridge": 1e-4, "networks": 0.0}},
+        ),
     ],
 )
 def test_settings_can_be_written_down(x, choices, expected):
