@@ -39,8 +39,8 @@ class DeepMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         feature_names_in_: Names of the columns of X, if they have names.
 
     Example:
-        >>> x = np.r_[np.random.default_rng(0).normal(size=(30, 2)), np.full((30, 2), 9.0)]
-        >>> estimator = DeepMixture("gmm", n_components=2).fit(x)
+        >>> z = np.random.default_rng(0).normal(size=(30, 2))
+        >>> estimator = DeepMixture("gmm", n_components=2).fit(np.r_[z, z + 9.0])
         >>> len(set(estimator.labels_[:30])), len(set(estimator.labels_[30:]))
         (1, 1)
     """
