@@ -129,9 +129,9 @@ def engine() -> str:
     """CPU seconds of EM, of fits and of predictions, and those of peers."""
     rows = []
     for run in recorded("engine"):
-        theirs = run["peer_seconds"]
-        peer = (run["peer"], f"{theirs:.3g}", f"{run['seconds'] / theirs:.2f}")
-        rows.append((run["work"], f"{run['seconds']:.3g}", *(peer if theirs else ("", "", ""))))
+        ours, theirs = run["seconds"], run["peer_seconds"]
+        peer = (run["peer"], f"{theirs:.3g}", f"{ours / theirs:.2f}") if theirs else ("", "", "")
+        rows.append((run["work"], f"{ours:.3g}", *peer))
     return table(("work", "pyro-moe, s", "peer", "peer, s", "ratio"), rows)
 
 
