@@ -249,7 +249,7 @@ class SVI:
             (group,) = self.optimizer.param_groups
             arguments = (group["params"], buffers, batch, temperature, remaining)
             loss = self.gradients(evaluate, loss_of, *arguments)
-        optimizer = self._optimizer() if self.optimizer is None else self.optimizer
+        optimizer: Any = self.optimizer  # the first evaluation has created it
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
