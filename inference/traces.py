@@ -10,6 +10,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_moe.distributions import in_double, is_precise
 
 from .handlers import Enumerate
+from .handlers.assignment import is_in_plate
 from .programs import Program
 
 
@@ -111,8 +112,3 @@ def _log_probs(trace: Trace, in_plate: bool) -> dict[str, torch.Tensor]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and is_in_plate(site) is in_plate
     }
-
-
-def is_in_plate(site: Any) -> bool:
-    """Whether a site of a trace is in the plate ``"data"``."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])

@@ -114,6 +114,11 @@ def is_assignment(msg: Any) -> bool:
     return msg["type"] == "sample" and msg["name"] == "c" and not msg["is_observed"]
 
 
+def is_in_plate(msg: Any) -> bool:
+    """Whether a message or trace node is in the plate ``"data"``."""
+    return any(frame.name == "data" for frame in msg["cond_indep_stack"])
+
+
 def one_hot(distribution: Any) -> Any:
     """The discrete or relaxed one-hot distribution inside masks and `Independent` wrappers.
 

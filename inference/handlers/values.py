@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 
-from .assignment import is_assignment
+from .assignment import is_assignment, is_in_plate
 
 REPLICATES = 8
 
@@ -76,7 +76,7 @@ class MinibatchScale(Messenger):
         self.share = share
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+        if not is_in_plate(msg):
             msg["scale"] = msg["scale"] * self.share
 
 
@@ -92,8 +92,7 @@ class RowWeights(Messenger):
         self.weights = weights
 
     def _pyro_sample(self, msg: Any) -> None:
-        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-        if self.weights is not None and in_plate:
+        if self.weights is not None and is_in_plate(msg):
             msg["scale"] = msg["scale"] * self.weights
 
 
@@ -109,8 +108,8 @@ class SobolSamples(Messenger):
         self.num_samples = num_samples
 
     def _pyro_sample(self, msg: Any) -> None:
-        in_plate = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-        if msg["is_observed"] or msg["name"] == "c" or not msg["fn"].has_rsample or not in_plate:
+        drawn = not msg["is_observed"] and msg["name"] != "c" and msg["fn"].has_rsample
+        if not drawn or not is_in_plate(msg):
             return
         msg["value"], msg["done"] = self._values(msg["fn"]), True
 
