@@ -18,11 +18,13 @@ from .em import EM, maximize
 from .errors import SiteError
 from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
+from .prior import FLAT, Prior, with_prior_rows
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
 from .starts.clustering import cluster, expect_umap, unit_variance
 from .svi import SVI
 
+NEGLIGIBLE = 1e-3  # weight of a row
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
 
 
@@ -74,7 +76,8 @@ def phases(
         start = cluster(space, num_components, embedding=embedding, seed=training.seed)
     start = corrected(training, start.to(points), points)
     if isinstance(training, SVI):
-        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
+        elbo = AssignedELBO(prior=prior_of(training), num_rows=len(points))
+        yield "assigned", _like(training, elbo, (*training.data, start), -(-epochs // 5))
     yield "training", training
 
 
@@ -120,9 +123,12 @@ def corrected(
     r = current = weights = responsibilities
     num_components = r.shape[1]
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
-    background, share = None, 0.05
+    background, share, p = None, 0.05, prior_of(run)
+    if p.rows < NEGLIGIBLE * len(points):
+        p = FLAT
     for _ in range(iterations):
-        maximize(run.model, weights, points, *run.data)
+        rows, places, data = with_prior_rows(p, weights, points, run.data, seed=run.seed)
+        maximize(run.model, rows, places, *data)
         log_likelihoods = target_log_likelihoods(run)
         if log_likelihoods is None:
             break
@@ -136,11 +142,18 @@ def corrected(
         confusion = confusion / confusion.sum(-1, keepdim=True)
         weights = posterior * (explained - unexplained).sigmoid()
         share = min(max(1.0 - weights.sum(-1).mean().item(), 1e-4), 0.5)
-        weights = torch.where(weights < 1e-3, 0.0, weights)  # M-steps skip rows of zero weight
+        weights = torch.where(
+            weights < NEGLIGIBLE, 0.0, weights
+        )  # M-steps skip rows of zero weight
         before, current = current, posterior
         if (current - before).abs().sum(-1).mean() < 1e-3:
             break
     return current
+
+
+def prior_of(run: SVI | EM) -> Prior:
+    """The prior of the parameters."""
+    return run.prior if isinstance(run, EM) else getattr(run.elbo, "prior", FLAT)
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
