@@ -22,7 +22,7 @@ from pyro_moe.inference.errors import NonFiniteWarning
 from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.inference.steps import Processes
 from pyro_moe.rows import Rows
-from pyro_moe.runs.shipped import parameters
+from pyro_moe.stories import parameters
 from pyro_moe.text import in_one_line
 
 from . import choices, scoring

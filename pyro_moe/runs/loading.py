@@ -11,11 +11,11 @@ from torch import nn
 
 from pyro_moe.inference.errors import DataError
 from pyro_moe.models.parts.networks import Standardize
+from pyro_moe.stories import shipped
 
 from . import story_file
 from .layout import PARAM, PARAMETERS, SETTINGS, STORY, damaged, digest
 from .reading import contents_of
-from .shipped import shipped
 
 TYPES = (torch.float32, torch.float64)
 

@@ -14,11 +14,11 @@ from pyro_moe.datasets.source import Source
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
+from pyro_moe.stories import shipped
 
 from .layout import HISTORY, PARAM, PARAMETERS, SCORES, SETTINGS, STORY, TRAINING, as_json, sealed
 from .reading import contents_of
 from .remembered import remember
-from .shipped import shipped
 from .story_file import StoryFile
 from .swap import exchange, writer
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from pyro_moe.datasets.reading import Format, is_table
+from pyro_moe.stories import shipped
 
 from .layout import BOUND, STORY, of_file
-from .shipped import shipped
 
 Check = Callable[[Any], None]
 LARGEST = 2**63 - 1

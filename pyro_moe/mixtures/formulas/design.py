@@ -1,7 +1,5 @@
-"""Formulas: the design matrices of experts and gate, coded as the training rows were."""
+"""The design of a mixture: how a table becomes the columns of x and y."""
 
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec
-from formulaic.errors import DataMismatchWarning, FormulaicError
-from formulaic.parser.types import Factor
-from formulaic.utils.variables import get_expression_variables
 
 from pyro_moe.inference.errors import DataError
 
-INTERCEPT, SIGMA = "Intercept", "sigma"
+from .coding import INTERCEPT, coding, complete, matrix, plain, terms, variable, variables
+from .text import parsed
+
+SIGMA = "sigma"
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
 
@@ -123,12 +121,12 @@ def designed(
     missing: str = "raise",
     unseen: str = "raise",
     shared: Sequence[str] = (),
+    gate: str = "constant",
 ) -> tuple[Design, pd.DataFrame]:
     """Formulas, coded by training rows.
 
     Args:
-        formulas: ``y ~ experts | gate``; without a second part the gate is constant. Or one for
-            each target, of which one has the gate.
+        formulas: ``y ~ experts | gate``. Or one for each target, of which one has the gate.
         data: The training rows.
         classes: Whether the target is a class.
         offset: A column, or an expression such as ``"log(time)"``, or None.
@@ -138,6 +136,8 @@ def designed(
         missing: ``"raise"`` or ``"drop"``.
         unseen: ``"raise"`` or ``"reference"``.
         shared: Terms whose coefficients all experts share, and ``"sigma"``.
+        gate: What the gate reads if no formula has a second part: ``"constant"``, nothing; or
+            ``"experts"``, what the experts read.
 
     Returns:
         The design, and the rows of data that are used.
@@ -152,30 +152,29 @@ def designed(
     gates = [right[1] for _, right in sides if len(right) == 2]
     if len(gates) > 1:
         raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
-    gate = gates[0] if gates else Formula("1")
+    lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
+    of_experts = [str(term) for right in rights for term in right] if gate == "experts" else []
+    of_gate = gates[0] if gates else Formula(" + ".join(["1", *of_experts]))
     known = {
         name: Formula(f"0 + {each}")
         for name, each in (("offset", offset), ("trials", trials))
         if each
     }
-    lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, [*lefts, *rights, gate, *known.values()], named, missing)
+    data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
-    of_gate, codings = (
-        coding(gate, data),
-        {name: coding(each, data) for name, each in known.items()},
-    )
+    gate_spec = coding(of_gate, data)
+    codings = {name: coding(each, data) for name, each in known.items()}
     for name, spec in codings.items():
         if len(spec.column_names) != 1:
             raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
-    names = [*(name for spec in (*experts, of_gate) for name in terms(spec))]
+    names = [*(name for spec in (*experts, gate_spec) for name in terms(spec))]
     names += [name for spec in codings.values() for name in spec.column_names]
     design = Design(
         "; ".join(formulas),
         targets,
         experts,
-        of_gate,
+        gate_spec,
         tuple(dict.fromkeys(names)) or (INTERCEPT,),
         codings.get("offset"),
         codings.get("trials"),
@@ -186,7 +185,7 @@ def designed(
         unseen,
         tuple(each for name in shared for each in shared_names(experts, name)),
     )
-    for spec, of in [*((each, "experts") for each in experts), (of_gate, "gate")]:
+    for spec, of in [*((each, "experts") for each in experts), (gate_spec, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)
     return design, data
 
@@ -210,185 +209,6 @@ def shared_names(experts: Sequence[ModelSpec], term: str) -> list[str]:
     if not found:
         raise ValueError(f"expected shared terms among {[*known, SIGMA]}; got {term!r}")
     return found
-
-
-def parsed(formula: str) -> tuple[Formula, tuple[Formula, ...]]:
-    """The left side, and one or two parts of the right side.
-
-    Raises:
-        ValueError: If it is no such formula.
-
-    Example:
-        >>> parsed("y ~ x | g")
-        (y, (1 + x, 1 + g))
-    """
-    try:
-        found = Formula(formula)
-    except (FormulaicError, SyntaxError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"expected a formula 'y ~ experts | gate'; got {formula!r}: {reason}"
-        ) from error
-    left, right = getattr(found, "lhs", None), getattr(found, "rhs", None)
-    if left is None or right is None or isinstance(left, tuple):
-        raise ValueError(f"expected a formula 'y ~ experts | gate'; got {formula!r}")
-    parts = right if isinstance(right, tuple) else (right,)
-    if len(parts) > 2:
-        raise ValueError(f"expected one '|' in the formula at most; got {formula!r}")
-    return left, parts
-
-
-def formula_of(targets: Any, experts: Sequence[str], gate: Sequence[str]) -> str:
-    """The formula of columns by name.
-
-    Example:
-        >>> formula_of("y", ["age", "dose 2"], [])
-        '`y` ~ `age` + `dose 2` | 1'
-    """
-    names = [targets] if isinstance(targets, str) else list(targets)
-    sides = (names, experts, gate)
-    left, right, last = (" + ".join(f"`{name}`" for name in side) or "1" for side in sides)
-    return f"{left} ~ {right} | {last}"
-
-
-def plain(data: pd.DataFrame) -> pd.DataFrame:
-    """A table whose columns are of numpy's types, or categorical. Gaps are NaN or None."""
-    found: dict[Any, pd.Series] = {}
-    for name, column in data.items():
-        if isinstance(column.dtype, pd.CategoricalDtype | np.dtype):
-            found[name] = column
-        elif pd.api.types.is_numeric_dtype(column.dtype):
-            gaps = {"dtype": float, "na_value": np.nan} if column.isna().any() else {}
-            found[name] = pd.Series(column.to_numpy(**gaps), column.index)
-        elif pd.api.types.is_string_dtype(column.dtype):
-            found[name] = column.astype(object)
-        else:
-            found[name] = column
-    return pd.DataFrame(found, index=data.index)
-
-
-def terms(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the columns of a matrix without the intercept."""
-    return tuple(name for name in spec.column_names if name != INTERCEPT)
-
-
-def has_intercept(spec: ModelSpec) -> bool:
-    """Whether a matrix has the intercept."""
-    return INTERCEPT in spec.column_names
-
-
-def coding(formula: Formula, data: pd.DataFrame) -> ModelSpec:
-    """The coding of the columns of a formula, from training rows."""
-    return evaluated(formula, data).model_spec
-
-
-def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
-    """The columns of a coding for rows.
-
-    Raises:
-        DataError: If a variable is absent or a value is missing; and if a level is new, unless
-            ``unseen`` is ``"reference"``.
-    """
-    rows = complete(data, [spec.formula], [], "raise")
-    for name, levels in known_levels(spec, data).items():
-        values = pd.Series(rows[name])
-        new = ~values.isin(levels)
-        if not new.any():
-            continue
-        if unseen == "raise":
-            raise DataError(
-                f"expected levels of {name!r} in {list(levels)}, as fitted; "
-                f"got {values[new].iloc[0]!r}: unseen='reference' codes it as the first of them"
-            )
-        rows = rows.assign(**{name: values.where(~new, levels[0])})
-    return pd.DataFrame(evaluated(spec, rows))
-
-
-def evaluated(formula: Any, data: pd.DataFrame) -> Any:
-    """The model matrix of a formula or of a coding.
-
-    Raises:
-        DataError: If it cannot be computed from the data.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DataMismatchWarning)
-            return formula.get_model_matrix(data, na_action="ignore")
-    except DataMismatchWarning as warning:
-        raise DataError(f"expected levels of factors as fitted; got others: {warning}") from None
-    except (FormulaicError, KeyError, TypeError, ValueError, NameError) as error:
-        cause = error.__cause__ or error
-        raise DataError(
-            f"expected columns from which {str(formula_text(formula))!r} can be computed; "
-            f"got {type(cause).__name__}: {cause}"
-        ) from error
-
-
-def formula_text(formula: Any) -> str:
-    """A formula or a coding as text."""
-    return str(formula.formula if isinstance(formula, ModelSpec) else formula)
-
-
-def known_levels(spec: ModelSpec, data: pd.DataFrame) -> dict[str, list[Any]]:
-    """The levels of each factor that is a column of the data, by itself or in C(…)."""
-    found = {}
-    for expression, (kind, state) in spec.encoder_state.items():
-        if kind is Factor.Kind.CATEGORICAL and "categories" in state:
-            inside = re.fullmatch(r"C\(\s*`?([^,()`]+?)`?\s*(,.*)?\)", str(expression))
-            found[inside[1] if inside else str(expression)] = list(state["categories"])
-    return {name: levels for name, levels in found.items() if name in data.columns}
-
-
-def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
-    """The columns of the data that a formula uses.
-
-    Raises:
-        DataError: If a term is a name that is no column.
-    """
-    found: dict[str, None] = {}
-    for factor in (factor for term in formula for factor in term.factors):
-        expression = str(factor.expr)
-        if factor.eval_method is Factor.EvalMethod.LOOKUP:
-            found[str(variable(data, expression).name)] = None
-        elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            quoted = re.findall("`([^`]+)`", expression)
-            others = map(str, get_expression_variables(re.sub("`[^`]+`", "0", expression)))
-            found |= dict.fromkeys(name for name in (*quoted, *others) if name in data.columns)
-    return list(found)
-
-
-def variable(data: pd.DataFrame, name: str) -> pd.Series:
-    """A column by name.
-
-    Raises:
-        DataError: If it is absent.
-    """
-    name = name.strip("`")
-    if name not in data.columns:
-        raise DataError(f"expected a column {name!r}; got {list(map(str, data.columns))}")
-    return data[name]
-
-
-def complete(
-    data: pd.DataFrame, formulas: Sequence[Formula], names: Sequence[str], missing: str
-) -> pd.DataFrame:
-    """The rows without gaps in the columns that are used.
-
-    Raises:
-        DataError: If a column is absent; or if a value is missing and ``missing`` is ``"raise"``.
-    """
-    used = dict.fromkeys(name for each in formulas for name in variables(each, data))
-    used |= dict.fromkeys(variable(data, name).name for name in names)
-    gaps = data[list(used)].isna()
-    if not gaps.to_numpy().any():
-        return data
-    if missing == "drop":
-        return data[~gaps.any(axis=1)]
-    column = gaps.columns[int(gaps.any().argmax())]
-    raise DataError(
-        f"expected values in all rows of {column!r}; got {int(gaps[column].sum())} of {len(data)} "
-        "missing: missing='drop' leaves such rows out, and models.GMMMoE has a story of x"
-    )
 
 
 def sorted_values(data: pd.DataFrame, left: Formula) -> list[Any]:
