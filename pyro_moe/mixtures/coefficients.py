@@ -35,9 +35,13 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
         ValueError: If the experts are not affine.
     """
     width, experts = len(design.columns), story.experts
-    if not hasattr(experts, "linear_predictor"):
-        raise ValueError(f"expected affine experts; got {type(experts).__name__}")
-    predictors = experts.linear_predictor(width)
+    try:
+        predictors = experts.linear_predictor(width)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"expected affine experts, which have coefficients; got {type(experts).__name__} of "
+            f"{type(story).__name__}"
+        ) from error
     scales = scales_of(experts, list(design.target_names))
     specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:

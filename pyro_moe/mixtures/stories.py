@@ -52,12 +52,10 @@ def made_of(
     if isinstance(story, nn.Module):
         if options:
             raise ValueError(f"expected no story_options with a module; got {sorted(options)}")
-        expect_all_columns("a module", design, set())
+        expect_readable("a module", design, set())
         return Made(copy.deepcopy(story))
     kind = class_of(story)
     name = story if isinstance(story, str) else None
-    known = parameters(kind).keys()
-    expect_all_columns(repr(name or kind.__name__), design, set(known))
     targets, joint = len(design.target_names), len(families) > 1 or len(design.experts) > 1
     families = families * targets if joint and len(families) == 1 else families
     width = targets if design.classes is None else len(design.classes)
@@ -70,6 +68,7 @@ def made_of(
     if design.classes is not None:
         dimensions["num_classes"] = width
     arguments = arguments_of(kind, options, **dimensions, **read_by(design, joint, name))
+    expect_readable(repr(name or kind.__name__), design, set(parameters(kind)))
     return Made(kind(**arguments), name, arguments)
 
 
@@ -81,7 +80,7 @@ def read_by(design: Design, joint: bool, name: str | None) -> dict[str, Any]:
     predictors = [predictor_of(design, spec) for spec in design.predictors]
     everything = list(range(len(design.columns)))
     found: dict[str, Any] = {}
-    if name == "me" or any(each != Predictor(columns=everything) for each in predictors):
+    if name == "me" or any(each != Predictor(everything, shared=[]) for each in predictors):
         found["predictor"] = predictors if joint else predictors[0]
     columns = design.places(terms(design.gate))
     if name == "me" or columns != everything:
@@ -91,22 +90,29 @@ def read_by(design: Design, joint: bool, name: str | None) -> dict[str, Any]:
     return found
 
 
-def expect_all_columns(name: str, design: Design, known: set[str]) -> None:
+def expect_readable(name: str, design: Design, known: set[str]) -> None:
     """Check that a story can read the columns that the design says.
 
     Raises:
         ValueError: If it cannot.
     """
-    columns, gate = set(design.columns), set(terms(design.gate))
+    gate = set(terms(design.gate))
     if not gate and "gate_intercept" not in known:
         raise ValueError(
             f"expected columns that the gate of {name} reads, after '|' in the formula; got none"
         )
-    if "gate_columns" not in known and columns - gate:
-        others = sorted(columns - gate)
+    for option in ("offset", "trials"):
+        spec = getattr(design, option)
+        if spec is not None and "gate_columns" not in known:
+            raise ValueError(
+                f"expected no {option} with {name}, all of whose columns are input of a network or "
+                f"have a model; got {spec.column_names[0]!r}"
+            )
+    others = [column for column in design.columns if column not in gate]
+    if "gate_columns" not in known and others:
         raise ValueError(
-            f"expected a gate of {name} that reads all columns, as they are a model's or network's "
-            f"input; got {others[0]!r}, which it does not read: name it after '|'"
+            f"expected a gate of {name} that reads all columns, which are input of a network or "
+            f"have a model; got {others[0]!r} of the experts alone: name it after '|', too"
         )
     asked = read_by(design, False, None).keys() - known
     if asked == {"gate_columns"}:
