@@ -37,6 +37,11 @@ def shipped(name: str | None) -> type[nn.Module]:
     return STORIES[name]
 
 
+def name_of(story: type[nn.Module]) -> str | None:
+    """The name of a shipped story, None for another class."""
+    return next((name for name, each in STORIES.items() if each is story), None)
+
+
 def parameters(story: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The named parameters of a story's constructor, including those passed to base classes."""
     known: dict[str, inspect.Parameter] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pyro_moe.models import Predictor
-from pyro_moe.stories import arguments_of, class_of, parameters
+from pyro_moe.stories import arguments_of, class_of, name_of, parameters
 
 from .formulas import SIGMA, Design
 from .formulas.coding import INTERCEPT, has_intercept, terms
@@ -53,9 +53,9 @@ def made_of(
         if options:
             raise ValueError(f"expected no story_options with a module; got {sorted(options)}")
         expect_readable("a module", design, set())
-        return Made(copy.deepcopy(story))
+        return Made(copy.deepcopy(story), name_of(type(story)))
     kind = class_of(story)
-    name = story if isinstance(story, str) else None
+    name = name_of(kind)
     targets, joint = len(design.target_names), len(families) > 1 or len(design.experts) > 1
     families = families * targets if joint and len(families) == 1 else families
     width = targets if design.classes is None else len(design.classes)

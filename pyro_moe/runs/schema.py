@@ -128,6 +128,29 @@ def _data_set(value: Any) -> None:
     _expect(known, "'spiral', 'digits', 'mnist' or the path of a table", value)
 
 
+def _choice(*choices: str) -> Check:
+    return lambda value: _expect(value in choices, f"one of {choices}", value)
+
+
+def _level(value: Any) -> None:
+    """A level of a factor."""
+    _expect(isinstance(value, str | bool | int | float), "a text or a number", value)
+    _plain(value)
+
+
+def _factor(value: Any) -> None:
+    """An expression, and how it is evaluated."""
+    _list(_text, least=2, most=2)(value)
+    _choice("literal", "lookup", "python")(value[1])
+
+
+def _scoped(value: Any) -> None:
+    """The number of a factor, and whether its first level has no column."""
+    _expect(isinstance(value, list) and len(value) == 2, "a number and true or false", value)
+    _whole()(value[0])
+    _flag(value[1])
+
+
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
 PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
@@ -166,6 +189,45 @@ SOURCE = _record(
         "sha256": _or_none(_digest),
     }
 )
+CODING = _record(
+    {
+        "factors": _list(_factor),
+        "terms": _list(
+            _record(
+                {
+                    "factors": _list(_whole()),
+                    "columns": _list(_text),
+                    "scoped": _list(_list(_scoped)),
+                    "scales": _list(_number()),
+                }
+            )
+        ),
+        "kinds": _mapping(_choice("unknown", "constant", "numerical", "categorical")),
+        "levels": _mapping(_list(_level, least=1)),
+        "constants": _mapping(_plain),
+    }
+)
+DESIGN = _record(
+    {
+        "formula": _text,
+        "targets": _list(CODING, least=1),
+        "experts": _list(CODING, least=1),
+        "gate": CODING,
+        "columns": NAMES,
+        "offset": _or_none(CODING),
+        "trials": _or_none(CODING),
+        "weights": _or_none(_text),
+        "groups": _or_none(_text),
+        "classes": _or_none(_list(_level, least=1)),
+        "missing": _choice("raise", "drop"),
+        "unseen": _choice("raise", "reference"),
+        "shared": _list(_text),
+    }
+)
+FORMULA = _record(
+    {"design": DESIGN, "family": _text},
+    {"remaining": _number(0.0, finite=False), "cov_type": _choice("observed", "sandwich")},
+)
 SETTINGS = _record(
     {
         "story": _story,
@@ -179,7 +241,8 @@ SETTINGS = _record(
         "versions": _mapping(_text),
         "files": _record(dict.fromkeys(BOUND, _digest), {STORY: _digest}),
         "sha256": _digest,
-    }
+    },
+    {"formula": FORMULA},
 )
 ENDS = _record({"stopped": _or_none(_text), "held_out_elbo": _or_none(_number(finite=False))})
 RECORD = _record(
