@@ -104,5 +104,7 @@ def arguments_of(
     given = {name: value for name, value in given.items() if name in known} | dict(options or {})
     for name, parameter in known.items():
         if name not in given and parameter.default is parameter.empty:
-            raise ValueError(f"expected story_options with {name!r}, for {story.__name__}; got none")
+            raise ValueError(
+                f"expected story_options with {name!r}, for {story.__name__}; got none"
+            )
     return given

@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import torch
 
 from pyro_moe.fitted import Fit
+from pyro_moe.rows import Rows, as_tensors
 
 from .fit import FormulaFit, by_formula
 from .formulas import Design, columns_of
@@ -48,9 +50,7 @@ def design_of(formula: Mapping[str, Any]) -> Design:
     return design
 
 
-def with_formula(
-    fit: Fit, design: Design, formula: Mapping[str, Any], **story: Any
-) -> FormulaFit:
+def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **story: Any) -> FormulaFit:
     """A restored fit as one by formula.
 
     Args:
@@ -80,6 +80,15 @@ def fitted_rows(design: Design, table: pd.DataFrame, *, whole: bool) -> Any:
     if not others <= set(table.columns):
         design = replace(design, weights=None, groups=None)
     return columns_of(design, kept(design, table))[: 4 if whole else 2]
+
+
+def as_rows(design: Design, table: pd.DataFrame) -> Rows:
+    """The rows x and y of a table, or x alone, as tensors with names."""
+    data = fitted_rows(design, table, whole=False)
+    x, *y = as_tensors(data, dtype=torch.float64)
+    return Rows(
+        x, y[0] if y else None, columns=design.columns, targets=design.target_names if y else None
+    )
 
 
 def variables_of(spec: Any) -> set[str]:

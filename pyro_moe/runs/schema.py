@@ -187,7 +187,8 @@ SOURCE = _record(
         "decimal": _text,
         "encoding": _or_none(_text),
         "sha256": _or_none(_digest),
-    }
+    },
+    {"test_share": _number(0.0)},
 )
 CODING = _record(
     {
@@ -275,6 +276,7 @@ def settings_from(content: bytes) -> dict[str, Any]:
 
 def _as_format(source: dict[str, Any]) -> None:
     Format(source["sep"], source["decimal"], source["encoding"])
+    _expect(source.get("test_share", 0.0) < 1.0, "test_share below 1", source["test_share"])
 
 
 def scores_from(content: bytes) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
         if unseen == "raise":
             raise DataError(
                 f"expected levels of {name!r} in {list(levels)}, as fitted; "
-                f"got {values[new].iloc[0]!r}: unseen='reference' codes it as the first of them"
+                f"got {values[new].iloc[0]!r}: unseen='reference' (--unseen reference) codes "
+                "it as the first of them"
             )
         rows = rows.assign(**{name: values.where(~new, levels[0])})
     return pd.DataFrame(evaluated(spec, rows))
@@ -81,12 +82,17 @@ def formula_text(formula: Any) -> str:
 
 def known_levels(spec: ModelSpec, data: pd.DataFrame) -> dict[str, list[Any]]:
     """The levels of each factor that is a column of the data, by itself or in C(…)."""
+    return {name: each for name, each in levels_of(spec).items() if name in data.columns}
+
+
+def levels_of(spec: ModelSpec) -> dict[str, list[Any]]:
+    """The levels of each factor, under the name of its column if it is one, or one in C(…)."""
     found = {}
     for expression, (kind, state) in spec.encoder_state.items():
         if kind is Factor.Kind.CATEGORICAL and "categories" in state:
             inside = re.fullmatch(r"C\(\s*`?([^,()`]+?)`?\s*(,.*)?\)", str(expression))
             found[inside[1] if inside else str(expression)] = list(state["categories"])
-    return {name: levels for name, levels in found.items() if name in data.columns}
+    return found
 
 
 def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
@@ -120,9 +126,20 @@ def variable(data: pd.DataFrame, name: str) -> pd.Series:
 
 
 def complete(
-    data: pd.DataFrame, formulas: Sequence[Formula], names: Sequence[str], missing: str
+    data: pd.DataFrame,
+    formulas: Sequence[Formula],
+    names: Sequence[str],
+    missing: str,
+    hint: str = "",
 ) -> pd.DataFrame:
     """The rows without gaps in the columns that are used.
+
+    Args:
+        data: A table.
+        formulas: The formulas that use columns.
+        names: Names of other columns that are used.
+        missing: ``"raise"`` or ``"drop"``.
+        hint: The end of the message.
 
     Raises:
         DataError: If a column is absent; or if a value is missing and ``missing`` is ``"raise"``.
@@ -137,7 +154,7 @@ def complete(
     column = gaps.columns[int(gaps.any().argmax())]
     raise DataError(
         f"expected values in all rows of {column!r}; got {int(gaps[column].sum())} of {len(data)} "
-        "missing: missing='drop' leaves such rows out, and models.GMMMoE has a story of x"
+        f"missing{hint}"
     )
 
 

@@ -10,12 +10,26 @@ from formulaic import Formula, ModelSpec
 
 from pyro_moe.inference.errors import DataError
 
-from .coding import INTERCEPT, coding, complete, matrix, plain, terms, variable, variables
+from .coding import (
+    INTERCEPT,
+    coding,
+    complete,
+    levels_of,
+    matrix,
+    plain,
+    terms,
+    variable,
+    variables,
+)
 from .text import parsed
 
 SIGMA = "sigma"
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
+HINT = (
+    ": missing='drop' (on the command line, --drop-missing) leaves such rows out, and "
+    "models.GMMMoE has a story of x"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,15 @@ class Design:
         if self.classes is not None:
             return (self.formula.partition("~")[0].strip(" `"),)
         return tuple(name for spec in self.targets for name in spec.column_names)
+
+    @property
+    def texts(self) -> set[str]:
+        """The names of columns that are texts: factors with such levels, and classes."""
+        specs = [*self.targets, *self.experts, self.gate]
+        found = {name: levels for spec in specs for name, levels in levels_of(spec).items()}
+        if self.classes is not None:
+            found[self.target_names[0]] = list(self.classes)
+        return {name for name, levels in found.items() if any(isinstance(v, str) for v in levels)}
 
     def places(self, names: Sequence[str]) -> list[int]:
         """The numbers of columns of x, by name."""
@@ -161,7 +184,7 @@ def designed(
         if each
     }
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing)
+    data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
     gate_spec = coding(of_gate, data)
     codings = {name: coding(each, data) for name, each in known.items()}
