@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-import numpy as np
-
 from pyro_moe.fitting import fit
 from pyro_moe.fitting.weights import unweighted, weighted
 from pyro_moe.inference.em import EM, TOLERANCE
@@ -63,9 +61,9 @@ def mixture(
     .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x), \quad
               g_k(x) = \mathrm{softmax}_k(\langle v_k, x \rangle + a_k)
 
-    It is the story `models.ME`, fitted by EM from several starts, and then by Newton's method. Other
-    stories are fitted as by `fit`, with the same formulas, factors, offsets and weights. They have
-    no standard errors.
+    It is the story `models.ME`, fitted by EM from several starts, and then by Newton's method.
+    Other stories are fitted as by `fit`, with the same formulas, factors, offsets and weights.
+    They have no standard errors.
 
     Args:
         formula: ``"y ~ experts | gate"``, as of ``formulaic``: transformations, factors,
@@ -77,8 +75,9 @@ def mixture(
         experts: Names of the experts' columns, instead of a formula.
         gate: Names of the gate's columns, instead of a formula.
         num_components: K.
-        story: The name of a story with a target, ``"me"``, ``"deepmoe"``, ``"dvmoe"``, …; its class;
-            or a module with model and guide, which reads all columns of x as they are.
+        story: The name of a story with a target, ``"me"``, ``"deepmoe"``, ``"dvmoe"``, …; a class;
+            or a module with model and guide, which reads all columns of x as they are and has K
+            and experts of its own.
         family: The family of the experts, ``"normal"``, ``"normal-full"`` (correlated targets),
             ``"student-t"``, ``"poisson"``, ``"bernoulli"``, ``"binomial"`` or ``"categorical"``;
             or a family for each target.
@@ -94,8 +93,8 @@ def mixture(
         missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
         unseen: What is done in new rows with levels of a factor that the training rows lack:
             ``"raise"`` an error, or code them as the ``"reference"``.
-        order: The order of the components of ``"me"``, see `MixtureFit.relabel`, ``"size"`` if None;
-            ``"fitted"`` for that of EM.
+        order: The order of the components of ``"me"``, see `MixtureFit.relabel`, ``"size"`` if
+            None; ``"fitted"`` for that of EM.
         initialize: Responsibilities (N, K) or labels (N,) to start from, instead of several
             starts.
         restarts: The number of starts, 12 if None.
@@ -121,6 +120,7 @@ def mixture(
         EmptyComponentWarning: If a component has few rows.
 
     Example:
+        >>> import numpy as np
         >>> x = np.linspace(0.0, 1.0, 60)
         >>> y = np.where(np.arange(60) % 2, 2.0 * x, 1.0 - x) + 0.05 * np.sin(np.arange(60.0) ** 2)
         >>> fitted = mixture("y ~ x", {"x": x, "y": y}, order="x")

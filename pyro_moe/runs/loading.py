@@ -37,9 +37,9 @@ def load(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, di
 
     Args:
         folder: A folder written by `save`.
-        trust_code: Whether to execute ``story.py`` if the run is of a story file, and expressions in
-            a formula that are beyond known functions. Say so only if you trust the source of the
-            folder.
+        trust_code: Whether to execute ``story.py`` if the run is of a story file, and expressions
+            in a formula that are beyond known functions. Say so only if you trust the source of
+            the folder.
 
     Returns:
         The story, on the CPU, and the content of ``settings.json``.
@@ -113,8 +113,8 @@ def _design(folder: Path, settings: dict[str, Any], trust_code: bool) -> Design 
         raise damaged(folder, SETTINGS, error) from error
     if part is not None and not trust_code:
         raise DataError(
-            f"expected trust_code=True (on the command line, --trust), since the formula of {folder} "
-            f"has a program that would be executed; got {part!r}"
+            f"expected trust_code=True (on the command line, --trust), since the formula of "
+            f"{folder} has a program that would be executed; got {part!r}"
         )
     return design
 

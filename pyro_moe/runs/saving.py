@@ -49,8 +49,8 @@ def save(
         folder: The run folder. It is created if necessary.
         story_name: One of `STORIES`, for a shipped story.
         story_file: The story file of any other story. The folder gets a copy of it.
-        story_arguments: The arguments of the story's constructor, in types that JSON supports. A fit
-            of `mixture` knows them, and its story's name.
+        story_arguments: The arguments of the story's constructor, in types that JSON supports. A
+            fit of `mixture` knows them, and its story's name.
         data_name: A name of the data, for the record.
         source: The source of the rows, from which `restore` loads them again.
         rows: The fitted rows, whose names are recorded if the fit has none.

@@ -1,7 +1,7 @@
 """A design as data that JSON supports, and back: formulas, levels of factors, constants.
 
-Nothing of formulaic is pickled. A coding is the factors of its terms, the levels of factors, and the
-constants of transformations, such as means.
+Nothing of formulaic is pickled. A coding is the factors of its terms, the levels of factors, and
+the constants of transformations, such as means.
 """
 
 from collections.abc import Iterable, Mapping
