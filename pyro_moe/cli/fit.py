@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> tuple[Fit, dict[s
     story_class, file = choices.story_class(options.story)
     if options.formula:
         return formula.run(options, story_class, file, processes)
+    formula.expect_formula(options)
     known = parameters(story_class)
     source = choices.source(options, known)
     train, test = source.rows()

@@ -45,7 +45,8 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     scales = scales_of(experts, list(design.target_names))
     specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:
-        predictors = predictors[:, 1:] - predictors[:, :1]
+        if predictors.shape[1] > 1:  # of categorical experts; those of Bernoulli have one
+            predictors = predictors[:, 1:] - predictors[:, :1]
         specs, scales = specs[:1] * len(equations), scales[:1] * len(equations)
     maps = getattr(getattr(story, "gate", None), "maps", None)
     gate = None if maps is None else maps.in_units(width)[0].double()

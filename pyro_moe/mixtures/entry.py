@@ -139,7 +139,7 @@ def mixture(
     design, table = designed(
         formulas,
         table,
-        classes=families == ["categorical"],
+        classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
         offset=offset,
         trials=trials,
         weights=weights,

@@ -58,14 +58,15 @@ def made_of(
     name = name_of(kind)
     targets, joint = len(design.target_names), len(families) > 1 or len(design.experts) > 1
     families = families * targets if joint and len(families) == 1 else families
-    width = targets if design.classes is None else len(design.classes)
+    has_classes = families == ["categorical"] and design.classes is not None
+    width = len(design.classes or ()) if has_classes else targets
     dimensions: dict[str, Any] = {
         "x_dim": len(design.columns),
         "y_dim": width,
         "num_components": num_components,
         "experts": families if joint else families[0],
     }
-    if design.classes is not None:
+    if has_classes:
         dimensions["num_classes"] = width
     arguments = arguments_of(kind, options, **dimensions, **read_by(design, joint, name))
     expect_readable(repr(name or kind.__name__), design, set(parameters(kind)))

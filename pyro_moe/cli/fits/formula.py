@@ -23,6 +23,17 @@ from .. import choices
 from . import results
 from .training import fit_arguments
 
+ALONE = (
+    "family",
+    "offset",
+    "trials",
+    "weights",
+    "groups",
+    "shared",
+    "order",
+    "unseen",
+    "test_share",
+)
 WITHOUT = ("target", "columns", "index", "missing_targets", "experts")
 OF_MIXTURE = ("offset", "trials", "weights", "groups", "order", "num_components", "unseen")
 OF_STORY = ("z_dim", "likelihood", "covariance", "context")
@@ -41,6 +52,7 @@ def run(
         processes: Those that share the rows of minibatches.
     """
     _check(options)
+    arguments = _arguments(options, options.story if file is None else story)
     source = Source(
         options.data,
         drop_missing=options.drop_missing,
@@ -48,7 +60,6 @@ def run(
         **choices.reading(options),
     )
     table, test = source.frames()
-    arguments = _arguments(options, options.story if file is None else story)
     if processes.rank > 0:
         fitted, seconds = _fitted(table, arguments | {"progress": False})
         return fitted, {"seconds": seconds}
@@ -83,6 +94,17 @@ def run(
     return fitted, scores
 
 
+def expect_formula(options: argparse.Namespace) -> None:
+    """Check that no option is given that belongs to a formula.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for name in ALONE:
+        if vars(options)[name] is not None:
+            raise ValueError(f"expected --formula with --{name.replace('_', '-')}; got none")
+
+
 def _check(options: argparse.Namespace) -> None:
     """Check that no option is given twice, by the formula and by itself.
 
@@ -108,8 +130,8 @@ def _arguments(options: argparse.Namespace, story: Any) -> dict[str, Any]:
     training = fit_arguments(options, "weak" if is_me else "auto")
     training.pop("missing_targets", None)
     of_fit = {name: training.pop(name) for name in OF_FIT if name in training}
-    if is_me and of_fit.get("loss") == "em":
-        del of_fit["loss"]
+    if is_me and of_fit.pop("loss", "em") != "em":
+        raise ValueError(f"expected no --loss with story me and --formula; got {options.loss}")
     return {
         "formula": options.formula,
         "story": story,

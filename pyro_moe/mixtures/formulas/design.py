@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import Formula, ModelSpec
+from formulaic import Formula, ModelSpec, SimpleFormula
+from formulaic.errors import FormulaicError
 
 from pyro_moe.inference.errors import DataError
 
@@ -82,7 +83,8 @@ class Design:
     def target_names(self) -> tuple[str, ...]:
         """Names of the targets; that of the variable, if it has classes."""
         if self.classes is not None:
-            return (self.formula.partition("~")[0].strip(" `"),)
+            (spec,) = self.targets
+            return ((*levels_of(spec), *spec.column_names)[0],)
         return tuple(name for spec in self.targets for name in spec.column_names)
 
     @property
@@ -136,7 +138,7 @@ def designed(
     formulas: Sequence[str],
     data: pd.DataFrame,
     *,
-    classes: bool = False,
+    classes: str | None = None,
     offset: str | None = None,
     trials: str | None = None,
     weights: str | None = None,
@@ -151,7 +153,8 @@ def designed(
     Args:
         formulas: ``y ~ experts | gate``. Or one for each target, of which one has the gate.
         data: The training rows.
-        classes: Whether the target is a class.
+        classes: ``"any"`` for a target that is a class; ``"two"`` if it may be one of two classes;
+            None if it is a number.
         offset: A column, or an expression such as ``"log(time)"``, or None.
         trials: A column or an expression, or None.
         weights: A column, or None.
@@ -178,14 +181,12 @@ def designed(
     lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
     of_experts = [str(term) for right in rights for term in right] if gate == "experts" else []
     of_gate = gates[0] if gates else Formula(" + ".join(["1", *of_experts]))
-    known = {
-        name: Formula(f"0 + {each}")
-        for name, each in (("offset", offset), ("trials", trials))
-        if each
-    }
+    given = {"offset": offset, "trials": trials}
+    known = {name: single(name, each, data) for name, each in given.items() if each is not None}
     named = [name for name in (weights, groups) if name is not None]
     data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
+    known_classes = classes_of(targets, lefts, data, classes)
     gate_spec = coding(of_gate, data)
     codings = {name: coding(each, data) for name, each in known.items()}
     for name, spec in codings.items():
@@ -203,7 +204,7 @@ def designed(
         codings.get("trials"),
         weights,
         groups,
-        tuple(sorted_values(data, lefts[0])) if classes else None,
+        known_classes,
         missing,
         unseen,
         tuple(each for name in shared for each in shared_names(experts, name)),
@@ -211,6 +212,45 @@ def designed(
     for spec, of in [*((each, "experts") for each in experts), (gate_spec, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)
     return design, data
+
+
+def classes_of(
+    targets: Sequence[ModelSpec], lefts: Sequence[Formula], data: pd.DataFrame, kind: str | None
+) -> tuple[Any, ...] | None:
+    """The classes of the target, see `designed`, None if it is a number.
+
+    Raises:
+        DataError: If a target is a text and should be a number, or has not two classes.
+        ValueError: If there is not one target with classes.
+    """
+    texts = {name: each for spec in targets for name, each in levels_of(spec).items()}
+    if kind == "any" or (kind == "two" and texts):
+        found = tuple(sorted_values(data, lefts[0]))
+        if kind == "two" and (len(found) != 2 or len(targets) > 1):
+            raise DataError(f"expected two classes of one target; got {list(found)}")
+        return found
+    for name, levels in texts.items():
+        raise DataError(
+            f"expected numbers in the target {name!r}; got {levels[0]!r}: family='categorical' is "
+            "for classes, and 'bernoulli' for two"
+        )
+    return None
+
+
+def single(name: str, text: str, data: pd.DataFrame) -> Formula:
+    """The formula of a column, or of an expression.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    text = f"`{text}`" if text in data.columns else text
+    try:
+        found = Formula(f"0 + {text}")
+    except (FormulaicError, SyntaxError):
+        found = None
+    if not isinstance(found, SimpleFormula):
+        raise ValueError(f"expected {name} that is a column or an expression; got {text!r}")
+    return found
 
 
 def shared_names(experts: Sequence[ModelSpec], term: str) -> list[str]:
