@@ -57,7 +57,7 @@ class Source:
     def __post_init__(self) -> None:
         if not 0.0 <= self.test_share < 1.0:
             raise ValueError(
-                f"expected test_share of at least 0 and below 1; got {self.test_share}"
+                f"expected a test share of at least 0 and below 1; got {self.test_share}"
             )
 
     @property

@@ -108,8 +108,9 @@ def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
             found[str(variable(data, expression).name)] = None
         elif factor.eval_method is Factor.EvalMethod.PYTHON:
             quoted = re.findall("`([^`]+)`", expression)
-            others = map(str, get_expression_variables(re.sub("`[^`]+`", "0", expression)))
-            found |= dict.fromkeys(name for name in (*quoted, *others) if name in data.columns)
+            others = get_expression_variables(re.sub("`[^`]+`", "0", expression))
+            roots = [str(name) for each in others for name in (each, each.root)]  # of x.clip: x
+            found |= dict.fromkeys(name for name in (*quoted, *roots) if name in data.columns)
     return list(found)
 
 

@@ -34,7 +34,8 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
     Raises:
         DataError: If one is not a number of at least zero.
     """
-    found = pd.to_numeric(variable(table, name), errors="coerce").to_numpy(float, na_value=np.nan)
+    column = pd.to_numeric(variable(table, name), errors="coerce")
+    found = np.array(column.to_numpy(float, na_value=np.nan))  # pandas may share one to be read
     wrong = ~(np.isfinite(found) & (found >= 0))
     if wrong.any():
         row = int(wrong.argmax())

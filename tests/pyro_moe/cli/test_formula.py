@@ -88,8 +88,8 @@ def test_a_deep_story_by_formula_is_that_by_columns(folder, capsys):
     restored, train, test = runs.restore(folder / "d")
     assert len(train) + len(test) == 159
     rows = read(folder / "t.csv", Format())
-    left = ~rows["dose"].isin(test.x.flatten().tolist())
-    fit = mixture("y ~ dose", rows[left], missing="drop", story="deepmoe", epochs=1)
+    left = np.sort(np.random.default_rng(0).permutation(160)[40:])
+    fit = mixture("y ~ dose", rows.iloc[left], missing="drop", story="deepmoe", epochs=1)
     assert fit.params.equals(restored.params)
     assert main(["check", str(folder / "d"), "--replicates", "20"]) == 0
     assert "rows that were not fitted" in capsys.readouterr().out
