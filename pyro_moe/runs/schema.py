@@ -276,7 +276,8 @@ def settings_from(content: bytes) -> dict[str, Any]:
 
 def _as_format(source: dict[str, Any]) -> None:
     Format(source["sep"], source["decimal"], source["encoding"])
-    _expect(source.get("test_share", 0.0) < 1.0, "test_share below 1", source["test_share"])
+    share = source.get("test_share", 0.0)
+    _expect(share < 1.0, "test_share below 1", share)
 
 
 def scores_from(content: bytes) -> dict[str, Any]:
