@@ -12,9 +12,12 @@ from numpy.typing import ArrayLike
 
 from pyro_moe import datasets, evaluation, files, runs
 from pyro_moe.datasets import writing
+from pyro_moe.datasets.reading import Format, read
 from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.inference.errors import DataError
+from pyro_moe.mixtures import FormulaFit
+from pyro_moe.mixtures.stored import design_of
 from pyro_moe.rows import Rows
 from pyro_moe.text import in_one_line
 
@@ -34,7 +37,12 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"expected a file to write; got the folder {out}")
     source = settings["source"] or {"name": options.data}
     reading = Source(**source).reading | choices.reading(options)
-    rows = datasets.table(options.data, columns=settings["columns"], **reading)
+    rows: Rows | pd.DataFrame
+    if "formula" in settings:
+        texts = design_of(settings["formula"]).texts
+        rows = read(Path(options.data), Format(**reading), texts)
+    else:
+        rows = datasets.table(options.data, columns=settings["columns"], **reading)
     if out.exists() and out.samefile(options.data):
         raise ValueError(f"expected --out to be another file than --data; got {out} for both")
     with files.folder(out.parent):
@@ -44,14 +52,20 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _predicted(
-    options: argparse.Namespace, settings: dict[str, Any], source: dict[str, Any], rows: Rows
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    source: dict[str, Any],
+    rows: Rows | pd.DataFrame,
 ) -> pd.DataFrame:
     """The predictions as a table, a column for each quantity."""
     targets = settings["targets"]
-    fitted = runs.fit_of(options.run, rows.x, trust_code=options.trust)
+    x = rows.x if isinstance(rows, Rows) else rows
+    fitted = runs.fit_of(options.run, x, trust_code=options.trust)
     prediction = evaluation.predict(fitted, rows)
     beside = partial(_beside, set(targets))
-    names = source.get("classes", {})
+    names = dict(source.get("classes", {}))
+    if isinstance(fitted, FormulaFit) and fitted.design.classes is not None:
+        names[targets[0]] = list(map(str, fitted.design.classes))
     columns: dict[str, ArrayLike] = {}
     if has_classes(prediction.distributions[0]):
         columns |= _of_classes(prediction.mean.numpy(), targets[0], names.get(targets[0]), beside)

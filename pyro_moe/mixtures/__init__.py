@@ -1,6 +1,7 @@
 """Mixtures of regressions as a statistician knows them: formulas, coefficients, their errors."""
 
 from .entry import mixture
+from .fit import FormulaFit
 from .resampling import Bootstrap, BootstrapTest, bootstrap, bootstrap_test
 from .result import MixtureFit
 from .summary import Summary
@@ -8,6 +9,7 @@ from .summary import Summary
 __all__ = [
     "Bootstrap",
     "BootstrapTest",
+    "FormulaFit",
     "MixtureFit",
     "Summary",
     "bootstrap",

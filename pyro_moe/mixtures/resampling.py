@@ -16,6 +16,7 @@ from pyro_moe.inference.prior import Prior
 
 from .entry import fitted_to
 from .result import MixtureFit, check_alpha
+from .stories import Made
 
 KINDS = ("parametric", "rows")
 COARSE = 0.01  # nats, of a statistic
@@ -201,5 +202,7 @@ def _fitted(fit: MixtureFit, story: Any, columns: Columns, **options: Any) -> Mi
         "tolerance": fit.settings["tolerance"],
         **options,
     }
+    arguments = {**(fit.story_arguments or {}), "num_components": story.num_components}
+    made = Made(story, fit.story_name, arguments)
     with without_warnings(EmptyComponentWarning), without_warnings(ConvergenceWarning):
-        return fitted_to(story, fit.design, columns, family=fit.family, progress=False, **given)
+        return fitted_to(made, fit.design, columns, fit.family, progress=False, **given)

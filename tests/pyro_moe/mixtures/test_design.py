@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pyro_moe import DataError, mixture
-from pyro_moe.mixtures.design import designed
+from pyro_moe.mixtures.formulas import designed
 
 
 def test_levels_are_remembered(table, fitted):
