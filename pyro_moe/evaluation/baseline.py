@@ -73,7 +73,7 @@ def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) 
     line = LinearRegression().fit(x, y)
     freedom = max(len(y) - x.shape[1] - 1, 1)
     scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
-    tiny = 1e-9 * (np.abs(y).max() + 1e-300)
+    tiny = 1e-9 * np.ptp(y) + np.finfo(float).eps * np.abs(y).max() + 1e-300
     return norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
 
 

@@ -81,6 +81,13 @@ def test_a_story_of_x_alone_has_no_baseline():
     assert evaluation.linear_baseline(fit, X) is None
 
 
+def test_the_baseline_does_not_depend_on_where_zero_is():
+    y, new_y = (m + random.normal(size=len(m)) for m in (LINE, NEW_LINE))
+    expected = evaluation.linear_baseline(fitted(y), (NEW, new_y))
+    found = evaluation.linear_baseline(fitted(1e10 + y), (NEW, 1e10 + new_y))
+    assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 def test_columns_are_matched_by_name_and_no_digit_is_lost():
     frame, new = (pd.DataFrame(x, columns=["dose", "age"]) for x in (X, NEW))
     y, new_y = (

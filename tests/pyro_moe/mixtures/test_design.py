@@ -136,3 +136,9 @@ def test_a_column_that_is_absent_in_new_rows(table, fitted):
 def test_a_mapping_is_a_table(table):
     fit = mixture("y ~ x", {"x": table["x"].tolist(), "y": table["y"].tolist()}, num_components=1)
     assert fit.nobs == len(table)
+
+
+def test_columns_of_one_name_are_refused(table):
+    twice = pd.concat([table, 2 * table[["x"]]], axis=1)
+    with pytest.raises(DataError, match="expected columns with distinct names; got 'x' twice"):
+        designed(["y ~ x"], twice)
