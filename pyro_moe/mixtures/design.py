@@ -162,6 +162,12 @@ def designed(
     named = [name for name in (weights, groups) if name is not None]
     data = complete(data, [*lefts, *rights, gate, *known.values()], named, missing)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
+    for name, levels in (each for spec in targets for each in known_levels(spec, data).items()):
+        if not classes and not all(isinstance(level, bool | np.bool_) for level in levels):
+            raise DataError(
+                f"expected numbers in the target {name!r}; got {levels[0]!r}: classes have "
+                "family='categorical'"
+            )
     of_gate, codings = (
         coding(gate, data),
         {name: coding(each, data) for name, each in known.items()},

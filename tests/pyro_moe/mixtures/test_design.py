@@ -118,6 +118,7 @@ def test_arguments_that_are_refused(table, options, message):
         ({"weights": "x_"}, "expected a column 'x_'"),
         ({"weights": "level"}, "expected weights 'level' of at least 0; got"),
         ({"groups": "group", "formula": "y ~ x | x"}, "constant in each group of 'group'"),
+        ({"formula": "level ~ x"}, "numbers in the target 'level'; got 'a': .*'categorical'"),
         ({"data": 3}, "expected a table"),
         ({"data": {"x": [], "y": []}}, "with rows"),
         ({"family": "binomial", "formula": "count ~ x", "trials": "x"}, "at most the trials"),
