@@ -121,9 +121,7 @@ def test_rows_unlike_those_fitted_are_flagged(folder, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("always")  # the program prints warnings
-def test_novelty_without_the_fitted_table_has_training_rows_as_reference(
-    folder, capsys, tmp_path
-):
+def test_novelty_without_the_fitted_table_has_training_rows_as_reference(folder, capsys, tmp_path):
     table = pd.read_csv(folder / "my.csv")
     table.iloc[:9].to_csv(tmp_path / "new.csv", index=False)
     (folder / "my.csv").rename(folder / "moved.csv")
