@@ -144,7 +144,7 @@ def as_tensors(
         torch.Size([2, 2])
     """
     columns = _columns(data)
-    _check_index(columns)
+    check_index(columns)
     names = ("x", "y", *(f"column {i}" for i in range(2, len(columns))))[: len(columns)]
     named = dict(zip(names, map(as_tensor, columns, names), strict=True))
     _check_shapes(named)
@@ -234,8 +234,15 @@ def numbered(name: str, size: int) -> tuple[str, ...]:
     return (name,) if size == 1 else tuple(f"{name}{i}" for i in range(size))
 
 
-def _check_index(columns: tuple[Any, ...]) -> None:
-    """Check that pandas objects with the same index labels have them in the same order."""
+def check_index(columns: tuple[Any, ...]) -> None:
+    """Check that pandas objects with the same index labels have them in the same order.
+
+    Args:
+        columns: x and others, of which those that are not of pandas are not checked.
+
+    Raises:
+        DataError: If the labels of x and another are the same in another order.
+    """
     x, *others = columns
     for other in others:
         pandas = all(is_instance(column, "pandas", "DataFrame", "Series") for column in (x, other))

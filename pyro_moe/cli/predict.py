@@ -15,7 +15,7 @@ from pyro_moe.datasets import writing
 from pyro_moe.datasets.reading import Format, read
 from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.mixtures import FormulaFit
 from pyro_moe.mixtures.stored import design_of
 from pyro_moe.rows import Rows
@@ -83,11 +83,24 @@ def _predicted(
             columns[beside(f"{target}_q95")] = high[:, i]
     columns |= {beside(f"gate_{k}"): g.numpy() for k, g in enumerate(prediction.gate.T)}
     if options.novelty:
-        _, _, test = runs.restore(options.run, trust_code=options.trust)
-        p_value = evaluation.novelty(fitted, rows, reference=test.x).p_value.numpy()
+        p_value = evaluation.novelty(fitted, rows, reference=_held_out(options)).p_value.numpy()
         columns[beside("novelty_p_value")] = p_value
         print(f"{(p_value < UNLIKE).sum():,} rows differ from the fitted rows (p < {UNLIKE})")
     return pd.DataFrame(columns)
+
+
+def _held_out(options: argparse.Namespace) -> Rows | None:
+    """The test rows, to which new rows are compared; None if the fitted table is gone."""
+    try:
+        return runs.restore(options.run, trust_code=options.trust)[2]
+    except DataError:  # the run itself has been restored before
+        warn(
+            "expected the fitted table, to whose test rows new rows are compared; got another or "
+            "none: rows are compared to training rows, whose densities are in the run, and "
+            "p-values are too small if the model overfits",
+            DataWarning,
+        )
+        return None
 
 
 def _of_classes(

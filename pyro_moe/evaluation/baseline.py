@@ -7,7 +7,7 @@ import torch
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import without_warnings
-from pyro_moe.rows import Data, as_tensors, has_target
+from pyro_moe.rows import Data, has_target
 
 from .marginals import families
 from .prediction import predict
@@ -25,12 +25,15 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
 
     Args:
         fit: A fit with targets.
-        data: Rows (x, y). Use rows that were not fitted.
+        data: Rows (x, y). Use rows that were not fitted. Columns with names are matched by name.
 
     Returns:
         The log-densities in nats, or None if there is no linear model of this kind: a family that
         is none of these, fewer fitted rows than coefficients, or a restored fit, whose rows are
         not known.
+
+    Raises:
+        DataError: As in `Fit.as_tensors`.
 
     Example:
         >>> import pyro_moe
@@ -50,7 +53,7 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
         return None
     known = has_target(fit.data[1]).cpu()
     x, y = (part.cpu()[known].double().numpy() for part in fit.data[:2])
-    new_x, new_y = (part.double().cpu().numpy() for part in as_tensors(data)[:2])
+    new_x, new_y = (part.double().cpu().numpy() for part in fit.as_tensors(data)[:2])
     names = {type(p).__name__ for p in families(predict(fit, fit.data[0][:1]).distributions[0])}
     model = next((MODELS[name] for name in names if name in MODELS), None)
     if len(names) != 1 or model is None or len(x) < x.shape[1] + 2:
@@ -70,7 +73,7 @@ def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) 
     line = LinearRegression().fit(x, y)
     freedom = max(len(y) - x.shape[1] - 1, 1)
     scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
-    tiny = 1e-9 * (np.abs(y).max() + 1e-300)
+    tiny = 1e-9 * np.ptp(y) + np.finfo(float).eps * np.abs(y).max() + 1e-300
     return norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
 
 

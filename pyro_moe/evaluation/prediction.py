@@ -18,7 +18,7 @@ from pyro_moe.distributions import (
     in_double,
     log_probabilities_of,
 )
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, in_order
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Enumerate, Given, Undrawn, log_probabilities
@@ -61,11 +61,13 @@ class Prediction:
         distributions: For each draw the K experts' distributions, of batch shape (N, K), or
             (K, N) if ``leading``.
         leading: Whether K is the first batch dimension of the distributions.
+        names: Names of the fitted columns of y, or None. Targets with names are matched by name.
     """
 
     log_weights: torch.Tensor
     distributions: tuple[Any, ...]
     leading: bool = False
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_weights", self.log_weights.double())
@@ -245,10 +247,12 @@ class Prediction:
         """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).
 
         Raises:
-            DataError: If y does not have the shape of the prediction, or a value is not finite.
+            DataError: If y does not have the shape of the prediction, lacks a column by name, or
+                has a value that is not finite.
         """
         event_shape = self.distributions[0].event_shape
-        _, value = as_tensors((self.gate, y), dtype=torch.float64)
+        rows = in_order((self.gate, y), None, self.names)
+        _, value = as_tensors(rows, dtype=torch.float64)
         value = value.to(self.log_weights)
         if value.shape[1:].numel() != event_shape.numel():
             expected = (len(self), *event_shape)
@@ -316,6 +320,7 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
         torch.stack([draw.log_weights for draw in draws]),
         tuple(draw.distribution for draw in draws),
         draws[0].leading,
+        fit.targets,
     )
 
 

@@ -14,7 +14,7 @@ from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.svi import steps_in_epoch
 from pyro_moe.rows import Data, column_names
-from pyro_moe.validation import check, check_columns
+from pyro_moe.validation import check, check_columns, check_range
 
 from .arguments import (
     check_numbers,
@@ -151,6 +151,8 @@ def _resolved(
     columns = columns_of(
         model, guide, data, double=isinstance(loss, str) and loss == "em", **to_tensors
     )
+    if learns:
+        check_range(columns[0], column_names(data))
     one, other = isolated(model, guide)
     for part in modules(one, other):
         part.to(columns[0]).eval()

@@ -1,6 +1,6 @@
 """Validation of a model and its data before training, and of components after training."""
 
-from .columns import check_columns, check_rounding, unresolved
+from .columns import check_columns, check_range, check_rounding, unresolved
 from .components import check_components, empty, starving
 from .story import check
 
@@ -8,6 +8,7 @@ __all__ = [
     "check",
     "check_columns",
     "check_components",
+    "check_range",
     "check_rounding",
     "empty",
     "starving",

@@ -160,7 +160,14 @@ def complete(
 
 
 def plain(data: pd.DataFrame) -> pd.DataFrame:
-    """A table whose columns are of numpy's types, or categorical. Gaps are NaN or None."""
+    """A table whose columns are of numpy's types, or categorical. Gaps are NaN or None.
+
+    Raises:
+        DataError: If two columns have the same name.
+    """
+    twice = data.columns[data.columns.duplicated()]
+    if len(twice):
+        raise DataError(f"expected columns with distinct names; got {str(twice[0])!r} twice")
     found: dict[Any, pd.Series] = {}
     for name, column in data.items():
         if isinstance(column.dtype, pd.CategoricalDtype | np.dtype):
