@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,7 @@ class SVI:
         store: The state of Pyro's parameter store that belongs to this run.
         optimizer: Adam with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
+        compile: Whether recorded steps are compiled; ``"auto"`` if it saves time, see `Gradients`.
         gradients: How the gradients of a minibatch are computed.
     """
 
@@ -87,7 +89,12 @@ class SVI:
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
     best: dict[str, torch.Tensor] | None = None
-    gradients: Gradients = field(default_factory=Gradients, init=False, repr=False, compare=False)
+    compile: bool | str = False
+    gradients: Gradients = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Begin without recorded steps."""
+        self.gradients = Gradients(self.compile)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -201,15 +208,16 @@ class SVI:
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            lengths = Counter(map(len, batches))
             if processes.size > 1:
                 torch.manual_seed(stream(self.seed, epoch, processes.rank))
             buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
             for index, rows in enumerate(batches):
-                remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
+                steps = at_once * self.epochs * lengths[len(rows)]
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self.data)
                 try:
-                    total += self._step(batch, len(rows), buffers, done, remaining)
+                    total += self._step(batch, len(rows), buffers, done, steps)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
@@ -228,7 +236,7 @@ class SVI:
         num_rows: int,
         buffers: list[torch.Tensor],
         done: float,
-        remaining: int,
+        steps: int,
     ) -> float:
         """Take a step. The batch has the rows of this process, out of ``num_rows``."""
         temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
@@ -243,11 +251,11 @@ class SVI:
             with MinibatchScale(share):
                 return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
 
-        if self.optimizer is None or not remaining:
+        if self.optimizer is None or not steps:
             loss = evaluate()
         else:
             (group,) = self.optimizer.param_groups
-            arguments = (group["params"], buffers, batch, temperature, remaining)
+            arguments = (group["params"], buffers, batch, temperature, steps)
             loss = self.gradients(evaluate, loss_of, *arguments)
         optimizer: Any = self.optimizer  # the first evaluation has created it
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,5 +1,6 @@
 """Loss and gradients of minibatches, recorded once for each shape and then replayed."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..context import without_warnings
+from .compiled import compiled, seconds_saved, seconds_to_compile
 from .simplify import simplify
 
 Batch = tuple[torch.Tensor, ...]
@@ -29,16 +31,26 @@ class Gradients:
     4th, 8th, … replay, the step is therefore evaluated in both ways. If they ever differ, the
     model is evaluated at every step. The gradients are then always those of the model itself.
 
+    A recording may be compiled, see `compiled`. Its gradients are then equal to those of the model
+    up to rounding.
+
     A copy of this object has no recordings.
+
+    Args:
+        compile: Whether recordings are compiled; ``"auto"`` if it is expected to save time.
+        say: A function that is told, in a line, what is compiled or why not.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, compile: bool | str = False, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.compile, self.say = compile, say
         self._recorded: dict[Any, Recording | None] = {}
         self._replays: Counter[Any] = Counter()
         self._differed = False
 
-    def __reduce__(self) -> tuple[type["Gradients"], tuple[()]]:
-        return Gradients, ()
+    def __reduce__(self) -> tuple[type["Gradients"], tuple[bool | str]]:
+        return Gradients, (self.compile,)
 
     @property
     def replayed(self) -> int:
@@ -53,7 +65,7 @@ class Gradients:
         buffers: Sequence[torch.Tensor],
         batch: Batch,
         temperature: float,
-        remaining: int,
+        steps: int,
     ) -> float:
         """The loss. The gradients are set as the parameters' ``grad``.
 
@@ -65,31 +77,55 @@ class Gradients:
             buffers: Other tensors that the loss uses and may change.
             batch: The rows of each column.
             temperature: τ of a relaxed ``c``.
-            remaining: Steps that are still to come.
+            steps: Steps of the run with minibatches of this shape.
         """
         key = len(parameters), *((column.shape, column.dtype) for column in batch)
-        if self._differed or (key not in self._recorded and remaining < WORTHWHILE):
+        if self._differed or (key not in self._recorded and steps < WORTHWHILE):
             return evaluate()
         inputs = [*batch, torch.tensor(temperature, dtype=torch.float64, device=batch[0].device)]
+        tensors = [*parameters, *buffers, *inputs]
         if key not in self._recorded:
-            self._recorded[key] = record(loss, parameters, buffers, inputs)
+            recording = record(loss, parameters, buffers, inputs)
+            self._recorded[key] = recording
+            if recording is not None and self.compile:
+                self._compile(recording, tensors, steps)
         replay = self._recorded[key]
         if replay is None:
             return evaluate()
         self._replays[key] += 1
         number = self._replays[key]
         if number & (number - 1):  # not a power of two
-            value, gradients = replay(*parameters, *buffers, *inputs)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            value, gradients = replay(*tensors)
+            _set(parameters, gradients)
             return value.item()
         with torch.random.fork_rng(devices=_devices(inputs)):
             copies = [value.clone() for value in buffers]
-            _, gradients = replay(*parameters, *copies, *inputs)
+            value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
         pairs = zip(gradients, [parameter.grad for parameter in parameters], strict=True)
         self._differed = not all(_equal(one, other) for one, other in pairs)
-        return direct
+        if self._differed or not replay.compiled:
+            return direct
+        _set(parameters, gradients)  # so that a run that is resumed has the same results
+        with torch.no_grad():
+            for buffer, other in zip(buffers, copies, strict=True):
+                buffer.copy_(other)
+        return value.item()
+
+    def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: int) -> None:
+        """Compile a recording, if that saves time or in any case, and say so."""
+        say, rows = self.say or (lambda line: None), len(tensors[-2])
+        expected = seconds_to_compile(recording.graph, tensors)
+        saved = seconds_saved(recording.graph) * steps
+        if self.compile == "auto" and saved < expected:
+            say(f"not compiled: {steps} steps of {rows} rows are too few, see compile=True")
+            return
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=_devices(tensors)):
+            problem = recording.compile(tensors)
+        seconds = time.perf_counter() - started
+        result = f"not compiled: {problem}" if problem else f"compiled in {seconds:.0f} s"
+        say(f"{result}, for {steps} steps of {rows} rows")
 
 
 class Recording:
@@ -108,9 +144,26 @@ class Recording:
         self._known = [result is not None for result in output.args[0][1:]]
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
+        self.graph, self.compiled = graph, False
         self._run: Callable[..., Sequence[torch.Tensor]] = graph
         with torch.no_grad(), suppress(RuntimeError):
             self._run = torch.jit.trace(graph, tuple(inputs), check_trace=False)
+
+    def compile(self, inputs: Sequence[torch.Tensor]) -> str:
+        """Compile the operations. If that fails, they stay as they are.
+
+        Args:
+            inputs: Tensors to compile it for.
+
+        Returns:
+            Why it failed, in a line, or an empty text.
+        """
+        try:
+            self._run = compiled(self.graph, inputs)
+        except Exception as error:  # whatever a compiler or its absence leads to
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        self.compiled = True
+        return ""
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The loss, and the gradients or None."""
@@ -158,6 +211,13 @@ def record(
         with torch.no_grad():
             for value, former in zip(buffers, before, strict=True):
                 value.copy_(former)
+
+
+def _set(
+    parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
+) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def _devices(tensors: Sequence[torch.Tensor]) -> list[torch.device]:
