@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
-from .steps import Gradients, Processes
+from .steps import Gradients, Processes, Updates
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
@@ -205,6 +205,7 @@ class SVI:
             training_mode(self.model, self.guide),
             evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
+            closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
@@ -217,7 +218,7 @@ class SVI:
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self.data)
                 try:
-                    total += self._step(batch, len(rows), buffers, done, steps)
+                    total += self._step(batch, len(rows), buffers, updates, done, steps)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
@@ -235,6 +236,7 @@ class SVI:
         batch: Data,
         num_rows: int,
         buffers: list[torch.Tensor],
+        updates: Updates,
         done: float,
         steps: int,
     ) -> float:
@@ -243,13 +245,14 @@ class SVI:
 
         def evaluate() -> float:
             with MinibatchScale(share):
-                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch)
+                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch, num_rows)
             self._optimizer()
             return loss
 
         def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
             with MinibatchScale(share):
-                return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
+                programs = self._treated(temperature)
+                return self.elbo.differentiable_loss(*programs, *batch) / num_rows
 
         if self.optimizer is None or not steps:
             loss = evaluate()
@@ -262,16 +265,15 @@ class SVI:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
+        if not isinstance(self.elbo, Differentiable):
+            torch._foreach_div_(gradients, float(num_rows))
+            loss /= num_rows
         loss = _of_all_processes(loss, gradients)
-        torch._foreach_div_(gradients, float(num_rows))
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        finite = math.isfinite(loss) and updates.step(optimizer, self._learning_rate(done))
+        if not finite:
             optimizer.zero_grad()
             raise FloatingPointError(self._culprit(batch, temperature))
-        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
+        return loss * num_rows
 
     def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
@@ -362,12 +364,17 @@ def steps_in_epoch(num_rows: int, batch_size: int) -> int:
     return max(1, -(-num_rows // batch_size))
 
 
-def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:
-    """The loss of a minibatch. Gradients are accumulated in the parameters' ``grad``."""
+def _loss_and_gradients(
+    elbo: ELBO, model: Program, guide: Program, batch: Data, num_rows: int
+) -> float:
+    """The loss of a minibatch, divided by its rows if it is differentiable.
+
+    Gradients are accumulated in the parameters' ``grad``.
+    """
     if not isinstance(elbo, Differentiable):
         return elbo.loss_and_grads(model, guide, *batch)
     # Pyro's loss_and_grads skips the gradients of modules without a pyro.module statement.
-    loss = elbo.differentiable_loss(model, guide, *batch)
+    loss = elbo.differentiable_loss(model, guide, *batch) / num_rows
     if loss.requires_grad:
         loss.backward()
     return loss.item()
