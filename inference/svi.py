@@ -240,7 +240,10 @@ class SVI:
         done: float,
         steps: int,
     ) -> float:
-        """Take a step. The batch has the rows of this process, out of ``num_rows``."""
+        """Take a step. The batch has the rows of this process, out of ``num_rows``.
+
+        ``steps`` is zero if the objective is not `Differentiable`.
+        """
         temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
 
         def evaluate() -> float:
@@ -259,18 +262,21 @@ class SVI:
         else:
             (group,) = self.optimizer.param_groups
             arguments = (group["params"], buffers, batch, temperature, steps)
-            loss = self.gradients(evaluate, loss_of, *arguments)
+            one_vector = updates.flat is not None
+            loss = self.gradients(evaluate, loss_of, *arguments, one_vector=one_vector)
         optimizer: Any = self.optimizer  # the first evaluation has created it
+        vector = self.gradients.vector
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        found = (p.grad for p in parameters) if vector is None else [vector]
+        gradients = [each for each in found if each is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
-        if not isinstance(self.elbo, Differentiable):
+        if not steps:
             torch._foreach_div_(gradients, float(num_rows))
             loss /= num_rows
         loss = _of_all_processes(loss, gradients)
-        finite = math.isfinite(loss) and updates.step(optimizer, self._learning_rate(done))
-        if not finite:
+        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
+        if not (math.isfinite(loss) and updates.step(optimizer, vector)):
             optimizer.zero_grad()
             raise FloatingPointError(self._culprit(batch, temperature))
         return loss * num_rows

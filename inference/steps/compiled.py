@@ -23,6 +23,8 @@ Function = Callable[..., Sequence[torch.Tensor]]
 def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     """The function of a recorded graph, compiled for tensors of these shapes.
 
+    Its results are the first of the graph, the loss, and one vector of all others.
+
     Random numbers are those of the graph. Other results are equal up to rounding, because sums
     have another order.
 
@@ -38,6 +40,7 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     function, constants = _closed(graph)
+    _as_one_vector(function)
     tensors = [*inputs, *constants]
     FakeTensorProp(function, FakeTensorMode()).propagate(*tensors)
     _with_small_products(function)
@@ -86,6 +89,15 @@ def _closed(graph: GraphModule) -> tuple[GraphModule, list[torch.Tensor]]:
             values[node] = copied.node_copy(node, values.__getitem__)
     tensors = [operator.attrgetter(str(node.target))(graph) for node in constants]
     return GraphModule(graph, copied), [value.detach() for value in tensors]
+
+
+def _as_one_vector(function: GraphModule) -> None:
+    (output,) = function.graph.find_nodes(op="output")
+    value, *gradients = output.args[0]
+    with function.graph.inserting_before(output):
+        flat = [function.graph.call_function(aten.reshape.default, (g, [-1])) for g in gradients]
+        output.args = ([value, function.graph.call_function(aten.cat.default, (flat,))],)
+    function.recompile()
 
 
 def _with_small_products(function: GraphModule) -> None:

@@ -45,6 +45,7 @@ class Gradients:
         self, compile: bool | str = False, say: Callable[[str], None] | None = None
     ) -> None:
         self.compile, self.say = compile, say
+        self.vector: torch.Tensor | None = None
         self._recorded: dict[Any, Recording | None] = {}
         self._replays: Counter[Any] = Counter()
         self._differed = False
@@ -66,8 +67,10 @@ class Gradients:
         batch: Batch,
         temperature: float,
         steps: int,
+        *,
+        one_vector: bool = False,
     ) -> float:
-        """The loss. The gradients are set as the parameters' ``grad``.
+        """The loss. The gradients are set as the parameters' ``grad``, or as `vector`.
 
         Args:
             evaluate: A function that does this by Pyro and autograd.
@@ -78,7 +81,9 @@ class Gradients:
             batch: The rows of each column.
             temperature: τ of a relaxed ``c``.
             steps: Steps of the run with minibatches of this shape.
+            one_vector: Whether the gradients may be one vector.
         """
+        self.vector = None
         key = len(parameters), *((column.shape, column.dtype) for column in batch)
         if self._differed or (key not in self._recorded and steps < WORTHWHILE):
             return evaluate()
@@ -95,6 +100,9 @@ class Gradients:
         self._replays[key] += 1
         number = self._replays[key]
         if number & (number - 1):  # not a power of two
+            if one_vector and replay.compiled and replay.whole:
+                value, self.vector = replay.as_vector(*tensors)
+                return value.item()
             value, gradients = replay(*tensors)
             _set(parameters, gradients)
             return value.item()
@@ -144,7 +152,7 @@ class Recording:
         self._known = [result is not None for result in output.args[0][1:]]
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
-        self.graph, self.compiled = graph, False
+        self.graph, self.compiled, self.whole = graph, False, all(self._known)
         self._run: Callable[..., Sequence[torch.Tensor]] = graph
         with torch.no_grad(), suppress(RuntimeError):
             self._run = torch.jit.trace(graph, tuple(inputs), check_trace=False)
@@ -158,19 +166,37 @@ class Recording:
         Returns:
             Why it failed, in a line, or an empty text.
         """
+        if len({value.dtype for value in self._learned(inputs)}) != 1:
+            return "gradients of several types"
         try:
             self._run = compiled(self.graph, inputs)
         except Exception as error:  # whatever a compiler or its absence leads to
             return f"{type(error).__name__}: {error}".splitlines()[0]
+        self._shapes = [value.shape for value in self._learned(inputs)]
         self.compiled = True
         return ""
 
+    def _learned(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The parameters that have a gradient."""
+        return [value for value, known in zip(inputs, self._known, strict=False) if known]
+
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The loss, and the gradients or None."""
-        with torch.no_grad():
-            value, *rest = self._run(*tensors)
+        if self.compiled:
+            value, vector = self.as_vector(*tensors)
+            parts = vector.split([shape.numel() for shape in self._shapes])
+            rest = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        else:
+            with torch.no_grad():
+                value, *rest = self._run(*tensors)
         results = iter(rest)
         return value, [next(results) if known else None for known in self._known]
+
+    def as_vector(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and all gradients as one vector, if these operations are compiled."""
+        with torch.no_grad():
+            value, vector = self._run(*tensors)
+        return value, vector
 
 
 def record(
@@ -213,9 +239,7 @@ def record(
                 value.copy_(former)
 
 
-def _set(
-    parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
-) -> None:
+def _set(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
 
