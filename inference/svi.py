@@ -16,13 +16,14 @@ from .context import reproducible, running, stream, training_mode, without_warni
 from .handlers import MinibatchScale
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
-from .programs import Program, isolated, learned, modules, restore, state
+from .programs import Program, copied, isolated, learned, modules, restore, state
 from .protocols import Differentiable
 from .steps import Gradients, Processes, Updates
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any] | None]
 
 
 class NonFiniteError(Exception):
@@ -123,7 +124,8 @@ class SVI:
                 raise
             self.history.append(record)
             self._validate(record)
-            proven, latest = latest, self._checkpoint()
+            free = None if proven is latest else proven
+            proven, latest = latest, self._checkpoint(free)
             yield record
         if self.best is not None:
             restore(self.best, self.store, self.model, self.guide)
@@ -156,11 +158,13 @@ class SVI:
         if before is None or record["held_out_elbo"] > before:
             self.best = state(self.store, self.model, self.guide)
 
-    def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        moments = None if self.optimizer is None else _moments(self.optimizer)
-        return state(self.store, self.model, self.guide), moments
+    def _checkpoint(self, former: Checkpoint | None = None) -> Checkpoint:
+        """Copies of all that training changes, in the memory of a former checkpoint if possible."""
+        tensors, moments = former or (None, None)
+        kept = state(self.store, self.model, self.guide, into=tensors)
+        return kept, None if self.optimizer is None else _moments(self.optimizer, moments)
 
-    def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
+    def _go_back(self, checkpoint: Checkpoint) -> None:
         tensors, moments = checkpoint
         restore(tensors, self.store, self.model, self.guide)
         if moments is None:
@@ -350,12 +354,11 @@ def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:
     return total.item()
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy of an optimizer's state."""
-    found = optimizer.state_dict()
+def _moments(optimizer: torch.optim.Optimizer, into: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of an optimizer's state, in the memory of another if there is one."""
+    found, former = optimizer.state_dict(), {} if into is None else into["state"]
     found["state"] = {
-        number: {name: value.clone() for name, value in tensors.items()}
-        for number, tensors in found["state"].items()
+        number: copied(tensors, former.get(number)) for number, tensors in found["state"].items()
     }
     return found
 

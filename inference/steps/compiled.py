@@ -35,7 +35,6 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     Raises:
         Exception: Whatever the compiler raises, for example if there is no C++ compiler.
     """
-    from torch._inductor import standalone_compile
     from torch._subclasses import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -44,16 +43,23 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     tensors = [*inputs, *constants]
     FakeTensorProp(function, FakeTensorMode()).propagate(*tensors)
     _with_small_products(function)
-    options = {"config_patches": {"fallback_random": True}}
-    with torch.no_grad(), late_imports(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        artifact = standalone_compile(
-            function, tensors, dynamic_shapes="from_example_inputs", options=options
-        )
+    artifact = inductor(function, tensors)
     marker = _marker(graph, inputs)
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
     return lambda *others: artifact(*others, *constants)
+
+
+def inductor(function: GraphModule, tensors: Sequence[torch.Tensor]) -> Function:
+    """Compile a function for tensors of these shapes by torch's inductor."""
+    from torch._inductor import standalone_compile
+
+    options = {"config_patches": {"fallback_random": True}}
+    with torch.no_grad(), late_imports(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return standalone_compile(
+            function, list(tensors), dynamic_shapes="from_example_inputs", options=options
+        )
 
 
 def seconds_to_compile(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> float:

@@ -11,7 +11,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..context import without_warnings
-from .compiled import compiled, seconds_saved, seconds_to_compile
+from .compiled import CACHED, compiled, seconds_saved, seconds_to_compile
+from .flat import MOST
 from .simplify import simplify
 
 Batch = tuple[torch.Tensor, ...]
@@ -123,17 +124,24 @@ class Gradients:
     def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: int) -> None:
         """Compile a recording, if that saves time or in any case, and say so."""
         say, rows = self.say or (lambda line: None), len(tensors[-2])
-        expected = seconds_to_compile(recording.graph, tensors)
         saved = seconds_saved(recording.graph) * steps
-        if self.compile == "auto" and saved < expected:
-            say(f"not compiled: {steps} steps of {rows} rows are too few, see compile=True")
-            return
+        if self.compile == "auto":
+            # Importing the compiler takes longer, or products of large matrices take all the time.
+            if saved < CACHED or sum(value.numel() for value in tensors) > MOST:
+                return
+            expected = seconds_to_compile(recording.graph, tensors)
+            if saved < expected:
+                say(
+                    f"steps of {rows} rows are not compiled, because that would take about "
+                    f"{expected:.0f} s and save {saved:.0f} s"
+                )
+                return
         started = time.perf_counter()
         with torch.random.fork_rng(devices=_devices(tensors)):
             problem = recording.compile(tensors)
         seconds = time.perf_counter() - started
-        result = f"not compiled: {problem}" if problem else f"compiled in {seconds:.0f} s"
-        say(f"{result}, for {steps} steps of {rows} rows")
+        done = f"compiled in {seconds:.0f} s, to save about {saved:.0f} s"
+        say(f"steps of {rows} rows are {f'not compiled: {problem}' if problem else done}")
 
 
 class Recording:

@@ -147,6 +147,8 @@ def _drawn(figure: Figure, path: Path) -> Path:
 
 def _fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: vars(options)[name] for name in FIT_OPTIONS if vars(options)[name] is not None}
+    if options.compile is not None:
+        given["compile"] = {"auto": "auto", "yes": True, "no": False}[options.compile]
     if options.prior is not None or options.ridge is not None:
         given["prior"] = _prior(options.prior or "auto", options.ridge)
     return {**given, "progress": not options.quiet}

@@ -128,6 +128,10 @@ def _data_set(value: Any) -> None:
     _expect(known, "'spiral', 'digits', 'mnist' or the path of a table", value)
 
 
+def _compile(value: Any) -> None:
+    _expect(value in (True, False, "auto"), "true, false or 'auto'", value)
+
+
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
 PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
@@ -146,7 +150,11 @@ FIT = _record(
         "missing_targets": _flag,
         "seed": _whole(most=2**128),
     },
-    {"learning_rate": RATE, "temperature": _or_none(RATE)},  # which may be functions
+    {
+        "learning_rate": RATE,  # which may be a function, as the temperature may be
+        "temperature": _or_none(RATE),
+        "compile": _compile,
+    },
 )
 SOURCE = _record(
     {
