@@ -96,7 +96,8 @@ class FlatAdam:
         torch._fused_adam_(
             [self.vector],
             [gradient],
-            *([moment] for moment in self.moments.values()),
+            [self.moments["exp_avg"]],
+            [self.moments["exp_avg_sq"]],
             [],
             [self.step_number],
             lr=group["lr"],
