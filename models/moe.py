@@ -23,6 +23,7 @@ from .parts.conditionals import CategoricalConditional
 from .parts.experts import ALL_COLUMNS, Predictor, adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
 from .parts.networks import MLP, Columns, Standardize
+from .parts.side_by_side import SideBySide, stands_alone
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
 
 
@@ -120,6 +121,12 @@ class MixtureOfExperts(nn.Module):
         """Log p(y, c=k|x) of each row, shape (N, K)."""
         log_gate = self.gate(x).logits
         return log_gate if y is None else log_gate + log_likelihoods(self.experts(x), y)
+
+    def side_by_side(self, others: Sequence["MixtureOfExperts"]) -> SideBySide | None:
+        """This and other copies as one story of EM, or None if their M-steps are not separate."""
+        if not stands_alone(self.gate, self.experts):
+            return None
+        return SideBySide([self, *others])
 
     def model(
         self,

@@ -1,9 +1,8 @@
 """Several starts of EM: short runs of all, longer ones of the best, and the best goes on."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch
 from ..context import reproducible, stream
 from ..em import EM
 from .clustering import few_places, unit_variance
+from .together import iterate, m_steps
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
 ROWS = 4000
@@ -40,13 +40,14 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
     whole = first.data
     runs = [first, *(begin(index) for index in range(1, number))]
     runs = [replace(run, data=tuple(part[rows] for part in whole)) for run in runs]
-    for index, run in enumerate(runs):
-        if index % 3:
-            run.m_step(_assigned(run, num_components, random=index % 3 == 2))
+    others = [(run, index % 3 == 2) for index, run in enumerate(runs) if index % 3]
+    m_steps(
+        [run for run, _ in others],
+        [_assigned(run, num_components, random=random) for run, random in others],
+    )
     for share, iterations in ROUNDS:
         runs = sorted(runs, key=_objective, reverse=True)[: math.ceil(share * len(runs))]
-        for run in runs:
-            _iterate(run, iterations)
+        iterate(runs, iterations, best_only=share < 1)
     best = max(runs, key=_objective)
     history = best.history if len(rows) == len(whole[0]) else []
     return replace(best, data=whole, history=history)
@@ -57,12 +58,6 @@ def _some(run: EM) -> torch.Tensor:
     with reproducible(run.seed, 0, 7):
         chosen = torch.randperm(number)[:ROWS].sort().values
     return chosen.to(run.data[0].device)
-
-
-def _iterate(run: EM, iterations: int) -> None:
-    records: Iterator[dict[str, float]] = iter(run)
-    for _ in islice(records, iterations):
-        pass
 
 
 def _objective(run: EM) -> float:

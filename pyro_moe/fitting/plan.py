@@ -124,6 +124,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
         "seed": seed,
+        "compile": options["compile"],
     }
     start = start if isinstance(start, str) else start[kept]
     return Plan(model, guide, columns, held, kept, num_components, loss, start, prior, settings)
@@ -140,6 +141,8 @@ def _check(options: dict[str, Any]) -> None:
     }
     check_numbers(**{name: (options[name], value) for name, value in least.items()})
     check_schedules(options["learning_rate"], options["temperature"])
+    if options["compile"] not in (True, False, "auto"):
+        raise ValueError(f"expected compile in ('auto', True, False); got {options['compile']!r}")
 
 
 def _resolved(

@@ -73,6 +73,7 @@ def run_of(plan: Plan, number: int) -> Any:
         seed=seed,
         held_out=tuple(column[held] for column in plan.columns) if len(held) else None,
         patience=settings["patience"],
+        compile=settings["compile"],
     )
 
 
@@ -103,6 +104,8 @@ def train(
                 done = checkpoint.go_on(name, run) if checkpoint else []
                 fitted.history.extend({"phase": phase, **record} for record in done)
                 progress.begin(phase, len(run.history), run.epochs)
+                if isinstance(run, SVI):
+                    run.gradients.say = progress.say
                 try:
                     for record in run:
                         fitted.history.append({"phase": phase, **record})

@@ -151,6 +151,10 @@ def _scoped(value: Any) -> None:
     _flag(value[1])
 
 
+def _compile(value: Any) -> None:
+    _expect(value in (True, False, "auto"), "true, false or 'auto'", value)
+
+
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
 PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
@@ -169,7 +173,11 @@ FIT = _record(
         "missing_targets": _flag,
         "seed": _whole(most=2**128),
     },
-    {"learning_rate": RATE, "temperature": _or_none(RATE)},  # which may be functions
+    {
+        "learning_rate": RATE,  # which may be a function, as the temperature may be
+        "temperature": _or_none(RATE),
+        "compile": _compile,
+    },
 )
 SOURCE = _record(
     {

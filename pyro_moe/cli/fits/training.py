@@ -28,6 +28,8 @@ def fit_arguments(options: argparse.Namespace, prior: str = "auto") -> dict[str,
         prior: The prior of a ridge alone.
     """
     given = {name: vars(options)[name] for name in FIT_OPTIONS if vars(options)[name] is not None}
+    if options.compile is not None:
+        given["compile"] = {"auto": "auto", "yes": True, "no": False}[options.compile]
     if options.prior is not None or options.ridge is not None:
         given["prior"] = prior_of(options.prior or prior, options.ridge)
     return {**given, "progress": not options.quiet}
