@@ -4,6 +4,7 @@ from .entry import mixture
 from .resampling import Bootstrap, BootstrapTest, bootstrap, bootstrap_test
 from .result import MixtureFit
 from .summary import Summary
+from .table import coefficient_table
 
 __all__ = [
     "Bootstrap",
@@ -12,5 +13,6 @@ __all__ = [
     "Summary",
     "bootstrap",
     "bootstrap_test",
+    "coefficient_table",
     "mixture",
 ]

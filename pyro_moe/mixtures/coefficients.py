@@ -17,7 +17,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     r"""All parameters in the units of the data, as a differentiable function of the story's.
 
     They are, component by component, the coefficients of each expert's linear predictor and its
-    scales, and the gate's coefficients, relative to component 0:
+    scales, and those of a softmax gate, relative to component 0:
 
     .. math:: \log \frac{g_k(x)}{g_0(x)} = \langle v_k, x \rangle + a_k
 
@@ -35,7 +35,8 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     if design.classes is not None:
         predictors = predictors[:, 1:] - predictors[:, :1]
         specs, scales = specs[:1] * len(equations), scales[:1] * len(equations)
-    gate = story.gate.maps.in_units(width)[0].double()
+    maps = getattr(getattr(story, "gate", None), "maps", None)  # others are not affine in x
+    gate = None if maps is None else maps.in_units(width)[0].double()
     found: dict[Key, torch.Tensor] = {}
     for k, of_expert in enumerate(predictors):
         for m, (equation, spec) in enumerate(zip(equations, specs, strict=True)):
@@ -45,7 +46,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
                 found[(k, equation, name)] = scale[k % len(scale)]
         if hasattr(experts, "log_df"):
             found[(k, equations[0], "df")] = 2.0 + experts.log_df[k, 0].double().exp()
-        if k > 0:
+        if k > 0 and gate is not None:
             for name, value in coefficients(design, design.gate, gate[k] - gate[0]):
                 found[(k, GATE, name)] = value
     found = with_shared(found, design.shared, equations)
