@@ -138,7 +138,7 @@ def standard_errors(run: EM, values: torch.Tensor, fixed: torch.Tensor) -> torch
     jacobian = torch.stack([derivative(value, learned) for value in values])
     observed = information(run).double()
     scale = observed.diagonal().clamp_min(1e-300).sqrt()
-    known = observed.diagonal() > 1e-9 * observed.diagonal().max()
+    known = observed.diagonal() > 1e-12 * observed.diagonal().max()
     part = (observed / scale / scale.unsqueeze(-1))[known][:, known]
     curvature, directions = torch.linalg.eigh(0.5 * (part + part.mT))
     flat = curvature < 1e-9 * curvature.max()
@@ -146,6 +146,7 @@ def standard_errors(run: EM, values: torch.Tensor, fixed: torch.Tensor) -> torch
     variance = (moved[:, ~flat].square() / curvature[~flat]).sum(-1)
     size = moved.square().sum(-1).clamp_min(1e-300)
     undetermined = moved[:, flat].square().sum(-1) > 1e-6 * size
+    undetermined |= (jacobian[:, ~known] != 0).any(-1)
     lost = fixed.to(undetermined) | undetermined | (variance <= 0)
     return variance.sqrt().masked_fill(lost, math.nan)
 

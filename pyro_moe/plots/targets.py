@@ -1,5 +1,7 @@
 """Plots of targets against predictions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -14,7 +16,14 @@ from .style import GRAY, color, panels_of
 
 
 @strange_rows_expected()
-def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
+def predictions(
+    fit: Fit,
+    rows: Rows,
+    *,
+    max_rows: int = 400,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
     """Plot targets against predicted means, with one panel for each column, or a confusion matrix.
 
     Points have the color of the most probable expert. Vertical lines are central 90 % prediction
@@ -25,6 +34,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         fit: A fitted story with a site ``y``.
         rows: Rows with targets, preferably held out.
         max_rows: Maximum number of rows to show.
+        classes: Names of the classes.
         seed: Seed of the random subset and of the draws of `evaluation.predict`.
 
     Raises:
@@ -37,7 +47,7 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
     one = evaluation.predict(fit, rows.take(slice(1)), seed=seed)
     if has_classes(one.distributions[0]):
         probabilities = evaluation.predict(fit, rows, seed=seed).mean
-        return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy())
+        return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy(), classes)
     rows = rows.subsample(max_rows, seed)
     prediction = evaluation.predict(fit, rows, seed=seed)
     target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()
@@ -65,8 +75,11 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
     return figure
 
 
-def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
+def _confusion(
+    probabilities: np.ndarray, target: np.ndarray, classes: Sequence[str] | None
+) -> Figure:
     size = probabilities.shape[1]
+    names = [label(name) for name in classes or map(str, range(size))]
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
     figure, (axes,) = panels_of(1)
@@ -75,5 +88,6 @@ def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
         dark = count > counts.max() / 2
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
     axes.set(xlabel="most probable class", ylabel="class", title="Confusion matrix")
-    axes.set(xticks=range(size), yticks=range(size))
+    axes.set_xticks(range(size), labels=names)
+    axes.set_yticks(range(size), labels=names)
     return figure

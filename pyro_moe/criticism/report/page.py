@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from pyro_moe.text import in_one_line
 
 WIDE = 6.0  # inches from which on a picture is scrolled on a narrow screen, not shrunk
+NUMBER = re.compile(r"[<-]?\d[\d.,e+-]*%?( (to|±) -?\d[\d.,e+-]*)?")
 LONG = 15  # characters of text in a cell that is wide enough to break in few lines
 
 
@@ -66,6 +68,22 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", ":")) else ".")
 
 
+def block(title: str, content: str) -> str:
+    """A part of a section with a heading of its own, which stays in one column."""
+    return f'<div class="block"><h3>{plain(title)}</h3>{content}</div>'
+
+
+def columns(*parts: str) -> str:
+    """Parts beside one another, where the window is wide enough."""
+    cells = "".join(f"<div>{part}</div>" for part in parts if part)
+    return f'<div class="columns">{cells}</div>' if cells else ""
+
+
+def equations(lines: Iterable[str]) -> str:
+    """Lines of an equation."""
+    return '<div class="equations">' + "".join(f"<p>{plain(line)}</p>" for line in lines) + "</div>"
+
+
 def facts(values: dict[str, Any]) -> str:
     """A table of names and their values, without a head."""
     return _scrolled("".join(_row((name, str(value))) for name, value in values.items()))
@@ -79,12 +97,13 @@ def table(frame: pd.DataFrame) -> str:
 
 def _head(name: str, column: pd.Series) -> str:
     """Aligned as the column is: text to the left, numbers to the right."""
-    attribute = ' class="text"' if any(isinstance(value, str) for value in column) else ""
+    texts = [value for value in column if isinstance(value, str)]
+    attribute = ' class="text"' if any(not NUMBER.fullmatch(text) for text in texts) else ""
     return f"<th{attribute}>{plain(name.replace('_', ' '))}</th>"
 
 
 def _scrolled(rows: str) -> str:
-    return f'<div class="scroll"><table>{rows}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{rows}</table></div>'
 
 
 def _row(values: Iterable[Any]) -> str:
@@ -95,9 +114,9 @@ def _cell(value: Any) -> str:
     if pd.isna(value):
         return "<td></td>"
     if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    if not isinstance(value, str):
-        return f"<td>{plain(str(value))}</td>"
+        return f'<td class="number">{value:.4g}</td>'
+    if not isinstance(value, str) or NUMBER.fullmatch(value):
+        return f'<td class="number">{plain(str(value))}</td>'
     return f'<td class="text{" long" if len(value) > LONG else ""}">{plain(value)}</td>'
 
 
