@@ -50,9 +50,9 @@ class Effects:
 
     def figure(self) -> Figure:
         """A panel for each column, and for each of several targets or classes."""
-        number, several = len(self.chosen), len(self.outputs) > 1
-        across = number if several else min(number, 3)
-        deep = len(self.outputs) if several else -(-number // across)
+        number, several = len(self.chosen), len(self.outputs) > 1 and len(self.chosen) > 1
+        across = number if several else min(max(number, len(self.outputs)), 3)
+        deep = len(self.outputs) if several else -(-max(number, len(self.outputs)) // across)
         figure, panels = panels_of(across, rows=deep, width=3.3, height=2.7 if several else 2.9)
         for axes in panels[number * len(self.outputs) :]:
             axes.set_visible(False)
@@ -62,13 +62,13 @@ class Effects:
             for k in present:
                 lines, points = self.line(column, k), self.points(column, k)
                 for place, output in enumerate(self.outputs):
-                    axes = panels[place * across + d if several else d]
+                    axes = panels[place * across + d if several else place + d]
                     _draw(axes, k, lines, points, output, shares=self.kind in ("classes", "share"))
             for place, name in enumerate(self.outputs.values()):
-                axes = panels[place * across + d if several else d]
+                axes = panels[place * across + d if several else place + d]
                 axes.set_xlabel(label(names[column]))
                 axes.set_ylabel(self._of(name) if d % across == 0 else "")
-        beside(panels[min(across, number) - 1], "component")
+        beside(panels[across - 1], "component")
         return figure
 
     def _of(self, name: str) -> str:
@@ -138,12 +138,13 @@ def effects(
     p, width = prediction.distributions[0], prediction.experts.shape[-1]
     outputs, kind = _outputs(p, width, rows, classes)
     most = max_columns if len(outputs) == 1 else min(max_columns, 4)
-    columns = free_columns(fit)
-    if len(columns) > most:
-        ranges = [_range(fit, rows.x, component, d, seed) for d in columns]
-        columns = sorted(columns[i] for i in np.argsort(ranges)[::-1][:most])
+    free = free_columns(fit)
+    ranges = {d: _range(fit, rows.x, component, d, seed) for d in free}
+    least = 1e-9 * max(ranges.values())
+    columns = sorted(sorted(free, key=lambda d: -ranges[d])[:most])
+    columns = [d for d in columns if ranges[d] > least] or columns[:1]
     names = rows.columns or numbered("x", fit.x_dim)
-    left = tuple(names[d] for d in free_columns(fit) if d not in columns)
+    left = tuple(names[d] for d in free if d not in columns)
     return Effects(fit, rows, component, columns, left, outputs, kind, seed)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from scipy.stats import binom
 

@@ -129,9 +129,7 @@ def check(
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
         targets, groups = fit.targets or target_names(data), fit.groups_of(data)
-        parts.append(
-            Targets(fit, columns, x_names=names, names=targets, groups=groups, seed=seed)
-        )
+        parts.append(Targets(fit, columns, x_names=names, names=targets, groups=groups, seed=seed))
     if "x" in sites:
         parts.append(Features(fit, columns[0], names=names, seed=seed))
     given = statistics or {}

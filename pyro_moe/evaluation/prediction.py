@@ -178,13 +178,16 @@ class Prediction:
         if has_classes(self.distributions[0]):
             raise DataError("expected a target whose values have an order; got classes")
         low, high = self._bracket(q)
+        discrete = self.distributions[0].support.is_discrete
         for step in range(200):  # more than 60 where experts are far apart and narrow
+            if discrete and (high - low < 0.4).all():  # one whole number is between them
+                break
             if step >= 60 and (high - low <= 4e-16 * (low.abs() + high.abs())).all():
                 break
             middle = (low + high) / 2
             above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return high.round() if self.distributions[0].support.is_discrete else high
+        return high.round() if discrete else high
 
     def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Values below and above the quantile, shape (N, M)."""
@@ -230,7 +233,9 @@ class Prediction:
             first = rows.new_full((len(labels),), len(place)).scatter_reduce(0, place, rows, "amin")
         with reproducible(seed):
             draws = range(num_samples)
-            return torch.stack([self._sample(i % len(self.log_weights), first, place) for i in draws])
+            return torch.stack(
+                [self._sample(i % len(self.log_weights), first, place) for i in draws]
+            )
 
     def _sample(
         self, draw: int, first: torch.Tensor | None, place: torch.Tensor | None

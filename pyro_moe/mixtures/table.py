@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import norm
-from torch import nn
 
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import information
@@ -111,7 +110,7 @@ def estimated(fit: Fit) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
         got = type(fit.story).__name__
         raise SiteError(f"expected experts that are affine in x, of {kinds}; got {got}")
     model, guide = isolated(fit.programs.model, fit.programs.guide)
-    story: Any = model.__self__.double()  # type: ignore[union-attr]
+    story: Any = model.__self__.double()
     design: Any = columns_of(fit, story)
     try:
         index, values = named_parameters(story, design)
@@ -171,9 +170,7 @@ def columns_of(fit: Fit, story: Any) -> Columns:
     return Columns(names, specs, gate, targets, classes, tuple(shared))
 
 
-def named_columns(
-    names: tuple[str, ...], places: Sequence[int] | None, *, intercept: bool
-) -> Spec:
+def named_columns(names: tuple[str, ...], places: Sequence[int] | None, *, intercept: bool) -> Spec:
     """The names of chosen columns, or of all, after that of the intercept."""
     chosen = names if places is None else tuple(names[i] for i in places)
     return Spec((INTERCEPT, *chosen) if intercept else chosen)

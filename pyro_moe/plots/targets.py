@@ -12,6 +12,7 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
 from .names import label
+from .posteriors import beside
 from .style import GRAY, color, panels_of
 
 
@@ -71,7 +72,7 @@ def predictions(
         axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
         axes.set(title=label(name), xlabel="predicted mean, with 90 % interval")
     panels[0].set_ylabel("target")
-    panels[0].legend(title="most probable expert", fontsize="small", title_fontsize="small")
+    beside(panels[-1], "expert")
     return figure
 
 

@@ -13,6 +13,7 @@ from pyro_moe.criticism.effects import Effects, effects, expert_table
 from pyro_moe.inference.errors import DataError, SiteError
 
 from .page import columns, facts, paragraph, picture, section, table
+from .reasons import alike
 from .subject import Subject
 
 LEAST = 1e-4  # of a posterior that counts, as flexmix has it
@@ -39,6 +40,8 @@ def components(subject: Subject) -> str:
         + ". Assigned: rows of which the component is most probable. Ratio: assigned rows among "
         "those whose posterior is above 0.0001; near one if it is well separated"
     )
+    if alike(subject):
+        note += ". The components say the same, so that which rows are assigned to which is chance"
     parts = [paragraph(note, soft=True), columns(table(sizes(subject)), facts(known))]
     drawn = []
     if subject.num_components > 1:
@@ -84,7 +87,11 @@ def experts(subject: Subject) -> str:
     if not subject.has_target:
         return ""
     fit, rows, classes = subject.fit, subject.training, subject.classes
-    options: dict[str, Any] = {"classes": classes, "posterior": subject.posterior, "seed": subject.seed}
+    options: dict[str, Any] = {
+        "classes": classes,
+        "posterior": subject.posterior,
+        "seed": subject.seed,
+    }
     each = expert_table(fit, rows, **options).rename(
         columns={"log_density": "log-likelihood per row", "share": "prior"}
     )
@@ -106,9 +113,10 @@ def _caption(shown: Effects) -> str:
             ", as ratios." if shown.kind == "counts" else "."
         )
     if shown.left_out:
-        number = len(shown.left_out)
+        several, number = len(shown.chosen) > 1, len(shown.left_out)
+        columns_shown = f"are the {len(shown.chosen)} columns" if several else "is the column"
         text += (
-            f" Shown are the {len(shown.chosen)} columns along which the experts vary most; "
+            f" Shown {columns_shown} along which the experts vary most; "
             f"{number} {'is' if number == 1 else 'are'} left out: "
             f"{', '.join(shown.left_out[:12])}{', …' if number > 12 else ''}."
         )

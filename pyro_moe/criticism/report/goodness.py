@@ -21,9 +21,7 @@ def goodness(subject: Subject) -> str:
     note, parts = paragraph(f"On {subject.where}", soft=True), [table(shown)]
     if subject.has_target:
         classes = None if subject.classes is None else list(subject.classes)
-        drawn = plots.predictions(
-            subject.fit, subject.judged, seed=subject.seed, classes=classes
-        )
+        drawn = plots.predictions(subject.fit, subject.judged, seed=subject.seed, classes=classes)
         caption = (
             "Observed classes against the most probable ones."
             if subject.of_classes
@@ -36,10 +34,10 @@ def goodness(subject: Subject) -> str:
 def scores(subject: Subject) -> pd.DataFrame:
     """A row for each score: of the fit, of one linear model, of K - 1 components."""
     if not subject.has_target:
-        found = evaluation.elbo(subject.fit, subject.rows, seed=subject.seed).mean().item()
+        bound = evaluation.elbo(subject.fit, subject.rows, seed=subject.seed).mean().item()
         exact = subject.log_likelihood is not None
         name = "log-likelihood" if exact else "evidence lower bound (ELBO)"
-        return pd.DataFrame({"measure": [f"{name}, nats per row"], "this fit": [found]})
+        return pd.DataFrame({"measure": [f"{name}, nats per row"], "this fit": [bound]})
     found = {"this fit": of_prediction(subject, subject.prediction)}
     if subject.line is not None:
         found["one linear model"] = of_line(subject)

@@ -13,7 +13,7 @@ from .subject import Subject
 
 MOST_TERMS = 12
 MOST_ROWS = 40
-MINUS = "−"
+MINUS = "\N{MINUS SIGN}"
 STORIES = {
     "GMM": ("c ~ Categorical(π)", "x | c = k ~ N(μₖ, Σₖ)"),
     "GMMMoE": ("c ~ Categorical(π)", "x | c = k ~ N(μₖ, Σₖ)", "y | x, c = k ~ pₖ(y | x)"),
@@ -38,11 +38,29 @@ STORIES = {
 }
 
 
+MODELS = {
+    "ME": "mixture of experts, softmax gate",
+    "DeepMoE": "mixture of experts, neural gate",
+    "HierarchicalME": "hierarchical mixture of experts",
+    "GMM": "Gaussian mixture",
+    "GMMMoE": "Gaussian mixture of x with an expert in each component",
+    "VAE": "variational autoencoder",
+    "VaDE": "autoencoder with a Gaussian mixture of codes",
+    "DMVAE": "autoencoder with a Gaussian mixture of codes",
+    "VaDEMoE": "autoencoder with a Gaussian mixture of codes and experts",
+    "DVMoE": "autoencoder with a Gaussian mixture of codes and experts",
+}
+
+
 def heading(subject: Subject) -> str:
     """Model, table, target, rows and date."""
     fit, number = subject.fit, subject.num_components
-    components = f"{number} component{'s' if number > 1 else ''}"
-    model = subject.name if subject.posterior is None else f"{subject.name}, {components}"
+    kind = MODELS.get(subject.name)
+    if subject.name == "ME" and getattr(fit.story, "options", {}).get("gate_columns") == []:
+        kind = "mixture of regressions, constant gate"
+    model = subject.name if kind is None else f"{subject.name}: {kind}"
+    if subject.posterior is not None:
+        model += f", {number} component{'s' if number > 1 else ''}"
     family = family_of(subject)
     rows = f"{fit.num_rows:,} for fitting"
     groups = fit.groups_of() if fit.restored is None else None
@@ -141,10 +159,8 @@ def _left(subject: Subject, equation: str, family: str) -> str:
     if family == "binomial":
         return f"logit p({equation})"
     if subject.of_classes:
-        target, classes = subject.targets[0], subject.classes
-        names = classes or [str(i) for i in range(subject.prediction.experts.shape[-1])]
-        shown = names[int(equation)] if classes and equation.isdigit() else equation
-        return f"log P({target} = {shown}) / P({target} = {names[0]})"
+        one, other = _named(subject, equation).split(" against ", 1)
+        return f"log P({one}) / P({subject.targets[0]} = {other})"
     return equation
 
 
@@ -200,23 +216,62 @@ def _tables(subject: Subject, coefficients: pd.DataFrame) -> Iterator[str]:
         if left > 0:
             largest = own["z"].abs().fillna(np.inf).nlargest(MOST_ROWS).index
             own = own[own.index.isin(largest)]
-        title = f"Gate: component {k} against component 0" if equation == "gate" else (
-            f"{'All components' if k == 'all' else f'Component {k}'}: {equation}"
+        title = (
+            f"Gate: component {k} against component 0"
+            if equation == "gate"
+            else (
+                f"{'All components' if k == 'all' else f'Component {k}'}: "
+                f"{_named(subject, str(equation))}"
+            )
         )
-        shown = pd.DataFrame({"term": [str(name) for name in own.index]})
-        shown["estimate"] = own["estimate"].to_numpy()
-        if not own["standard_error"].isna().all():
-            shown["std. error"] = own["standard_error"].to_numpy()
-            shown["z"] = [None if np.isnan(z) else f"{z:.2f}" for z in own["z"]]
-            shown["p"] = [None if np.isnan(p) else p_value(p) for p in own["p"]]
-            ends = zip(own["lower"], own["upper"], strict=True)
-            shown["95 % interval"] = [
-                None if np.isnan(a) else f"{a:.4g} to {b:.4g}" for a, b in ends
-            ]
+        shown = _estimates(own)
         more = f" ({left} terms of smaller |z| are left out)" if left > 0 else ""
         parts.append(block(title + more, table(shown)))
     yield columns(*parts)
     yield paragraph(_of_errors(subject, without=without), soft=True)
+
+
+def _estimates(own: pd.DataFrame) -> pd.DataFrame:
+    """A row for each term: the estimate, its error to three digits, and what follows from it."""
+    rows = []
+    for term, estimate, error, z, p, low, high in own.itertuples():
+        row = {"term": str(term), "estimate": f"{estimate:.4g}"}
+        if np.isfinite(error) and error > 0:
+            places = 2 - math.floor(math.log10(error))
+            row["estimate"] = rounded(estimate, places)
+            row["std. error"] = rounded(error, places)
+            row["z"] = "" if np.isnan(z) else f"{z:.2f}"
+            row["p"] = "" if np.isnan(p) else p_value(p)
+            row["95 % interval"] = f"{rounded(low, places - 1)} to {rounded(high, places - 1)}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def rounded(value: float, places: int) -> str:
+    """A number to so many decimal places, which may be negative.
+
+    Example:
+        >>> rounded(143.6784, 1), rounded(27901.0, -2), rounded(2e-7, 9)
+        ('143.7', '27900', '2.00e-07')
+    """
+    if places > 6:
+        return f"{value:.2e}"
+    return f"{round(value, places):.{max(places, 0)}f}"
+
+
+def _named(subject: Subject, equation: str) -> str:
+    """The name of an equation of an expert; for classes, what is compared."""
+    if not subject.of_classes:
+        return equation
+    names = class_names(subject)
+    shown = names[int(equation)] if subject.given_classes and equation.isdigit() else equation
+    return f"{subject.targets[0]} = {shown} against {names[0]}"
+
+
+def class_names(subject: Subject) -> tuple[str, ...]:
+    """The names of all classes; their numbers if they have none."""
+    size = subject.prediction.experts.shape[-1]
+    return subject.classes or tuple(str(k) for k in range(size))
 
 
 def _of_errors(subject: Subject, *, without: bool) -> str:

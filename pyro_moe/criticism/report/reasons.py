@@ -1,10 +1,12 @@
 """The verdict on a fit: what is wrong with it and why, in words, or that nothing was found."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pyro_moe.criticism.effects import moments
 from pyro_moe.criticism.predictive_check import Check
@@ -22,9 +24,7 @@ def verdict(subject: Subject) -> str:
     note = "These rows were used for fitting. Checks on them are optimistic; use held-out rows"
     seen = [paragraph(note, soft=True)] if subject.seen else []
     if not found:
-        return section(
-            "No warnings", paragraph("No check raised a warning"), *seen, kind="well"
-        )
+        return section("No warnings", paragraph("No check raised a warning"), *seen, kind="well")
     return section("Warnings", bullets(found), *seen, kind="warnings")
 
 
@@ -42,10 +42,15 @@ def reasons(subject: Subject) -> Iterator[str]:
     floor = on_floor(fit)
     if floor:
         yield (
-            f"the σ of {experts_of(floor)} at {'their' if len(floor) > 1 else 'its'} floor: {size}. "
+            f"the σ of {experts_of(floor)} at "  # noqa: RUF001
+            f"{'their' if len(floor) > 1 else 'its'} floor: {size}. "
             "Such an expert passes through its rows, and the log-likelihood says little"
         )
-    elif subject.num_parameters >= fit.num_rows and not subject.strong_prior:
+    elif (
+        subject.log_likelihood is not None  # networks have priors of their own
+        and subject.num_parameters >= fit.num_rows
+        and not subject.strong_prior
+    ):
         yield f"there are at least as many parameters as rows: {size}"
     yield from _of_components(subject, floor)
     yield from _of_coefficients(subject, floor)
@@ -69,14 +74,30 @@ def _of_components(subject: Subject, floor: Sequence[int]) -> Iterator[str]:
             + (f". {why[0].upper()}{why[1:]}" if subject.strong_prior else "")
         )
         return
-    if subject.health is not None:
-        yield from subject.health.warnings()
+    found = [] if subject.health is None else subject.health.warnings()
+    if not subject.has_target:
+        yield from found
+    else:  # with y known, its posterior and not the gate tells components apart
+        yield from (text for text in found if not text.startswith("the gate is uncertain"))
+        yield from _of_overlap(subject)
     if subject.posterior is None or subject.coefficients is None or subject.strong_prior:
         return
     sizes, needed = subject.posterior_array.sum(0), coefficients_of_expert(subject)
     for k, rows in enumerate(sizes):
         if 0.5 <= rows < needed and k not in floor:
             yield f"component {k} has {rows:.1f} rows for the {needed} parameters of its expert"
+
+
+def _of_overlap(subject: Subject) -> Iterator[str]:
+    if subject.posterior is None or subject.num_components < 2:
+        return
+    entropy = float(torch.special.entr(subject.posterior).sum(-1).mean())
+    most = math.log(subject.num_components)
+    if entropy > 0.5 * most:
+        yield (
+            f"components are hardly told apart: the mean entropy of p(component | x, y) is "
+            f"{entropy:.2f} nats per row; the maximum is {most:.2f}"
+        )
 
 
 def _of_coefficients(subject: Subject, floor: Sequence[int]) -> Iterator[str]:
