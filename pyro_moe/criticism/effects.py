@@ -14,10 +14,11 @@ from pyro_moe import evaluation
 from pyro_moe.evaluation import Prediction
 from pyro_moe.evaluation.marginals import discrete_columns, families, has_classes
 from pyro_moe.fitted import Fit, strange_rows_expected
-from pyro_moe.plots.names import label
+from pyro_moe.plots.names import CLASS, label
 from pyro_moe.plots.posteriors import beside
 from pyro_moe.plots.style import color, panels_of
 from pyro_moe.rows import Rows, numbered
+from pyro_moe.text import in_one_line
 
 POINTS = 40
 MOST_ROWS = 400
@@ -179,16 +180,17 @@ def _outputs(
     p: Any, width: int, rows: Rows, classes: Sequence[str] | None
 ) -> tuple[dict[int, str], str]:
     """The targets or classes to show with their names, and what kind they are."""
-    target = (rows.targets or ("y",))[0]
+    target = in_one_line((rows.targets or ("y",))[0], CLASS)
     if has_classes(p):
         shown = [width - 1] if width == 2 else range(min(width, MOST_OUTPUTS))
         named = [str(k) for k in range(width)] if classes is None else list(classes)
-        return {m: f"{target} = {named[m]}" for m in shown}, "classes"
+        return {m: f"{target} = {in_one_line(named[m], CLASS)}" for m in shown}, "classes"
     names = rows.targets or numbered("y", width)
     outputs = dict(enumerate(names[:MOST_OUTPUTS]))
     if all(type(q).__name__ == "Bernoulli" for q in families(p)):
         yes = "1" if classes is None else classes[-1]
-        return {m: f"{name} = {yes}" for m, name in outputs.items()}, "share"
+        pairs = ((m, in_one_line(name, CLASS)) for m, name in outputs.items())
+        return {m: f"{name} = {in_one_line(yes, CLASS)}" for m, name in pairs}, "share"
     counts = p.support.is_discrete or len(discrete_columns(p)) == width
     return outputs, "counts" if counts else "number"
 
@@ -219,7 +221,7 @@ def along(fit: Fit, own: torch.Tensor, column: int, at: torch.Tensor) -> torch.T
     if design is None:
         return grid
     frame = design.recomputed(pd.DataFrame(grid.numpy(), columns=list(fit.columns or ())))
-    return torch.from_numpy(frame.to_numpy(float))
+    return torch.from_numpy(frame.to_numpy(float, copy=True))
 
 
 def moments(fit: Fit, x: torch.Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

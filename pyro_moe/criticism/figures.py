@@ -11,7 +11,7 @@ from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
-from pyro_moe.plots.names import label
+from pyro_moe.plots.names import CLASS, label, tilted
 from pyro_moe.plots.style import GRAY, PALETTE, color, margin, panels_of
 from pyro_moe.rows import Rows, numbered
 
@@ -191,7 +191,8 @@ def _shares(data: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Figure:
     observed = np.bincount(data.astype(int), minlength=classes) / len(data)
     axes.scatter(k, observed, color=DATA, zorder=3, label="data")
     axes.set(title="Shares of classes", xlabel="class", ylabel="share of rows", ylim=(0, None))
-    axes.set_xticks(k, labels=[label(name) for name in names])
+    shown = [label(name, CLASS) for name in names]
+    axes.set_xticks(k, labels=shown, **tilted(shown))
     axes.legend(fontsize="small")
     return figure
 

@@ -88,13 +88,12 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
     terms, equations = (index.get_level_values(name) for name in ("term", "equation"))
     positive = terms.isin([SIGMA, "df"]) & (equations != GATE)
     z = np.where(positive, np.nan, values / errors)
-    reach = norm.isf(alpha / 2)
-    factor = np.exp(reach * errors / values)
-    with np.errstate(invalid="ignore"):
-        ends = [
-            np.where(positive, values * factor**side, values + side * reach * errors)
-            for side in (-1.0, 1.0)
-        ]
+    reach = norm.isf(alpha / 2) * errors
+    factor = np.exp(np.where(positive, reach / values, 0.0))  # scales on that of their logarithm
+    ends = (
+        np.where(positive, values / factor, values - reach),
+        np.where(positive, values * factor, values + reach),
+    )
     columns = {"estimate": values, "standard_error": errors, "z": z, "p": 2 * norm.sf(np.abs(z))}
     return pd.DataFrame({**columns, "lower": ends[0], "upper": ends[1]}, index)
 

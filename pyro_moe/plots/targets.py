@@ -11,7 +11,7 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
-from .names import label
+from .names import CLASS, label, tilted
 from .posteriors import beside
 from .style import GRAY, color, panels_of
 
@@ -80,7 +80,7 @@ def _confusion(
     probabilities: np.ndarray, target: np.ndarray, classes: Sequence[str] | None
 ) -> Figure:
     size = probabilities.shape[1]
-    names = [label(name) for name in classes or map(str, range(size))]
+    names = [label(name, CLASS) for name in classes or map(str, range(size))]
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
     figure, (axes,) = panels_of(1)
@@ -89,6 +89,6 @@ def _confusion(
         dark = count > counts.max() / 2
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
     axes.set(xlabel="most probable class", ylabel="class", title="Confusion matrix")
-    axes.set_xticks(range(size), labels=names)
+    axes.set_xticks(range(size), labels=names, **tilted(names))
     axes.set_yticks(range(size), labels=names)
     return figure

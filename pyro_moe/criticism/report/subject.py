@@ -119,7 +119,7 @@ class Subject:
     def checked(self) -> Check | None:
         """The predictive check."""
         options: dict[str, Any] = {"num_replicates": self.num_replicates, "seed": self.seed}
-        return _or_none(lambda: check(self.fit, self.data, **options))
+        return _or_none(lambda: check(self.fit, self._grouped(self.data, self.rows), **options))
 
     @cached_property
     def health(self) -> Health | None:
@@ -138,9 +138,9 @@ class Subject:
         if g is None or not self.has_target:
             return g
         known = ~torch.as_tensor(rows.y).reshape(len(rows), -1).isnan().any(-1)
-        data: Any = self.data if fit.restored is not None else fit.training_rows
         if bool(known.all()):
-            return evaluation.posterior(fit, data, seed=self.seed).cpu()
+            given = self.data if fit.restored is not None else fit.training_rows
+            return evaluation.posterior(fit, self._grouped(given, rows), seed=self.seed).cpu()
         y = torch.as_tensor(rows.y)[known]
         g[known] = evaluation.predict(fit, rows.x[known], seed=self.seed).posterior(y).cpu()
         return g
@@ -203,6 +203,12 @@ class Subject:
         if not {"GMM", "GMMMoE", "ME", "DeepMoE", "HierarchicalME"} & {self.name}:
             return None
         return float(evaluation.elbo(fit, fit.training_rows, seed=self.seed).double().sum())
+
+    def _grouped(self, data: Data | None, rows: Rows) -> Data | None:
+        """The data as they were given if they have groups, and the rows of them otherwise."""
+        if data is None or self.fit.groups_of(data) is not None:
+            return data
+        return rows
 
     @property
     def strong_prior(self) -> bool:
