@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation import Prediction
-from pyro_moe.evaluation.marginals import discrete_columns, families, has_classes
+from pyro_moe.evaluation.marginals import discrete_columns, has_classes, is_binary
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.plots.names import CLASS, label
 from pyro_moe.plots.posteriors import beside
@@ -187,7 +187,7 @@ def _outputs(
         return {m: f"{target} = {in_one_line(named[m], CLASS)}" for m in shown}, "classes"
     names = rows.targets or numbered("y", width)
     outputs = dict(enumerate(names[:MOST_OUTPUTS]))
-    if all(type(q).__name__ == "Bernoulli" for q in families(p)):
+    if is_binary(p):
         yes = "1" if classes is None else classes[-1]
         pairs = ((m, in_one_line(name, CLASS)) for m, name in outputs.items())
         return {m: f"{name} = {in_one_line(yes, CLASS)}" for m, name in pairs}, "share"
@@ -310,6 +310,10 @@ def expert_table(
         if of_classes:
             named = classes or [str(m) for m in range(mean.shape[1])]
             found |= {f"P({name})": _average(mean[:, m]) for m, name in enumerate(named)}
+        elif is_binary(prediction.distributions[0]):
+            names = rows.targets or numbered("y", mean.shape[1])
+            yes = "1" if classes is None else classes[-1]
+            found |= {f"P({n} = {yes})": _average(mean[:, m]) for m, n in enumerate(names)}
         else:
             found |= {"mean": _average(mean[:, 0]), "standard_deviation": _average(deviation[:, 0])}
         table.append(found)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
-from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.evaluation.marginals import has_classes, is_binary
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
@@ -28,8 +28,8 @@ def predictions(
     """Plot targets against predicted means, with one panel for each column, or a confusion matrix.
 
     Points have the color of the most probable expert. Vertical lines are central 90 % prediction
-    intervals. Points of exact predictions lie on the diagonal. For classes, the confusion matrix
-    is shown.
+    intervals. Points of exact predictions lie on the diagonal. For classes, and one binary target,
+    the confusion matrix is shown.
 
     Args:
         fit: A fitted story with a site ``y``.
@@ -49,6 +49,10 @@ def predictions(
     if has_classes(one.distributions[0]):
         probabilities = evaluation.predict(fit, rows, seed=seed).mean
         return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy(), classes)
+    if is_binary(one.distributions[0]) and one.mean.shape[1] == 1:
+        yes = evaluation.predict(fit, rows, seed=seed).mean.cpu().numpy()
+        both = np.concatenate([1.0 - yes, yes], 1)
+        return _confusion(both, np.asarray(rows.y), classes)
     rows = rows.subsample(max_rows, seed)
     prediction = evaluation.predict(fit, rows, seed=seed)
     target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()

@@ -126,18 +126,17 @@ def _caption(shown: Effects) -> str:
 def maps(subject: Subject) -> str:
     """The gate in the plane of x, and latent codes."""
     fit, rows, seed = subject.fit, subject.rows, subject.seed
-    drawn = _those_that_can_be_drawn(
-        (
-            (
-                partial(plots.gate_map, fit, rows, resolution=120, seed=seed),
-                "Most probable component at each point. Paler regions are less certain.",
-            ),
-            (
-                partial(plots.latent_map, fit, rows, seed=seed),
-                "Latent codes of rows, colored by component.",
-            ),
-        )
+    gate = (
+        partial(plots.gate_map, fit, rows, resolution=120, seed=seed),
+        "Most probable component at each point. Paler regions are less certain.",
     )
+    codes = (
+        partial(plots.latent_map, fit, rows, seed=seed),
+        "Latent codes of rows, colored by component.",
+    )
+    design: Any = getattr(fit, "design", None)
+    plane = design is None or (design.gate_terms and not design.derived)
+    drawn = _those_that_can_be_drawn((gate, codes) if plane else (codes,))
     return section("Maps", columns(*drawn)) if drawn else ""
 
 

@@ -56,6 +56,8 @@ def of_prediction(subject: Subject, prediction: Prediction) -> dict[str, Any]:
     if subject.of_classes:
         found = evaluation.classification_scores(prediction, y)
         return of_classes(found["accuracy"], found["log_loss"])
+    if subject.is_binary:
+        return of_binary(subject, prediction.mean, prediction.log_prob(y))
     scores = evaluation.regression_scores(prediction, y, levels=(LEVEL,))
     error = errors(subject, prediction.mean)
     covered = scores["coverage"][LEVEL]
@@ -70,6 +72,8 @@ def of_prediction(subject: Subject, prediction: Prediction) -> dict[str, Any]:
 def of_line(subject: Subject) -> dict[str, Any]:
     """Scores of one linear model by name."""
     line: Any = subject.line
+    if subject.is_binary:
+        return of_binary(subject, line.mean, line.log_density)
     log_density = line.log_density.mean().item()
     if not subject.of_classes:
         return {"log-likelihood, nats per row": log_density, **errors(subject, line.mean)}
@@ -83,6 +87,13 @@ def of_classes(accuracy: float, log_loss: float) -> dict[str, Any]:
         "accuracy, share of rows whose most probable class is right": f"{accuracy:.1%}",
         "log loss, nats per row": log_loss,
     }
+
+
+def of_binary(subject: Subject, mean: torch.Tensor, log_density: torch.Tensor) -> dict[str, Any]:
+    """Scores of targets that are zero or one, given their means or the likelier values."""
+    y = torch.as_tensor(subject.judged.y).reshape(mean.shape).to(mean)
+    right = ((mean > 0.5) == (y > 0.5)).double().mean().item()
+    return of_classes(right, -log_density.mean().item())
 
 
 def errors(subject: Subject, mean: torch.Tensor) -> dict[str, float]:

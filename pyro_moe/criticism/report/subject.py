@@ -14,7 +14,7 @@ from pyro_moe.criticism.health import Health, health
 from pyro_moe.criticism.predictive_check import Check, check
 from pyro_moe.evaluation import Prediction
 from pyro_moe.evaluation.baseline import Line
-from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.evaluation.marginals import has_classes, is_binary
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import with_fewer
 from pyro_moe.inference.errors import DataError, SiteError
@@ -114,6 +114,11 @@ class Subject:
     def of_classes(self) -> bool:
         """Whether the target is one of several classes."""
         return self.has_target and has_classes(self.prediction.distributions[0])
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the targets are Bernoulli variables."""
+        return self.has_target and is_binary(self.prediction.distributions[0])
 
     @cached_property
     def checked(self) -> Check | None:
