@@ -1,7 +1,7 @@
 """What a report is about: a fit, the rows it is judged by, and what is computed once of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,8 +55,18 @@ class Subject:
 
     @cached_property
     def training(self) -> Rows:
-        """The training rows, or for a restored fit without them the given rows."""
-        return self.rows if self.fit.restored is not None else self.fit.rows()
+        """The training rows, or for a restored fit without them the given rows.
+
+        They have the names of the given rows if they have none of their own.
+        """
+        if self.fit.restored is not None:
+            return self.rows
+        own, given = self.fit.rows(), self.rows
+        names: Any = {
+            "columns": own.columns or given.columns,
+            "targets": own.targets or given.targets,
+        }
+        return replace(own, **names)
 
     @property
     def where(self) -> str:
