@@ -5,7 +5,7 @@ depend on the class of the story. Pyro's handlers belong to the process, so that
 threads, and the epochs of fits, wait for one another.
 """
 
-from .baseline import linear_baseline
+from .baseline import linear_baseline, linear_model
 from .bounds import elbo, importance_weighted_bound
 from .gating import gate
 from .imputation import Imputation, impute
@@ -26,6 +26,7 @@ __all__ = [
     "importance_weighted_bound",
     "impute",
     "linear_baseline",
+    "linear_model",
     "novelty",
     "posterior",
     "predict",

@@ -1,5 +1,6 @@
 """A baseline of predictions: one linear model of the training rows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,23 @@ from pyro_moe.rows import Data, has_target
 
 from .marginals import families
 from .prediction import predict
+
+Found = tuple[np.ndarray, np.ndarray, int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one linear model of the training rows says of rows.
+
+    Attributes:
+        log_density: Log p(y|x), shape (N,).
+        mean: E[y|x], shape (N, M); for classes, the most probable one, shape (N, 1).
+        num_parameters: The number of its coefficients and scales.
+    """
+
+    log_density: torch.Tensor
+    mean: torch.Tensor
+    num_parameters: int
 
 
 def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
@@ -46,6 +64,12 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
         >>> bool(gap.abs().mean() < 0.05)
         True
     """
+    line = linear_model(fit, data)
+    return None if line is None else line.log_density
+
+
+def linear_model(fit: Fit, data: Data) -> Line | None:
+    """One linear model of the rows that were fitted, see `linear_baseline`, at rows (x, y)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import StandardScaler
 
@@ -63,10 +87,13 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
     columns = zip(y.reshape(len(y), -1).T, new_y.reshape(len(new_y), -1).T, strict=True)
     with without_warnings(ConvergenceWarning):
         each = [model(x, column, new_x, new) for column, new in columns]
-    return torch.as_tensor(np.sum(each, axis=0))
+    densities, means, sizes = zip(*each, strict=True)
+    return Line(
+        torch.as_tensor(np.sum(densities, axis=0)), torch.as_tensor(np.stack(means, -1)), sum(sizes)
+    )
 
 
-def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
     from scipy.stats import norm
     from sklearn.linear_model import LinearRegression
 
@@ -74,26 +101,29 @@ def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) 
     freedom = max(len(y) - x.shape[1] - 1, 1)
     scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
     tiny = 1e-9 * np.ptp(y) + np.finfo(float).eps * np.abs(y).max() + 1e-300
-    return norm.logpdf(new_y, line.predict(new_x), max(scale, tiny))
+    mean = line.predict(new_x)
+    return norm.logpdf(new_y, mean, max(scale, tiny)), mean, x.shape[1] + 2
 
 
-def _poisson(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+def _poisson(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
     from scipy.stats import poisson
     from sklearn.linear_model import PoissonRegressor
 
     line = PoissonRegressor(alpha=1e-6, max_iter=1000).fit(x, y)
-    return poisson.logpmf(new_y, line.predict(new_x))
+    mean = line.predict(new_x)
+    return poisson.logpmf(new_y, mean), mean, x.shape[1] + 1
 
 
-def _classes(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> np.ndarray:
+def _classes(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(y)) == 1:
-        return np.where(new_y == y[0], 0.0, -np.inf)
+        return np.where(new_y == y[0], 0.0, -np.inf), np.full(len(new_y), y[0]), 0
     line: Any = LogisticRegression(max_iter=1000).fit(x, y)
     place = np.searchsorted(line.classes_, new_y).clip(max=len(line.classes_) - 1)
     found = np.take_along_axis(line.predict_log_proba(new_x), place[:, None], axis=1)[:, 0]
-    return np.where(line.classes_[place] == new_y, found, -np.inf)
+    found = np.where(line.classes_[place] == new_y, found, -np.inf)
+    return found, line.predict(new_x), line.coef_.size + line.intercept_.size
 
 
 MODELS = {

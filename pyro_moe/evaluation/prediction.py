@@ -126,13 +126,15 @@ class Prediction:
         each = self._stack(lambda p: p.log_prob(value), events=False)
         return log_mean_exp((each + self.log_weights).logsumexp(-1), 0)
 
-    def posterior(self, y: ArrayLike) -> torch.Tensor:
+    def posterior(self, y: ArrayLike, groups: torch.Tensor | None = None) -> torch.Tensor:
         r"""The probability of each expert given x and the target, shape (N, K).
 
         .. math:: p(c = k \mid x, y) \propto \sum_s g_{sk}(x)\, p_{sk}(y \mid x)
 
         Args:
             y: Targets, shape (N,) or (N, M), in their own units.
+            groups: Numbers of groups, shape (N,), whose rows have one expert: that of the whole
+                group is then given all of its targets. If None, each row has its own.
 
         Raises:
             DataError: As `log_prob`.
@@ -140,7 +142,13 @@ class Prediction:
         value = self._along_batch(self.targets(y))
         self._check_support(value)
         each = self._stack(lambda p: p.log_prob(value), events=False)
-        return (each + self.log_weights).logsumexp(0).softmax(-1)
+        if groups is None:
+            return (each + self.log_weights).logsumexp(0).softmax(-1)
+        groups = groups.to(each.device)
+        labels, place, sizes = groups.unique(return_inverse=True, return_counts=True)
+        terms = each + self.log_weights / sizes[place].unsqueeze(-1)
+        of_groups = terms.new_zeros(len(terms), len(labels), terms.shape[-1])
+        return of_groups.index_add(1, place, terms).logsumexp(0).softmax(-1)[place]
 
     def cdf(self, y: ArrayLike) -> torch.Tensor:
         """P(y_m ≤ value) for each column separately, shape (N, M).
@@ -172,13 +180,16 @@ class Prediction:
         if has_classes(self.distributions[0]):
             raise DataError("expected a target whose values have an order; got classes")
         low, high = self._bracket(q)
+        discrete = self.distributions[0].support.is_discrete
         for step in range(200):  # more than 60 where experts are far apart and narrow
+            if discrete and (high - low < 0.4).all():  # one whole number is between them
+                break
             if step >= 60 and (high - low <= 4e-16 * (low.abs() + high.abs())).all():
                 break
             middle = (low + high) / 2
             above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return high.round() if self.distributions[0].support.is_discrete else high
+        return high.round() if discrete else high
 
     def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Values below and above the quantile, shape (N, M)."""
@@ -204,7 +215,9 @@ class Prediction:
                 return value
             step = torch.where(near, 2 * step, step)
 
-    def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
+    def sample(
+        self, num_samples: int, *, seed: int = 0, groups: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Draw targets of all rows, shape (num_samples, N) or (num_samples, N, M).
 
         Each sample uses one draw of the shared latent variables for all rows.
@@ -212,15 +225,28 @@ class Prediction:
         Args:
             num_samples: Number of samples.
             seed: Seed of the draws.
+            groups: Numbers of groups, shape (N,), whose rows have one expert, drawn by the gate
+                of the group's first row. If None, each row has its own.
         """
+        first, place = None, None
+        if groups is not None:
+            labels, place = groups.cpu().unique(return_inverse=True)
+            rows = torch.arange(len(place))
+            first = rows.new_full((len(labels),), len(place)).scatter_reduce(0, place, rows, "amin")
         with reproducible(seed):
-            draws = [self._sample(i % len(self.log_weights)) for i in range(num_samples)]
-        return torch.stack(draws)
+            draws = range(num_samples)
+            return torch.stack(
+                [self._sample(i % len(self.log_weights), first, place) for i in draws]
+            )
 
-    def _sample(self, draw: int) -> torch.Tensor:
+    def _sample(
+        self, draw: int, first: torch.Tensor | None, place: torch.Tensor | None
+    ) -> torch.Tensor:
         each = self.distributions[draw].sample()
         each = each.transpose(0, 1) if self.leading else each
-        chosen = torch.multinomial(self.log_weights[draw].exp(), 1).squeeze(-1)
+        weights = self.log_weights[draw].exp()
+        chosen = torch.multinomial(weights if first is None else weights[first], 1).squeeze(-1)
+        chosen = chosen if place is None else chosen[place]
         return each[torch.arange(len(self), device=each.device), chosen]
 
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -325,15 +351,16 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
 
 
 def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
-    r"""Compute the probability of each component given x and y, for each row by itself.
+    r"""Compute the probability of each component given x and y.
 
     .. math:: p(c = k \mid x, y) \propto g_k(x)\, p_k(y \mid x)
 
-    `gate` is p(c|x), before y is known.
+    `gate` is p(c|x), before y is known. Where the data have groups, as those of a fit by groups
+    have, it is that of the group of each row, given the targets of the whole group.
 
     Args:
         fit: A fitted story with a site ``y``.
-        data: Rows (x, y).
+        data: Rows (x, y), or (x, y, weights, groups).
         num_samples: As in `predict`.
         seed: Seed of the draws.
 
@@ -345,7 +372,8 @@ def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> 
         SiteError: If the model has no site ``y``.
     """
     x, y = fit.as_tensors(data)[:2]
-    return predict(fit, x, num_samples=num_samples, seed=seed).posterior(y.cpu())
+    prediction = predict(fit, x, num_samples=num_samples, seed=seed)
+    return prediction.posterior(y.cpu(), fit.groups_of(data))
 
 
 def _few(features: Columns) -> Columns:

@@ -5,6 +5,7 @@ from .fit import FormulaFit
 from .resampling import Bootstrap, BootstrapTest, bootstrap, bootstrap_test
 from .result import MixtureFit
 from .summary import Summary
+from .table import coefficient_table
 
 __all__ = [
     "Bootstrap",
@@ -14,5 +15,6 @@ __all__ = [
     "Summary",
     "bootstrap",
     "bootstrap_test",
+    "coefficient_table",
     "mixture",
 ]

@@ -18,7 +18,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     r"""All parameters in the units of the data, as a differentiable function of the story's.
 
     They are, component by component, the coefficients of each expert's linear predictor and its
-    scales, and the gate's coefficients, relative to component 0:
+    scales, and those of a softmax gate, relative to component 0:
 
     .. math:: \log \frac{g_k(x)}{g_0(x)} = \langle v_k, x \rangle + a_k
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -98,6 +99,14 @@ class FormulaFit(Fit):
     def features(self, data: Any) -> tuple[Any, ...]:
         """Rows as tensors, see `Fit`; a data frame is coded by the formula."""
         return super().features(self._coded(data))
+
+    def groups_of(self, data: Any = None) -> torch.Tensor | None:
+        """The numbers of the groups of rows, see `Fit`; those of a data frame by its column."""
+        name = self.design.groups
+        if not isinstance(data, pd.DataFrame) or name is None or name not in data.columns:
+            return super().groups_of(data)
+        place, _ = pd.factorize(data[name], use_na_sentinel=False)
+        return torch.from_numpy(place.astype(np.int64))
 
     def _coded(self, data: Any, *, with_target: bool = False) -> Any:
         if isinstance(data, tuple) and len(data) > 1 and isinstance(data[0], pd.DataFrame):

@@ -1,7 +1,7 @@
 """Validation of a model and its data before training, and of components after training."""
 
 from .columns import check_columns, check_range, check_rounding, unresolved
-from .components import check_components, empty, starving
+from .components import check_components, empty, on_floor, starving
 from .story import check
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check_range",
     "check_rounding",
     "empty",
+    "on_floor",
     "starving",
     "unresolved",
 ]

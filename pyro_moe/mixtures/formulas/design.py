@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
 from formulaic.errors import FormulaicError
+from formulaic.parser.types import Factor
 
 from pyro_moe.inference.errors import DataError
 
@@ -15,6 +16,7 @@ from .coding import (
     INTERCEPT,
     coding,
     complete,
+    evaluated,
     levels_of,
     matrix,
     plain,
@@ -115,6 +117,42 @@ class Design:
         if INTERCEPT not in joined:
             joined[INTERCEPT] = 1.0
         return joined[list(self.columns)].astype(float)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The columns of x that are functions of other columns of x, as ``I(x ** 2)`` is of x."""
+        return tuple(name for _, names in self._functions() for name in names)
+
+    def recomputed(self, x: pd.DataFrame) -> pd.DataFrame:
+        """Rows of x, with the columns that are functions of others computed from these."""
+        x = x.copy()
+        for spec, names in self._functions():
+            found = pd.DataFrame(evaluated(spec, x))
+            x[list(names)] = found[list(names)].to_numpy(float)
+        return x
+
+    def _functions(self) -> list[tuple[ModelSpec, tuple[str, ...]]]:
+        """Codings of terms whose variables are all columns of x themselves, and their columns."""
+        parts = [
+            (spec, structure)
+            for spec in (*self.experts, self.gate)
+            for structure in spec.structure
+            if structure.term.factors and INTERCEPT not in structure.columns
+        ]
+        plain_columns = {
+            structure.columns[0]
+            for _, structure in parts
+            if list(structure.columns) == [str(structure.term).replace("`", "")]
+            and len(structure.term.factors) == 1
+            and structure.term.factors[0].eval_method is Factor.EvalMethod.LOOKUP
+        }
+        return [
+            (spec.subset([structure.term]), tuple(structure.columns))
+            for spec, structure in parts
+            if not set(structure.columns) <= plain_columns
+            and {str(v) for v in spec.term_variables[structure.term] if v.source == "data"}
+            <= plain_columns
+        ]
 
     def target(self, data: pd.DataFrame) -> pd.DataFrame | pd.Series:
         """The columns of y; for classes their numbers.
