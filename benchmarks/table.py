@@ -140,18 +140,19 @@ def steps() -> str:
     rows = []
     for run in recorded("steps"):
         times = run["milliseconds"]
-        fit, hand, pyro = (times[way] for way in ("fit", "hand", "pyro"))
+        fit, hand, pyro, compiled = (times.get(way) for way in ("fit", "hand", "pyro", "compiled"))
         rows.append(
             (
                 run["story"],
                 run["device"],
                 *(f"{times[way]:.1f}" for way in ("fit", "evaluated", "hand", "pyro")),
                 f"{fit / hand:.2f}",
+                f"{compiled / hand:.2f}" if compiled else "",
                 f"{fit / pyro:.2f}",
             )
         )
     head = ("story", "device", "fit, ms", "without replay", "by hand", "Pyro's SVI")
-    return table((*head, "fit / by hand", "fit / Pyro"), rows)
+    return table((*head, "fit / by hand", "compiled / by hand", "fit / Pyro"), rows)
 
 
 def starts() -> str:
@@ -171,9 +172,18 @@ def starts() -> str:
 
 
 def trace_elbo() -> str:
-    """Scores of Trace_ELBO with relaxed assignments, from the default start, by seed."""
+    """Scores of Trace_ELBO with relaxed assignments, from the default start."""
+    return of_spirals(recorded("spiral", loss="Trace_ELBO", start="autoencoder"))
+
+
+def defaults() -> str:
+    """Scores of default calls of `fit` on spirals."""
+    return of_spirals(recorded("spiral", loss="default"))
+
+
+def of_spirals(runs: list[Run]) -> str:
+    """Scores by story and number of targets."""
     rows = []
-    runs = recorded("spiral", loss="Trace_ELBO", start="autoencoder")
     for (method, y_dim), results in grouped(
         [{**run, "y_dim": str(run["y_dim"] or "")} for run in runs], "method", "y_dim"
     ).items():
@@ -193,6 +203,20 @@ def trace_elbo() -> str:
         )
     head = ("story", "M", "seeds", "test accuracy", "lowest", "test error", "highest", "seconds")
     return table(head, rows)
+
+
+def coverage() -> str:
+    """Coverage of intervals of parameters and of predictions, by family and rows."""
+    rows = []
+    for run in recorded("coverage"):
+        shares = [
+            f"{run[name]:.3f} ± {run[name + '_error']:.3f}" if name in run else ""
+            for name in ("parameters", "predictions")
+        ]
+        of = (run["family"], run["rows"], run["method"], f"{run['level']:.0%}", run["tables"])
+        rows.append((*of, *shares))
+    head = ("experts", "rows", "method", "level", "tables", "parameters", "predictions")
+    return table(head, sorted(rows, key=lambda row: (row[0], row[1], row[2])))
 
 
 def epochs_to(curve: list[float], share: float) -> int:
@@ -332,6 +356,8 @@ MADE = (
     uci_choice,
     few_rows,
     intervals,
+    coverage,
+    defaults,
     false_alarms,
     engine,
     steps,

@@ -99,6 +99,7 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
     return pd.DataFrame({**columns, "lower": ends[0], "upper": ends[1]}, index)
 
 
+@torch.enable_grad()
 def estimated(fit: Fit) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
     """Names, estimates and standard errors of the parameters of a fit, shape (P,).
 

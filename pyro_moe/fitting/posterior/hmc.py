@@ -160,8 +160,8 @@ def hmc(
     """
     _check(num_samples, num_chains, num_steps)
     normal = laplace(fit).story
-    loc, covariance = normal.loc.double(), normal.covariance.double()
-    root = torch.linalg.cholesky(covariance)
+    loc, (values, vectors) = normal.loc.double(), torch.linalg.eigh(normal.covariance.double())
+    root = vectors * values.clamp_min(1e-9 * values.max()).sqrt()  # it may have been rounded
     target = log_density(*in_double(fit), num_chains)
     with reproducible(fit.settings["seed"] if seed is None else seed):
         start = loc + torch.randn(num_chains, len(loc)).to(loc) @ root.mT
