@@ -21,6 +21,7 @@ from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
 from .starts.clustering import cluster, expect_umap, unit_variance
+from .starts.labels import matched, with_labels
 from .svi import SVI
 
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
@@ -72,9 +73,11 @@ def phases(
         embedding = start if start in ("tsne", "umap") else None
         space = standardized(training.model, points) if codes is None else codes
         start = cluster(space, num_components, embedding=embedding, seed=training.seed)
-    start = corrected(training, start.to(points), points)
+        start = matched(start.to(points), training.annotations)
+    start = with_labels(start.to(points), training.annotations)
+    start = corrected(training, start, points)
     if isinstance(training, SVI):
-        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
+        yield "assigned", _like(training, AssignedELBO(), training.data, -(-epochs // 5), start)
     yield "training", training
 
 
@@ -117,7 +120,10 @@ def corrected(
         Corrected responsibilities, shape (N, K). A story without `target_log_likelihoods` takes
         one M-step, and the given responsibilities are returned.
     """
-    r = current = weights = responsibilities
+    r = current = responsibilities
+    times = run.annotations.weights
+    times = torch.ones_like(r[:, :1]) if times is None else times.to(r).unsqueeze(-1)
+    weights = times * r
     num_components = r.shape[1]
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
     background, share = None, 0.05
@@ -132,13 +138,16 @@ def corrected(
         explained = math.log1p(-share) + log_likelihoods
         unexplained = math.log(share) + background
         posterior = (prior.log() + torch.logaddexp(explained, unexplained)).softmax(-1)
-        confusion = confusion * (r.mT @ (posterior / prior)) + 1e-9
+        posterior = with_labels(posterior, run.annotations)
+        confusion = confusion * (r.mT @ (times * posterior / prior)) + 1e-9
         confusion = confusion / confusion.sum(-1, keepdim=True)
         weights = posterior * (explained - unexplained).sigmoid()
-        share = min(max(1.0 - weights.sum(-1).mean().item(), 1e-4), 0.5)
+        unexplained_share = 1.0 - ((times * weights).sum() / times.sum()).item()
+        share = min(max(unexplained_share, 1e-4), 0.5)
         weights = torch.where(weights < 1e-3, 0.0, weights)  # M-steps skip rows of zero weight
+        weights = times * weights
         before, current = current, posterior
-        if (current - before).abs().sum(-1).mean() < 1e-3:
+        if (times * (current - before)).abs().sum() < 1e-3 * times.sum():
             break
     return current
 
@@ -149,18 +158,25 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
         return None
     for story in modules(run.model):
         if isinstance(story, TargetLikelihoods):
-            rows = run.data[:2]  # without weights and groups
+            rows = run.data[:2]
             batches = zip(*(column.split(rows_at_once) for column in rows), strict=True)
             with torch.no_grad(), running(run.store):
                 return torch.cat([story.target_log_likelihoods(*batch) for batch in batches])
     return None
 
 
-def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:
+def _like(
+    training: SVI,
+    loss: Any,
+    data: tuple[torch.Tensor, ...],
+    epochs: int,
+    labels: torch.Tensor | None = None,
+) -> SVI:
     """A phase before the training, whose bound on held-out rows does not tell when to stop."""
     elbo, treatment = objective(loss)
     phase = replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
-    return replace(phase, held_out=None, patience=None)
+    annotations = replace(training.annotations, labels=labels)
+    return replace(phase, held_out=None, patience=None, annotations=annotations)
 
 
 def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:

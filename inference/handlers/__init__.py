@@ -1,5 +1,6 @@
 """Effect handlers for the assignment ``c`` and for other sites."""
 
+from .annotations import UNANNOTATED, Annotate, Annotations, annotated
 from .assignment import (
     CategoricalKL,
     Discretize,
@@ -15,7 +16,6 @@ from .values import (
     AtTheMean,
     Given,
     MinibatchScale,
-    RowWeights,
     SameNoise,
     SobolSamples,
     Undrawn,
@@ -25,6 +25,9 @@ from .values import (
 
 __all__ = [
     "REPLICATES",
+    "UNANNOTATED",
+    "Annotate",
+    "Annotations",
     "AtTheMean",
     "CategoricalKL",
     "Discretize",
@@ -33,12 +36,12 @@ __all__ = [
     "Given",
     "MinibatchScale",
     "Relax",
-    "RowWeights",
     "SameNoise",
     "SobolSamples",
     "Undecided",
     "Undrawn",
     "WithDistribution",
+    "annotated",
     "is_assignment",
     "log_probabilities",
     "standard_normal_points",

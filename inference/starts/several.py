@@ -11,6 +11,7 @@ import torch
 from ..context import reproducible, stream
 from ..em import EM
 from .clustering import few_places, unit_variance
+from .labels import matched, with_labels
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
 ROWS = 4000
@@ -37,19 +38,18 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
     if number == 1 or num_components in (None, 1):
         return first
     rows = _some(first)
-    whole = first.data
-    runs = [first, *(begin(index) for index in range(1, number))]
-    runs = [replace(run, data=tuple(part[rows] for part in whole)) for run in runs]
+    runs = [run.on(rows) for run in (first, *(begin(index) for index in range(1, number)))]
     for index, run in enumerate(runs):
         if index % 3:
-            run.m_step(_assigned(run, num_components, random=index % 3 == 2))
+            start = matched(_assigned(run, num_components, random=index % 3 == 2), run.annotations)
+            run.m_step(with_labels(start, run.annotations))
     for share, iterations in ROUNDS:
         runs = sorted(runs, key=_objective, reverse=True)[: math.ceil(share * len(runs))]
         for run in runs:
             _iterate(run, iterations)
     best = max(runs, key=_objective)
-    history = best.history if len(rows) == len(whole[0]) else []
-    return replace(best, data=whole, history=history)
+    history = best.history if len(rows) == len(first.data[0]) else []
+    return replace(best, data=first.data, annotations=first.annotations, history=history)
 
 
 def _some(run: EM) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
 from pyro_moe.lazy import method
@@ -47,6 +48,7 @@ class Fit:
         image_shape: ``(channels, height, width)`` if a row of x is a flattened image, or None.
         restored: What the run folder says of the training rows, if ``data`` are other rows; None
             if ``data`` are the training rows.
+        annotations: The weights, groups and labels of the training rows.
         run: The run of SVI or EM that `resume` continues; None for a restored fit.
         predict: The function `evaluation.predict` as a method.
         score: The function `evaluation.score` as a method.
@@ -66,6 +68,7 @@ class Fit:
     targets: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
     restored: Training | None = field(default=None, repr=False)
+    annotations: Annotations = field(default=UNANNOTATED, repr=False)
     run: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -213,7 +216,7 @@ class Fit:
         """
         x, *others = self._converted(in_order(data, self.columns, self.targets))
         _, *fitted = self.example
-        if len(others) < min(len(fitted), 1):  # weights and groups of rows may be absent
+        if len(others) < min(len(fitted), 1):  # further columns of a story may be absent
             raise DataError("expected data (x, y), as fitted; got x alone")
         pairs = zip(others, fitted, strict=False)
         return (x, *(as_fitted(column, like) for column, like in pairs))

@@ -142,7 +142,9 @@ def laplace(fit: Fit) -> Fit:
     story = model.__self__.double()
     data = tuple(c.double() if c.is_floating_point() else c for c in columns)
     prior = Prior(**fit.settings["prior"])
-    precision = information(EM(model, guide, data, 0, fit.settings["seed"], prior))
+    about = fit.annotations.each(lambda c: c.double() if c.is_floating_point() else c)
+    run = EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)
+    precision = information(run)
     values, vectors = torch.linalg.eigh(precision)
     if (values < -1e-6 * values.max()).any():
         warn(

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pyro_moe.fitting import fit
 from pyro_moe.inference.em import EM, TOLERANCE
@@ -28,6 +27,7 @@ from .design import (
 from .information import polish
 from .result import MixtureFit
 
+WEIGHT_TYPES = ("replication", "sampling")
 FAMILIES = (
     "normal",
     "normal-full",
@@ -52,10 +52,12 @@ def mixture(
     trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
+    labels: str | None = None,
+    weight_type: str = "replication",
     shared: Sequence[str] = (),
     missing: str = "raise",
     unseen: str = "raise",
-    order: Any = "size",
+    order: Any = None,
     initialize: Any = None,
     restarts: int | None = None,
     epochs: int | None = None,
@@ -86,16 +88,21 @@ def mixture(
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
-        weights: A column that says for how many rows each row stands. Rows of weight zero are
-            left out.
+        weights: A column of weights. Rows of weight zero are left out.
         groups: A column. The rows of a group are from one component. The gate's columns must not
             differ in a group.
+        labels: A column with the component of each row, 0 to K - 1, where it is known; missing
+            or -1 elsewhere.
+        weight_type: ``"replication"``: a row of weight w is w rows. Or ``"sampling"``: a row
+            stands for others in proportion to w, as in a survey. The weights then are scaled to
+            a mean of one, and standard errors are those of the sandwich.
         shared: Terms whose coefficients are the same in all experts, such as ``["treatment"]``;
             ``"Intercept"``; and ``"sigma"``, for one scale.
         missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
         unseen: What is done in new rows with levels of a factor that the training rows lack:
             ``"raise"`` an error, or code them as the ``"reference"``.
         order: The order of the components, see `MixtureFit.relabel`; ``"fitted"`` for that of EM.
+            If None, ``"size"``; with labels, their order.
         initialize: Responsibilities (N, K) or labels (N,) to start from, instead of several
             starts.
         restarts: The number of starts, 12 if None.
@@ -127,6 +134,10 @@ def mixture(
     families = [family] if isinstance(family, str) else list(family)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
+    if weight_type == "sampling" and weights is None:
+        raise ValueError("expected weights, the name of a column, with weight_type='sampling'")
     formulas = stated(formula, target, experts, gate)
     table = as_frame(data)
     if weights is not None:
@@ -144,12 +155,16 @@ def mixture(
         shared=shared,
     )
     columns = columns_of(design, table)
+    annotations = annotations_of(design, table, labels, sampling=weight_type == "sampling")
     story = story_of(design, columns, num_components, families)
     found = fitted_to(
         story,
         design,
         columns,
         family=" and ".join(families),
+        cov_type="sandwich" if weight_type == "sampling" else "observed",
+        weight_type=weight_type,
+        **annotations,
         initialize=initialize,
         restarts=restarts,
         epochs=epochs,
@@ -164,19 +179,30 @@ def mixture(
             f"{found.remaining:.2g} nats: give more epochs, more restarts, or fewer components",
             ConvergenceWarning,
         )
+    if order is None:
+        order = "size" if labels is None else "fitted"
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
 def fitted_to(
-    story: Any, design: Design, columns: tuple[Any, ...], *, family: str, **options: Any
+    story: Any,
+    design: Design,
+    columns: tuple[Any, ...],
+    *,
+    family: str,
+    cov_type: str = "observed",
+    weight_type: str = "replication",
+    **options: Any,
 ) -> MixtureFit:
     """A story fitted to the columns of a design, by EM and then by Newton's method.
 
     Args:
         story: A story `models.ME`.
         design: Its design.
-        columns: x and y, and weights and groups, if any.
+        columns: x and y.
         family: The name of the family.
+        cov_type: See `MixtureFit`.
+        weight_type: See `mixture`.
         **options: Arguments of `fit`.
     """
     fitted = fit(story.model, story.guide, columns, loss="em", **options)
@@ -187,7 +213,9 @@ def fitted_to(
             lambda: named_parameters(fitted.story, design)[1],
             at_limit(fitted.story, design),
         )
-    values = {**vars(fitted), "design": design, "family": family, "remaining": remaining}
+    own = {"design": design, "family": family, "remaining": remaining}
+    own |= {"cov_type": cov_type, "weight_type": weight_type}
+    values = vars(fitted) | own
     return MixtureFit(
         **{each.name: values[each.name] for each in fields(MixtureFit) if each.name in values}
     )
@@ -249,18 +277,28 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
-    """The rows x and y as data frames, and the weights and the groups, if any."""
+    """The rows x and y as data frames."""
     x, y = design.features(table), design.target(table)
     if design.trials is not None:
         check_trials(design, x, y)
-    if design.weights is None and design.groups is None:
-        return x, y
-    weights = np.ones(len(x)) if design.weights is None else weighing(table, design.weights)
-    if design.groups is None:
-        return x, y, torch.from_numpy(weights)
-    place, _ = pd.factorize(variable(table, design.groups))
-    check_groups(design, x, place)
-    return x, y, torch.from_numpy(weights), torch.from_numpy(place.astype(np.int64))
+    if design.groups is not None:
+        check_groups(design, x, pd.factorize(variable(table, design.groups))[0])
+    return x, y
+
+
+def annotations_of(
+    design: Design, table: pd.DataFrame, labels: str | None, *, sampling: bool
+) -> dict[str, Any]:
+    """The weights, groups and labels of the rows, arguments of `fit`."""
+    found: dict[str, Any] = {}
+    if design.weights is not None:
+        weights = weighing(table, design.weights)
+        found["weights"] = weights / weights.mean() if sampling else weights
+    if design.groups is not None:
+        found["groups"] = variable(table, design.groups).to_numpy()
+    if labels is not None:
+        found["labels"] = variable(table, labels)
+    return found
 
 
 def check_trials(design: Design, x: pd.DataFrame, y: Any) -> None:

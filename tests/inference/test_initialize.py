@@ -106,7 +106,7 @@ def test_each_phase_has_its_objective_and_its_epochs(x, responsibilities):
     runs = dict(phases(training, responsibilities, epochs=11, num_components=K))
     assert [type(run.elbo) for run in runs.values()] == [Reconstruction, AssignedELBO, MarginalELBO]
     assert [run.epochs for run in runs.values()] == [11, 3, 3]  # 11 / 5, rounded up
-    assert_close(runs["assigned"].data[1], responsibilities)
+    assert_close(runs["assigned"].annotations.labels, responsibilities)
     assert runs["training"] is training
 
 
