@@ -14,7 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
-from .handlers import UNANNOTATED, Annotations, Enumerate
+from .handlers import UNANNOTATED, Annotations, Enumerate, where_incomplete
 from .prior import (
     FLAT,
     PERMUTATIONS,
@@ -27,7 +27,7 @@ from .prior import (
     without_effect,
 )
 from .programs import Program, beside, isolated, learned, modules
-from .protocols import Maximizable, MixturePart, MStep, Penalized
+from .protocols import Completes, Maximizable, MixturePart, MStep, Penalized
 from .svi import Data
 from .traces import assigned_bounds, compute_log_prob, is_labeled, row_log_weights
 
@@ -258,7 +258,7 @@ class EM:
         about = (annotations.weights, annotations.labels)
         parts = (repeat(None) if c is None else c.split(rows) for c in (*about, *columns))
         batches = zip(*parts, strict=False)
-        with running(self.store):
+        with running(self.store), where_incomplete(*columns):
             if annotations.groups is not None:
                 with reproducible(self.seed):
                     found = [self._log_joint(*batch) for _, _, *batch in batches]
@@ -415,8 +415,13 @@ def maximize(
         sizes: The number of rows, or the sum of their weights, in the group of each row, (N,).
     """
     groups = {} if sizes is None else {"sizes": sizes}
+    incomplete = bool(data[0].isnan().any())
     with late_imports():
         for outermost in modules(model):
+            if incomplete and isinstance(outermost, Completes):
+                responsibilities, *rows = outermost.completed(responsibilities, *data)
+                data = tuple(rows)
+                points = data[0]
             if isinstance(outermost, MStep):
                 outermost.m_step(responsibilities, points, *data, **groups)
                 continue

@@ -16,7 +16,7 @@ from pyro import poutine
 from .context import reproducible, running
 from .em import EM, maximize
 from .errors import SiteError
-from .handlers import AtTheMean
+from .handlers import AtTheMean, where_incomplete
 from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
@@ -89,7 +89,7 @@ def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:
     for story in modules(model):
         units = getattr(story, "units", None)
         if isinstance(units, torch.nn.Module):
-            return units(x.double())
+            return units(x.double()).nan_to_num(0.0)  # means in place of missing entries
     return unit_variance(x.double())
 
 
@@ -160,7 +160,7 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
         if isinstance(story, TargetLikelihoods):
             rows = run.data[:2]
             batches = zip(*(column.split(rows_at_once) for column in rows), strict=True)
-            with torch.no_grad(), running(run.store):
+            with torch.no_grad(), running(run.store), where_incomplete(*rows):
                 return torch.cat([story.target_log_likelihoods(*batch) for batch in batches])
     return None
 
@@ -182,7 +182,8 @@ def _like(
 def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
     """The codes E[z|x] under the guide, shape (N, L), or None if it has no site ``z``."""
     means = []
-    with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), AtTheMean():
+    incomplete = where_incomplete(*run.data)
+    with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), incomplete, AtTheMean():
         for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
             trace = poutine.trace(run.guide).get_trace(*batch)
             if "z" not in trace.nodes:

@@ -12,7 +12,13 @@ import torch
 from pyro.infer import ELBO
 
 from .context import reproducible, running, stream, training_mode, without_warnings
-from .handlers import UNANNOTATED, Annotations, MinibatchScale, annotated
+from .handlers import (
+    UNANNOTATED,
+    Annotations,
+    MinibatchScale,
+    annotated,
+    where_incomplete,
+)
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, isolated, learned, modules, restore, state
@@ -201,6 +207,7 @@ class SVI:
         with (
             reproducible(self.seed, epoch),
             running(self.store),
+            where_incomplete(*self.data),
             training_mode(self.model, self.guide),
             evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
@@ -333,7 +340,7 @@ def marginal_elbo(
     total = 0.0
     model, guide = (annotated(program, annotations.names) for program in (model, guide))
     every = (*columns, *annotations.columns)
-    with torch.no_grad(), reproducible(seed, 0, 2), running(store):
+    with torch.no_grad(), reproducible(seed, 0, 2), running(store), where_incomplete(*columns):
         for batch in zip(*(column.split(512) for column in every), strict=True):
             rows = (column.repeat(num_particles, *[1] * (column.dim() - 1)) for column in batch)
             total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()

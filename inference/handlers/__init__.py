@@ -11,6 +11,7 @@ from .assignment import (
     is_assignment,
     log_probabilities,
 )
+from .incomplete import Incomplete, where_incomplete
 from .values import (
     REPLICATES,
     AtTheMean,
@@ -34,6 +35,7 @@ __all__ = [
     "Enumerate",
     "EnumerateInParallel",
     "Given",
+    "Incomplete",
     "MinibatchScale",
     "Relax",
     "SameNoise",
@@ -45,4 +47,5 @@ __all__ = [
     "is_assignment",
     "log_probabilities",
     "standard_normal_points",
+    "where_incomplete",
 ]

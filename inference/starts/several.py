@@ -89,7 +89,12 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
 
 
 def _standardized(data: tuple[torch.Tensor, ...]) -> np.ndarray:
-    """x, and y if it has real values in all rows, as columns of unit variance."""
-    parts = [part.reshape(len(part), -1) for part in data[:2]]
-    parts = [part for part in parts if part.is_floating_point() and not part.isnan().any()]
+    """x, and y if it has real values in all rows, as columns of unit variance.
+
+    Missing entries of x are the means of their columns.
+    """
+    x, *targets = [part.reshape(len(part), -1) for part in data[:2]]
+    means = x.nanmean(0)
+    parts = [x.where(~x.isnan(), means)]
+    parts += [y for y in targets if y.is_floating_point() and not y.isnan().any()]
     return unit_variance(torch.cat([part.double() for part in parts], -1)).cpu().numpy()

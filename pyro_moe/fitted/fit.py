@@ -12,7 +12,7 @@ import torch
 
 from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
-from pyro_moe.inference.handlers import UNANNOTATED, Annotations
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations, where_incomplete
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
 from pyro_moe.lazy import method
@@ -238,8 +238,12 @@ class Fit:
 
     def _converted(self, data: Data) -> tuple[torch.Tensor, ...]:
         like = self.data[0]
-        missing = self.settings.get("missing_targets", False)
-        columns = as_tensors(data, dtype=like.dtype, missing_targets=missing)
+        columns = as_tensors(
+            data,
+            dtype=like.dtype,
+            missing_targets=self.settings.get("missing_targets", False),
+            missing_features=getattr(self.story, "missing_features", False),
+        )
         expect_width(columns[0], like, "x")
         columns = tuple(column.to(like.device) for column in columns)
         if self.history:  # without training, no rows are like those of training
@@ -259,7 +263,7 @@ Fit.resume = method("pyro_moe.fitting", "resume")
 def _in_store(program: Program, store: dict[str, Any]) -> Program:
     @functools.wraps(program)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with running(store):
+        with running(store), where_incomplete(*args):
             return program(*args, **kwargs)
 
     return run

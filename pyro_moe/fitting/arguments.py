@@ -12,7 +12,8 @@ from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
-from pyro_moe.inference.programs import Program
+from pyro_moe.inference.programs import Program, owner
+from pyro_moe.inference.protocols import TakesIncomplete
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
 from pyro_moe.rows import as_tensor, has_target
 
@@ -71,6 +72,22 @@ def check_start(initialize: Any, num_rows: int, num_components: int | None) -> s
     if shares.isnan().all():
         raise DataError("expected initialize with the component of some row; got that of none")
     return shares.nan_to_num(1.0 / num_components)
+
+
+def check_takes_incomplete(model: Program) -> None:
+    """Check that a story takes rows whose x lacks entries.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    story = owner(model)
+    if not (isinstance(story, TakesIncomplete) and story.missing_features):
+        raise ValueError(
+            "expected a story with a density of x and of y given what is observed of it, such as "
+            "GMM, GMMMoE with normal experts, VaDE, DMVAE, or VaDEMoE and DVMoE with context='z', "
+            f"for missing_features=True; got {type(story).__name__}: choose one of these, leave "
+            "rows with gaps out, or impute them, see evaluation.impute"
+        )
 
 
 def check_restarts(restarts: int | None, start: str | torch.Tensor, *, by_em: bool) -> None:

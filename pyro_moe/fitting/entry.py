@@ -50,6 +50,7 @@ def fit(
     tolerance: float = TOLERANCE,
     prior: str | Prior = "auto",
     missing_targets: bool = False,
+    missing_features: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -125,6 +126,11 @@ def fit(
             `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
         missing_targets: Whether y may have NaN. Rows without a target contribute to a model of x,
             but not to the experts.
+        missing_features: Whether x may have NaN. The likelihood is then that of the observed
+            entries of each row, with the others summed out, which is right if entries are missing
+            at random. For `models.GMM`, and `models.GMMMoE` with normal experts, it is exact. VAEs
+            have its bound: their encoders read means in place of missing entries. In a VaDEMoE or
+            DVMoE the experts must be functions of z.
         seed: Seed of all random numbers.
         device: Device of the training; that of the model's parameters if None.
         progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
@@ -180,6 +186,7 @@ def fit(
         tolerance=tolerance,
         prior=prior,
         missing_targets=missing_targets,
+        missing_features=missing_features,
         seed=seed,
         device=device,
     )

@@ -24,6 +24,7 @@ from .arguments import (
     check_restarts,
     check_schedules,
     check_start,
+    check_takes_incomplete,
     has_em,
     held_share,
     split,
@@ -134,6 +135,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "tolerance": options["tolerance"],
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
+        "missing_features": options["missing_features"],
         "seed": seed,
     }
     start = start if isinstance(start, str) else start[kept]
@@ -170,7 +172,9 @@ def _resolved(
 ) -> tuple[tuple[torch.Tensor, ...], str | ELBO, int | None]:
     """The columns, the objective and K, after all checks of model and data."""
     loss = options["loss"]
-    to_tensors = {name: options[name] for name in ("device", "missing_targets")}
+    to_tensors = {name: options[name] for name in ("device", "missing_targets", "missing_features")}
+    if options["missing_features"]:
+        check_takes_incomplete(model)
     columns = columns_of(
         model, guide, data, double=isinstance(loss, str) and loss == "em", **to_tensors
     )
