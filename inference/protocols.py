@@ -171,6 +171,14 @@ class TargetLikelihoods(Protocol):
 
 
 @runtime_checkable
+class Countable(Protocol):
+    """A part that has fewer free parameters than numbers, such as a softmax gate."""
+
+    def num_free_parameters(self) -> int:
+        """Their number."""
+
+
+@runtime_checkable
 class HasJoint(Protocol):
     r"""A story of c alone that evaluates its joint density with each component.
 

@@ -92,6 +92,13 @@ class GaussianMixture(nn.Module):
         if self.covariance != "diagonal":
             nn.init.zeros_(self.correlation)
 
+    def num_free_parameters(self) -> int:
+        """The number of weights but one, of means and of variances and covariances."""
+        below = 0 if self.covariance == "diagonal" else self.dim * (self.dim - 1) // 2
+        weights = self.num_components - 1 if self.weights == "learned" else 0
+        each = self.log_scale.shape[0] * (self.dim + below)
+        return weights + self.loc.numel() + each
+
     @property
     def scale_tril(self) -> torch.Tensor:
         """The Cholesky factors L_k, shape (K, L, L), or (1, L, L) when tied."""
