@@ -135,7 +135,6 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "tolerance": options["tolerance"],
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
-        "missing_features": options["missing_features"],
         "seed": seed,
     }
     start = start if isinstance(start, str) else start[kept]
