@@ -3,6 +3,7 @@
 python benchmarks/spiral.py dmvae --start random --restarts 3 --seeds 0 1 2 3 4 5 6 7 8 9
 python benchmarks/spiral.py vade --loss Trace_ELBO --epochs 34 --initial-epochs 5
 python benchmarks/spiral.py dvmoe --loss Trace_ELBO --epochs 34 --initial-epochs 5 --y-dim 2
+python benchmarks/spiral.py dvmoe --defaults --y-dim 2
 """
 
 import argparse
@@ -31,13 +32,16 @@ def main() -> None:
     parser.add_argument("--initial-epochs", type=int)
     parser.add_argument("--covariance", default="full")
     parser.add_argument("--y-dim", type=int, help="number of targets, for dvmoe")
+    parser.add_argument(
+        "--defaults", action="store_true", help="all options of fit but the seed at their defaults"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
         key = {
             "method": options.method,
-            "loss": options.loss,
-            "start": options.start,
+            "loss": "default" if options.defaults else options.loss,
+            "start": "default" if options.defaults else options.start,
             "restarts": options.restarts,
             "covariance": options.covariance,
             "y_dim": options.y_dim,
@@ -65,19 +69,22 @@ def fit_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         g = evaluation.gate(fit, test.x, num_samples=8)
         curves[-1].append(evaluation.clustering_scores(g, test.labels)["accuracy"])
 
+    settings: dict[str, Any] = {
+        "loss": Trace_ELBO() if options.loss == "Trace_ELBO" else options.loss,
+        "initialize": options.start,
+        "epochs": options.epochs,
+        "initial_epochs": options.initial_epochs,
+        "restarts": options.restarts,
+        "callback": measure,
+    }
     started = time.perf_counter()
     fit = pyro_moe.fit(
         story.model,
         story.guide,
         train,
-        loss=Trace_ELBO() if options.loss == "Trace_ELBO" else options.loss,
-        initialize=options.start,
-        epochs=options.epochs,
-        initial_epochs=options.initial_epochs,
-        restarts=options.restarts,
         seed=seed,
         progress=False,
-        callback=measure,
+        **({} if options.defaults else settings),
     )
     return {
         "seconds": time.perf_counter() - started,

@@ -1,5 +1,6 @@
 """Expectation maximization for stories whose parts have an M-step."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -263,12 +264,12 @@ class EM:
                 with reproducible(self.seed):
                     found = [self._log_joint(*batch) for _, _, *batch in batches]
                 return [read(_of_groups(found, annotations))]
-            if self._is_direct(columns):
+            if self.is_direct(columns):
                 return [read(Block(self._direct(*b), *of)) for *of, b in _nested(batches)]
             with reproducible(self.seed):
                 return [read(Block(self._log_joint(*b)[0], *of)) for *of, b in _nested(batches)]
 
-    def _is_direct(self, columns: Columns) -> bool:
+    def is_direct(self, columns: Columns) -> bool:
         """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""
         if max(len(columns), len(self.data)) > 2 or beside(self.model, "log_joint") is None:
             return False
@@ -326,12 +327,25 @@ class EM:
         """
         if len(self.history) < 3:
             return False
+        last, rate = self._increase()
+        if last < 1e-13 * (1.0 + abs(self.history[-1]["objective"])):  # rounding errors
+            return self.tolerance >= 0
+        return rate < 1 and self.num_rows * last * max(rate / (1 - rate), 1.0) < self.tolerance
+
+    @property
+    def limit(self) -> float:
+        """The objective that is expected of all further iterations, nats per row."""
+        if len(self.history) < 3:
+            return math.inf
+        last, rate = self._increase()
+        ahead = last * rate / (1 - rate) if rate < 1 else math.inf
+        return self.history[-1]["objective"] + ahead
+
+    def _increase(self) -> tuple[float, float]:
+        """The last increase of the objective, and its ratio a to the one before."""
         first, second, third = (record["objective"] for record in self.history[-3:])
         before, last = second - first, third - second
-        if last < 1e-13 * (1.0 + abs(third)):  # rounding errors
-            return self.tolerance >= 0
-        rate = last / before if before > 0 else 1.0
-        return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
+        return last, last / before if before > 0 else 1.0
 
 
 class Block(NamedTuple):

@@ -18,12 +18,14 @@ from .em import EM, maximize
 from .errors import SiteError
 from .handlers import AtTheMean, where_incomplete
 from .objectives import AssignedELBO, Reconstruction, objective
+from .prior import FLAT, Prior, with_prior_rows
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
 from .starts.clustering import cluster, expect_umap, unit_variance
 from .starts.labels import matched, with_labels
 from .svi import SVI
 
+NEGLIGIBLE = 1e-3  # weight of a row
 STARTS = ("random", "keep", "autoencoder", "tsne", "umap")
 
 
@@ -77,7 +79,11 @@ def phases(
     start = with_labels(start.to(points), training.annotations)
     start = corrected(training, start, points)
     if isinstance(training, SVI):
-        yield "assigned", _like(training, AssignedELBO(), training.data, -(-epochs // 5), start)
+        total = training.annotations.total(len(points))
+        elbo = AssignedELBO(
+            prior=prior_of(training), num_rows=len(points), mean_weight=total / len(points)
+        )
+        yield "assigned", _like(training, elbo, training.data, -(-epochs // 5), start)
     yield "training", training
 
 
@@ -121,14 +127,20 @@ def corrected(
         one M-step, and the given responsibilities are returned.
     """
     r = current = responsibilities
-    times = run.annotations.weights
-    times = torch.ones_like(r[:, :1]) if times is None else times.to(r).unsqueeze(-1)
-    weights = times * r
+    given = run.annotations.weights
+    given = None if given is None else given.to(r)
+    times = torch.ones_like(r[:, :1]) if given is None else given.unsqueeze(-1)
+    weights = r
     num_components = r.shape[1]
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
-    background, share = None, 0.05
+    background, share, p = None, 0.05, prior_of(run)
+    if p.rows < NEGLIGIBLE * times.sum():
+        p = FLAT
     for _ in range(iterations):
-        maximize(run.model, weights, points, *run.data)
+        rows, places, data = with_prior_rows(
+            p, weights, points, run.data, seed=run.seed, weights=given
+        )
+        maximize(run.model, rows, places, *data)
         log_likelihoods = target_log_likelihoods(run)
         if log_likelihoods is None:
             break
@@ -144,12 +156,17 @@ def corrected(
         weights = posterior * (explained - unexplained).sigmoid()
         unexplained_share = 1.0 - ((times * weights).sum() / times.sum()).item()
         share = min(max(unexplained_share, 1e-4), 0.5)
-        weights = torch.where(weights < 1e-3, 0.0, weights)  # M-steps skip rows of zero weight
-        weights = times * weights
+        # M-steps skip rows of zero weight
+        weights = torch.where(weights < NEGLIGIBLE, 0.0, weights)
         before, current = current, posterior
         if (times * (current - before)).abs().sum() < 1e-3 * times.sum():
             break
     return current
+
+
+def prior_of(run: SVI | EM) -> Prior:
+    """The prior of the parameters."""
+    return run.prior if isinstance(run, EM) else getattr(run.elbo, "prior", FLAT)
 
 
 def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:

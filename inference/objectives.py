@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
@@ -136,7 +137,19 @@ def set_temperature(temperature: Temperature, *programs: Program) -> None:
 
 
 class _DifferentiableELBO(ELBO):
-    """A Pyro ELBO whose gradient is that of `differentiable_loss`."""
+    """A Pyro ELBO whose gradient is that of `differentiable_loss`, with a prior of parameters."""
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        prior: Prior = FLAT,
+        num_rows: int = 1,
+        mean_weight: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_particles, **options)
+        self.prior, self.num_rows, self.mean_weight = prior, num_rows, mean_weight
 
     @abstractmethod
     def differentiable_loss(
@@ -154,6 +167,13 @@ class _DifferentiableELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
+
+    def _log_prior(self, model: Program, guide: Program, trace: Trace, size: int) -> Any:
+        """The terms of log p(θ) that belong to a minibatch of this size."""
+        prior = log_prior_terms(self.prior, self.num_rows * self.mean_weight, trace)
+        if self.prior.ridge or self.prior.networks:
+            prior = prior + size / self.num_rows * log_ridge(model, guide)
+        return prior
 
 
 class MarginalELBO(_DifferentiableELBO):
@@ -189,18 +209,8 @@ class MarginalELBO(_DifferentiableELBO):
         1.138
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *,
-        prior: Prior = FLAT,
-        num_rows: int = 1,
-        mean_weight: float = 1.0,
-        teaches: bool = False,
-        **options: Any,
-    ) -> None:
+    def __init__(self, num_particles: int = 1, *, teaches: bool = False, **options: Any) -> None:
         super().__init__(num_particles, **options)
-        self.prior, self.num_rows, self.mean_weight = prior, num_rows, mean_weight
         self.teaches = teaches
 
     def differentiable_loss(
@@ -214,13 +224,11 @@ class MarginalELBO(_DifferentiableELBO):
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
-            prior = log_prior_terms(self.prior, self.num_rows * self.mean_weight, model_trace)
             log_q, labels = log_assignment(guide_trace), labels_of(model_trace)
             if self.teaches and log_q is not None and labels is not None:
                 taught = labels.nan_to_num(0.0).T * log_q.masked_fill(log_q.isneginf(), 0.0)
                 rows = rows + (taught - taught.detach()).sum(0)
-            if self.prior.ridge or self.prior.networks:
-                prior = prior + len(rows) / self.num_rows * log_ridge(model, guide)
+            prior = self._log_prior(model, guide, model_trace, len(rows))
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
 
@@ -261,6 +269,14 @@ class AssignedELBO(_DifferentiableELBO):
     the encoder, and q(c|x). The entropy of r is constant and left out. The KL term is left out
     if the guide has no site ``c``. The responsibilities, shape (N, K), are the labels of the
     model's site ``c``, see `Annotations`.
+
+    Args:
+        num_particles: Samples of the other latent variables to average over.
+        prior: The prior of the parameters, whose terms of each row are added. Without it, experts
+            of few rows begin with scales from which no gradient leads back.
+        num_rows: N, the number of training rows.
+        mean_weight: The mean of their weights.
+        **options: Further options of Pyro's ELBO.
     """
 
     def differentiable_loss(
@@ -275,7 +291,8 @@ class AssignedELBO(_DifferentiableELBO):
             taught = log_weights if log_q is None else log_weights + log_q
             taught = taught.masked_fill(responsibilities.T == 0, 0.0)  # where q(c) may be 0
             rows = (responsibilities.T * taught).sum(0)
-            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace))
+            prior = self._log_prior(model, guide, model_trace, len(rows))
+            particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:

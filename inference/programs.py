@@ -103,10 +103,35 @@ def learned(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor
     return named
 
 
-def state(store: dict[str, Any], *programs: Program) -> dict[str, torch.Tensor]:
-    """Copies of all that training changes, by name: parameters, and buffers of modules."""
-    tensors = _changing(store, *programs)
-    return {name: value.detach().clone() for name, value in tensors.items()}
+def state(
+    store: dict[str, Any], *programs: Program, into: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Copies of all that training changes, by name: parameters, and buffers of modules.
+
+    Args:
+        store: The state of Pyro's parameter store for these programs.
+        *programs: Models and guides.
+        into: A former state that is not needed any more. Its memory is used.
+    """
+    return copied(_changing(store, *programs), into)
+
+
+def copied(
+    tensors: dict[str, torch.Tensor], into: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Copies of tensors, in the memory of others of the same names and shapes if there are any."""
+    free = {
+        name: other
+        for name, other in (into or {}).items()
+        if name in tensors
+        and (other.shape, other.dtype, other.device)
+        == (tensors[name].shape, tensors[name].dtype, tensors[name].device)
+    }
+    with torch.no_grad():
+        return {
+            name: free[name].copy_(value) if name in free else value.detach().clone()
+            for name, value in tensors.items()
+        }
 
 
 def restore(state: dict[str, torch.Tensor], store: dict[str, Any], *programs: Program) -> None:

@@ -193,6 +193,22 @@ class HasJoint(Protocol):
 
 
 @runtime_checkable
+class HasSideBySide(Protocol):
+    """A story of which several copies take iterations of EM together.
+
+    It is used together with `HasJoint`, if both and ``m_step`` are written in the same class as the
+    story's ``model``. See `models.parts.side_by_side` for the story that it returns.
+    """
+
+    def side_by_side(self, others: Any) -> Any:
+        """This story and S - 1 others as one, or None if their M-steps are not separate.
+
+        It has a ``log_joint`` of shape (N, S, K), an ``m_step`` of responsibilities of this shape,
+        ``penalties`` of shape (S,), and ``put``, which sets the parameters of one of the stories.
+        """
+
+
+@runtime_checkable
 class Predictive(Protocol):
     r"""A story whose ``forward`` is the distribution of the targets, with c summed out.
 

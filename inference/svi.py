@@ -2,8 +2,9 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,13 +22,14 @@ from .handlers import (
 )
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
-from .programs import Program, isolated, learned, modules, restore, state
+from .programs import Program, copied, isolated, learned, modules, restore, state
 from .protocols import Differentiable
-from .steps import Gradients, Processes
+from .steps import Gradients, Processes, Updates
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any] | None]
 
 
 class NonFiniteError(Exception):
@@ -75,6 +77,7 @@ class SVI:
         store: The state of Pyro's parameter store that belongs to this run.
         optimizer: Adam with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
+        compile: Whether recorded steps are compiled; ``"auto"`` if it saves time, see `Gradients`.
         gradients: How the gradients of a minibatch are computed.
     """
 
@@ -97,7 +100,12 @@ class SVI:
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     optimizer: torch.optim.Adam | None = None
     best: dict[str, torch.Tensor] | None = None
-    gradients: Gradients = field(default_factory=Gradients, init=False, repr=False, compare=False)
+    compile: bool | str = False
+    gradients: Gradients = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Begin without recorded steps."""
+        self.gradients = Gradients(self.compile)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -126,7 +134,8 @@ class SVI:
                 raise
             self.history.append(record)
             self._validate(record)
-            proven, latest = latest, self._checkpoint()
+            free = None if proven is latest else proven
+            proven, latest = latest, self._checkpoint(free)
             yield record
         if self.best is not None:
             restore(self.best, self.store, self.model, self.guide)
@@ -161,11 +170,13 @@ class SVI:
         if before is None or record["held_out_elbo"] > before:
             self.best = state(self.store, self.model, self.guide)
 
-    def _checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        moments = None if self.optimizer is None else _moments(self.optimizer)
-        return state(self.store, self.model, self.guide), moments
+    def _checkpoint(self, former: Checkpoint | None = None) -> Checkpoint:
+        """Copies of all that training changes, in the memory of a former checkpoint if possible."""
+        tensors, moments = former or (None, None)
+        kept = state(self.store, self.model, self.guide, into=tensors)
+        return kept, None if self.optimizer is None else _moments(self.optimizer, moments)
 
-    def _go_back(self, checkpoint: tuple[dict[str, torch.Tensor], dict[str, Any] | None]) -> None:
+    def _go_back(self, checkpoint: Checkpoint) -> None:
         tensors, moments = checkpoint
         restore(tensors, self.store, self.model, self.guide)
         if moments is None:
@@ -211,18 +222,20 @@ class SVI:
             training_mode(self.model, self.guide),
             evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
+            closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
         ):
             order = torch.randperm(num_rows).to(self.data[0].device)
             batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            lengths = Counter(map(len, batches))
             if processes.size > 1:
                 torch.manual_seed(stream(self.seed, epoch, processes.rank))
             buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
             for index, rows in enumerate(batches):
-                remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
+                steps = at_once * self.epochs * lengths[len(rows)]
                 done = (epoch + index / len(batches)) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self._columns)
                 try:
-                    total += self._step(batch, len(rows), buffers, done, remaining)
+                    total += self._step(batch, len(rows), buffers, updates, done, steps)
                 except FloatingPointError as error:
                     message = f"{error} at epoch {epoch + 1}, step {index + 1}"
                     raise NonFiniteError(message, first_step=index == 0) from error
@@ -240,43 +253,50 @@ class SVI:
         batch: Data,
         num_rows: int,
         buffers: list[torch.Tensor],
+        updates: Updates,
         done: float,
-        remaining: int,
+        steps: int,
     ) -> float:
-        """Take a step. The batch has the rows of this process, out of ``num_rows``."""
+        """Take a step. The batch has the rows of this process, out of ``num_rows``.
+
+        ``steps`` is zero if the objective is not `Differentiable`.
+        """
         temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
 
         def evaluate() -> float:
             with MinibatchScale(share):
-                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch)
+                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch, num_rows)
             self._optimizer()
             return loss
 
         def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
             with MinibatchScale(share):
-                return self.elbo.differentiable_loss(*self._treated(temperature), *batch)
+                programs = self._treated(temperature)
+                return self.elbo.differentiable_loss(*programs, *batch) / num_rows
 
-        if self.optimizer is None or not remaining:
+        if self.optimizer is None or not steps:
             loss = evaluate()
         else:
             (group,) = self.optimizer.param_groups
-            arguments = (group["params"], buffers, batch, temperature, remaining)
-            loss = self.gradients(evaluate, loss_of, *arguments)
+            arguments = (group["params"], buffers, batch, temperature, steps)
+            one_vector = updates.flat is not None
+            loss = self.gradients(evaluate, loss_of, *arguments, one_vector=one_vector)
         optimizer: Any = self.optimizer  # the first evaluation has created it
+        vector = self.gradients.vector
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        found = (p.grad for p in parameters) if vector is None else [vector]
+        gradients = [each for each in found if each is not None]
         if not gradients:
             raise ValueError("expected parameters that the loss depends on; got none")
+        if not steps:
+            torch._foreach_div_(gradients, float(num_rows))
+            loss /= num_rows
         loss = _of_all_processes(loss, gradients)
-        torch._foreach_div_(gradients, float(num_rows))
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
+        if not (math.isfinite(loss) and updates.step(optimizer, vector)):
             optimizer.zero_grad()
             raise FloatingPointError(self._culprit(batch, temperature))
-        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
+        return loss * num_rows
 
     def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
@@ -357,12 +377,11 @@ def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:
     return total.item()
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy of an optimizer's state."""
-    found = optimizer.state_dict()
+def _moments(optimizer: torch.optim.Optimizer, into: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of an optimizer's state, in the memory of another if there is one."""
+    found, former = optimizer.state_dict(), {} if into is None else into["state"]
     found["state"] = {
-        number: {name: value.clone() for name, value in tensors.items()}
-        for number, tensors in found["state"].items()
+        number: copied(tensors, former.get(number)) for number, tensors in found["state"].items()
     }
     return found
 
@@ -377,12 +396,17 @@ def steps_in_epoch(num_rows: int, batch_size: int) -> int:
     return max(1, -(-num_rows // batch_size))
 
 
-def _loss_and_gradients(elbo: ELBO, model: Program, guide: Program, batch: Data) -> float:
-    """The loss of a minibatch. Gradients are accumulated in the parameters' ``grad``."""
+def _loss_and_gradients(
+    elbo: ELBO, model: Program, guide: Program, batch: Data, num_rows: int
+) -> float:
+    """The loss of a minibatch, divided by its rows if it is differentiable.
+
+    Gradients are accumulated in the parameters' ``grad``.
+    """
     if not isinstance(elbo, Differentiable):
         return elbo.loss_and_grads(model, guide, *batch)
     # Pyro's loss_and_grads skips the gradients of modules without a pyro.module statement.
-    loss = elbo.differentiable_loss(model, guide, *batch)
+    loss = elbo.differentiable_loss(model, guide, *batch) / num_rows
     if loss.requires_grad:
         loss.backward()
     return loss.item()

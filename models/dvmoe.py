@@ -16,6 +16,7 @@ from pyro_moe.distributions import (
 )
 
 from .dmvae import DMVAE
+from .parts.experts import ALL_COLUMNS, Predictor
 from .parts.targets import observe_target, posterior_logits
 from .story import WithExperts
 
@@ -53,6 +54,8 @@ class DVMoE(WithExperts, DMVAE):
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         context: What the experts are a function of: ``"x"``, or ``"z"`` for E[z|x].
+        predictor: What the linear predictors of affine experts of x are made of, see `Predictor`;
+            or one for each family of a list.
         **options: Further arguments of `DMVAE`: ``likelihood``, ``covariance``, ``weights``,
             ``common_scale``, ``hidden``, ``encoder``, ``decoder`` and ``gate``.
 
@@ -72,12 +75,13 @@ class DVMoE(WithExperts, DMVAE):
         num_components: int,
         z_dim: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         context: str = "x",
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
         **options: Any,
     ) -> None:
         super().__init__(x_dim, z_dim, num_components, **options)
-        self.take_experts(experts, context, y_dim)
+        self.take_experts(experts, context, y_dim, predictor)
 
     def forward(self, x: torch.Tensor) -> dist.Distribution:
         """The distribution of y given x, shape (N, D), with the assignment summed out."""

@@ -20,7 +20,7 @@ from pyro_moe.distributions import (
 )
 
 from .m_steps.completion import completed, conditionals, covariance_of
-from .parts.experts import NormalExperts, adapt_experts, experts_of
+from .parts.experts import ALL_COLUMNS, NormalExperts, Predictor, adapt_experts, experts_of
 from .parts.mixture import GaussianMixture
 from .parts.networks import Standardize
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
@@ -49,6 +49,8 @@ class GMMMoE(nn.Module):
         weights: π ``"learned"`` or ``"uniform"``.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
         shrinkage: λ, the weight of a diagonal target in Σ_k, see `GaussianMixture`.
+        predictor: What the linear predictors of affine experts are made of, see `Predictor`; or one
+            for each family of a list.
 
     Raises:
         ValueError: If a choice is none of those named.
@@ -65,11 +67,12 @@ class GMMMoE(nn.Module):
         y_dim: int,
         num_components: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         covariance: str = "full",
         weights: str = "learned",
         common_scale: bool = False,
         shrinkage: float = 1e-3,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
     ) -> None:
         super().__init__()
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
@@ -83,7 +86,9 @@ class GMMMoE(nn.Module):
             common_scale=common_scale,
             units=self.units,
         )
-        self.experts: Any = experts_of(experts, x_dim, num_components, y_dim, units=self.units)
+        self.experts: Any = experts_of(
+            experts, x_dim, num_components, y_dim, units=self.units, predictor=predictor
+        )
         self.temperature = nn.Buffer(torch.tensor(TEMPERATURE))
         self.prior_temperature = nn.Buffer(torch.tensor(PRIOR_TEMPERATURE))
 

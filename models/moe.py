@@ -22,7 +22,8 @@ from pyro_moe.distributions import (
 from .parts.conditionals import CategoricalConditional
 from .parts.experts import ALL_COLUMNS, Predictor, adapt_experts, experts_of
 from .parts.gates import SoftmaxGate
-from .parts.networks import MLP, Standardize
+from .parts.networks import MLP, Columns, Standardize
+from .parts.side_by_side import SideBySide, stands_alone
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
 
 
@@ -115,6 +116,12 @@ class MixtureOfExperts(nn.Module):
         """Log p(y, c=k|x) of each row, shape (N, K)."""
         log_gate = self.gate(x).logits
         return log_gate if y is None else log_gate + log_likelihoods(self.experts(x), y)
+
+    def side_by_side(self, others: Sequence["MixtureOfExperts"]) -> SideBySide | None:
+        """This and other copies as one story of EM, or None if their M-steps are not separate."""
+        if not stands_alone(self.gate, self.experts):
+            return None
+        return SideBySide([self, *others])
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
@@ -223,6 +230,9 @@ class DeepMoE(MixtureOfExperts):
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
         hidden: Widths of the gate's hidden layers.
         gate: A network from x to ``num_components`` logits, instead of an MLP.
+        predictor: What the linear predictors of affine experts are made of, see `Predictor`; or one
+            for each family of a list.
+        gate_columns: The numbers of the columns that the gate reads; all if None.
 
     Raises:
         ValueError: If ``experts`` is none of these.
@@ -240,25 +250,33 @@ class DeepMoE(MixtureOfExperts):
         y_dim: int,
         num_components: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         common_scale: bool = False,
         hidden: Sequence[int] = (128, 128),
         gate: nn.Module | None = None,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
+        gate_columns: Sequence[int] | None = None,
     ) -> None:
         units = Standardize(x_dim, common=common_scale)
-        network = nn.Sequential(units, gate or MLP(x_dim, hidden, num_components))
+        width = x_dim if gate_columns is None else len(gate_columns)
+        chosen = [] if gate_columns is None else [Columns(gate_columns)]
+        network = nn.Sequential(units, *chosen, gate or MLP(width, hidden, num_components))
         super().__init__(
             CategoricalConditional(network),
-            experts_of(experts, x_dim, num_components, y_dim, units=units),
+            experts_of(experts, x_dim, num_components, y_dim, units=units, predictor=predictor),
             units=units,
         )
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, num_components
-        self.family, self.common_scale = experts, common_scale
+        self.options: dict[str, Any] = {
+            "experts": experts,
+            "common_scale": common_scale,
+            "predictor": predictor,
+            "gate_columns": gate_columns,
+        }
 
     def shallow(self) -> ME:
         """A mixture of the same experts with a softmax gate."""
-        options: Any = {"experts": copy.deepcopy(self.family), "common_scale": self.common_scale}
-        return ME(self.x_dim, self.y_dim, self.num_components, **options)
+        return ME(self.x_dim, self.y_dim, self.num_components, **copy.deepcopy(self.options))
 
 
 class HierarchicalME(MixtureOfExperts):
@@ -275,6 +293,9 @@ class HierarchicalME(MixtureOfExperts):
         num_components: Number of branches at each level from the root, two numbers or more.
         experts: A family of affine experts at the leaves.
         common_scale: Whether the columns of x share one unit, as the pixels of an image do.
+        predictor: What the linear predictors of affine experts are made of, see `Predictor`; or one
+            for each family of a list.
+        gate_columns: The numbers of the columns that the gates read; all if None.
 
     Raises:
         ValueError: If there are fewer than two levels, or ``experts`` is none of the families.
@@ -290,8 +311,10 @@ class HierarchicalME(MixtureOfExperts):
         y_dim: int,
         num_components: Sequence[int] = (2, 2),
         *,
-        experts: str = "normal",
+        experts: str | Sequence[str] = "normal",
         common_scale: bool = False,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
+        gate_columns: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(num_components, Sequence) or len(num_components) < 2:
             raise ValueError(f"expected two levels or more; got num_components={num_components}")
@@ -299,18 +322,25 @@ class HierarchicalME(MixtureOfExperts):
 
         def level(branches: Sequence[int]) -> MixtureOfExperts:
             if len(branches) == 1:
-                below = experts_of(experts, x_dim, branches[0], y_dim, units=units)
+                below = experts_of(
+                    experts, x_dim, branches[0], y_dim, units=units, predictor=predictor
+                )
             else:
                 below = experts_of([level(branches[1:]) for _ in range(branches[0])])
-            gate = SoftmaxGate(x_dim, branches[0], units=units)
+            gate = SoftmaxGate(x_dim, branches[0], units=units, columns=gate_columns)
             return MixtureOfExperts(gate, below)
 
         root = level(num_components)
         super().__init__(root.gate, root.experts, units=units)
         self.x_dim, self.y_dim, self.num_components = x_dim, y_dim, tuple(num_components)
-        self.family, self.common_scale = experts, common_scale
+        self.options: dict[str, Any] = {
+            "experts": experts,
+            "common_scale": common_scale,
+            "predictor": predictor,
+            "gate_columns": gate_columns,
+        }
 
     def shallow(self) -> ME:
         """A mixture of the experts at the leaves with one softmax gate."""
-        options: Any = {"experts": self.family, "common_scale": self.common_scale}
-        return ME(self.x_dim, self.y_dim, math.prod(self.num_components), **options)
+        number = math.prod(self.num_components)
+        return ME(self.x_dim, self.y_dim, number, **copy.deepcopy(self.options))

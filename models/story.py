@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .moe import ME
-from .parts.experts import CONTEXTS, adapt_experts, experts_of
+from .parts.experts import ALL_COLUMNS, CONTEXTS, Predictor, adapt_experts, experts_of
 from .parts.targets import log_likelihoods
 
 
@@ -29,9 +29,14 @@ class WithExperts(nn.Module):
     experts: Any
     family: Any
     context: str = "x"
+    predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS
 
     def take_experts(
-        self, experts: str | nn.Module | Sequence[nn.Module], context: str, y_dim: int
+        self,
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str],
+        context: str,
+        y_dim: int,
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
     ) -> None:
         """Set the experts.
 
@@ -39,22 +44,31 @@ class WithExperts(nn.Module):
             experts: The name of a family of affine experts, or modules, see `experts_of`.
             context: ``"x"`` or ``"z"``.
             y_dim: M, columns of y or number of classes.
+            predictor: What the linear predictors of experts of x are made of, see `Predictor`.
 
         Raises:
-            ValueError: If ``context`` or ``experts`` is none of the choices.
+            ValueError: If ``context`` or ``experts`` is none of the choices, or if experts of z
+                have a predictor.
         """
         if context not in CONTEXTS:
             raise ValueError(f"expected context in {CONTEXTS}; got {context!r}")
+        if context == "z" and predictor != ALL_COLUMNS:
+            raise ValueError("expected context='x' for experts with columns; got 'z'")
         story: Any = self
         self.context, story.y_dim, self.family = context, y_dim, experts
+        self.predictor = predictor
         width, units = (story.x_dim, story.units) if context == "x" else (story.z_dim, None)
-        self.experts = experts_of(experts, width, story.num_components, y_dim, units=units)
+        self.experts = experts_of(
+            experts, width, story.num_components, y_dim, units=units, predictor=predictor
+        )
 
     def shallow(self) -> ME:
         """A mixture of experts of the same family that are functions of x, with a softmax gate."""
         story: Any = self
         family = copy.deepcopy(self.family) if self.context == "x" else "normal"
-        options: Any = {"experts": family, "common_scale": len(story.units.scale) < story.x_dim}
+        common_scale = len(story.units.scale) < story.x_dim
+        options: Any = {"experts": family, "common_scale": common_scale}
+        options["predictor"] = self.predictor
         return ME(story.x_dim, story.y_dim, story.num_components, **options)
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:

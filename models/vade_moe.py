@@ -14,6 +14,7 @@ from pyro_moe.distributions import (
     choose,
 )
 
+from .parts.experts import ALL_COLUMNS, Predictor
 from .parts.targets import observe_target, posterior_logits
 from .story import WithExperts
 from .vade import VaDE
@@ -41,6 +42,8 @@ class VaDEMoE(WithExperts, VaDE):
         experts: A family of affine experts, ``"normal"``, ``"categorical"``, ``"student-t"``,
             ``"bernoulli"`` or ``"poisson"``; or modules, see `MixtureOfExperts`.
         context: What the experts are a function of: ``"x"``, or ``"z"`` for E[z|x].
+        predictor: What the linear predictors of affine experts of x are made of, see `Predictor`;
+            or one for each family of a list.
         **options: Further arguments of `VaDE`: ``likelihood``, ``covariance``, ``weights``,
             ``common_scale``, ``hidden``, ``encoder`` and ``decoder``.
 
@@ -60,12 +63,13 @@ class VaDEMoE(WithExperts, VaDE):
         num_components: int,
         z_dim: int,
         *,
-        experts: str | nn.Module | Sequence[nn.Module] = "normal",
+        experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",
         context: str = "x",
+        predictor: Predictor | Sequence[Predictor] = ALL_COLUMNS,
         **options: Any,
     ) -> None:
         super().__init__(x_dim, z_dim, num_components, **options)
-        self.take_experts(experts, context, y_dim)
+        self.take_experts(experts, context, y_dim, predictor)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""

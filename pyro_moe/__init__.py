@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import criticism, datasets, evaluation, images, models, plots, runs
     from .fitted import Fit
     from .fitting import fit, resume
-    from .fitting.laplace import laplace
+    from .fitting.posterior import hmc, laplace
     from .inference.errors import (
         ConvergenceWarning,
         DataError,
@@ -46,6 +46,7 @@ __all__ = [
     "datasets",
     "evaluation",
     "fit",
+    "hmc",
     "images",
     "laplace",
     "mixture",
@@ -61,7 +62,7 @@ __getattr__, __dir__ = lazy.names(
     {
         "fitted": ["Fit"],
         "fitting": ["fit", "resume"],
-        "fitting.laplace": ["laplace"],
+        "fitting.posterior": ["hmc", "laplace"],
         "inference.errors": [
             "ConvergenceWarning",
             "DataError",

@@ -65,6 +65,13 @@ class Progress:
         if self.done % math.ceil(self.epochs / lines) == 0:
             self._say()
 
+    def say(self, line: str) -> None:
+        """Show a line of text."""
+        if self.lines:
+            print(line, file=sys.stderr, flush=True)
+        elif not self.bar.disable:
+            self.bar.write(line, file=sys.stderr)
+
     def _say(self) -> None:
         """Print the last line if it has not been printed."""
         if self.lines and self.line:

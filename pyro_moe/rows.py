@@ -81,6 +81,11 @@ class Rows:
         return self.take(has_target(self.y).nonzero().flatten())
 
 
+def as_double(column: torch.Tensor) -> torch.Tensor:
+    """A column in double precision, or as it is if it has whole numbers."""
+    return column.double() if column.is_floating_point() else column
+
+
 def has_target(y: Any) -> torch.Tensor:
     """Which rows of y, shape (N,) or (N, M), have no NaN, as a boolean tensor of shape (N,).
 
@@ -149,7 +154,7 @@ def as_tensors(
         torch.Size([2, 2])
     """
     columns = _columns(data)
-    _check_index(columns)
+    check_index(columns)
     names = ("x", "y", *(f"column {i}" for i in range(2, len(columns))))[: len(columns)]
     named = dict(zip(names, map(as_tensor, columns, names), strict=True))
     _check_shapes(named)
@@ -238,8 +243,15 @@ def numbered(name: str, size: int) -> tuple[str, ...]:
     return (name,) if size == 1 else tuple(f"{name}{i}" for i in range(size))
 
 
-def _check_index(columns: tuple[Any, ...]) -> None:
-    """Check that pandas objects with the same index labels have them in the same order."""
+def check_index(columns: tuple[Any, ...]) -> None:
+    """Check that pandas objects with the same index labels have them in the same order.
+
+    Args:
+        columns: x and others, of which those that are not of pandas are not checked.
+
+    Raises:
+        DataError: If the labels of x and another are the same in another order.
+    """
     x, *others = columns
     for other in others:
         pandas = all(is_instance(column, "pandas", "DataFrame", "Series") for column in (x, other))

@@ -5,7 +5,7 @@
     python benchmarks/engine/steps.py --device cuda      # seconds of the clock, not of the CPU
 
 The three are timed in turns, and the median of the turns is printed. Ratios below one mean that
-`fit` is faster. "Evaluated" is `fit` without replay.
+`fit` is faster. "Compiled" is `fit` with `compile=True`, "evaluated" without replay.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
                 turns[way].append(1e3 * run(options.steps))
         median = {way: statistics.median(times) for way, times in turns.items()}
         print(name, {way: round(value, 2) for way, value in median.items()}, flush=True)
-        for way in ("fit", "evaluated"):
+        for way in ("fit", "compiled", "evaluated"):
             ratios = {f"{way} / {other}": median[way] / median[other] for other in ("hand", "pyro")}
             print("  ", {pair: round(value, 2) for pair, value in ratios.items()}, flush=True)
         key = {"story": name, "steps": options.steps, "device": options.device}
@@ -62,12 +62,20 @@ def ways_of(
     return {
         "hand": lambda steps: seconds(lambda: [by_plain() for _ in range(steps)]) / steps,
         "fit": lambda steps: of_fit(story, columns, steps, replay=True),
+        "compiled": lambda steps: of_fit(story, columns, steps, replay=True, compile=True),
         "evaluated": lambda steps: of_fit(story, columns, steps, replay=False),
         "pyro": lambda steps: of_pyro(story, columns, max(10, steps // 5)),
     }
 
 
-def of_fit(story: Any, columns: tuple[torch.Tensor, ...], steps: int, *, replay: bool) -> float:
+def of_fit(
+    story: Any,
+    columns: tuple[torch.Tensor, ...],
+    steps: int,
+    *,
+    replay: bool,
+    compile: bool = False,
+) -> float:
     """Seconds of a step after the first epoch, in which steps are recorded."""
     per_epoch = -(-len(columns[0]) // 256)
     elbo, treatment = objective("marginal")
@@ -81,6 +89,7 @@ def of_fit(story: Any, columns: tuple[torch.Tensor, ...], steps: int, *, replay:
         treatment,
         epochs=1 + max(1, round(steps / per_epoch)),
         batch_size=256,
+        compile=compile,
         **settings,
     )
     epochs = iter(run)

@@ -1,9 +1,8 @@
 """Several starts of EM: short runs of all, longer ones of the best, and the best goes on."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from ..context import reproducible, stream
 from ..em import EM
 from .clustering import few_places, unit_variance
 from .labels import matched, with_labels
+from .together import iterate, m_steps
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
 ROWS = 4000
@@ -39,14 +39,14 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
         return first
     rows = _some(first)
     runs = [run.on(rows) for run in (first, *(begin(index) for index in range(1, number)))]
-    for index, run in enumerate(runs):
-        if index % 3:
-            start = matched(_assigned(run, num_components, random=index % 3 == 2), run.annotations)
-            run.m_step(with_labels(start, run.annotations))
+    others = [(run, index % 3 == 2) for index, run in enumerate(runs) if index % 3]
+    m_steps(
+        [run for run, _ in others],
+        [_assigned(run, num_components, random=random) for run, random in others],
+    )
     for share, iterations in ROUNDS:
         runs = sorted(runs, key=_objective, reverse=True)[: math.ceil(share * len(runs))]
-        for run in runs:
-            _iterate(run, iterations)
+        iterate(runs, iterations, best_only=share < 1)
     best = max(runs, key=_objective)
     history = best.history if len(rows) == len(first.data[0]) else []
     return replace(best, data=first.data, annotations=first.annotations, history=history)
@@ -59,18 +59,18 @@ def _some(run: EM) -> torch.Tensor:
     return chosen.to(run.data[0].device)
 
 
-def _iterate(run: EM, iterations: int) -> None:
-    records: Iterator[dict[str, float]] = iter(run)
-    for _ in islice(records, iterations):
-        pass
-
-
 def _objective(run: EM) -> float:
     value = run.history[-1]["objective"] if run.history else 0.0
     return value if math.isfinite(value) else -math.inf
 
 
 def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
+    """Responsibilities (N, K) of a start that agree with the known components."""
+    start = matched(_clustered(run, num_components, random=random), run.annotations)
+    return with_labels(start, run.annotations)
+
+
+def _clustered(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
     """Responsibilities (N, K): one-hot at random, or of a k-means clustering."""
     x = run.data[0]
     seed = stream(run.seed, 0, 8)

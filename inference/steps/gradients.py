@@ -1,5 +1,6 @@
 """Loss and gradients of minibatches, recorded once for each shape and then replayed."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +11,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..context import without_warnings
+from .compiled import CACHED, compiled, seconds_saved, seconds_to_compile
+from .flat import MOST
 from .simplify import simplify
 
 Batch = tuple[torch.Tensor, ...]
@@ -29,16 +32,27 @@ class Gradients:
     4th, 8th, … replay, the step is therefore evaluated in both ways. If they ever differ, the
     model is evaluated at every step. The gradients are then always those of the model itself.
 
+    A recording may be compiled, see `compiled`. Its gradients are then equal to those of the model
+    up to rounding.
+
     A copy of this object has no recordings.
+
+    Args:
+        compile: Whether recordings are compiled; ``"auto"`` if it is expected to save time.
+        say: A function that is told, in a line, what is compiled or why not.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, compile: bool | str = False, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.compile, self.say = compile, say
+        self.vector: torch.Tensor | None = None
         self._recorded: dict[Any, Recording | None] = {}
         self._replays: Counter[Any] = Counter()
         self._differed = False
 
-    def __reduce__(self) -> tuple[type["Gradients"], tuple[()]]:
-        return Gradients, ()
+    def __reduce__(self) -> tuple[type["Gradients"], tuple[bool | str]]:
+        return Gradients, (self.compile,)
 
     @property
     def replayed(self) -> int:
@@ -53,9 +67,11 @@ class Gradients:
         buffers: Sequence[torch.Tensor],
         batch: Batch,
         temperature: float,
-        remaining: int,
+        steps: int,
+        *,
+        one_vector: bool = False,
     ) -> float:
-        """The loss. The gradients are set as the parameters' ``grad``.
+        """The loss. The gradients are set as the parameters' ``grad``, or as `vector`.
 
         Args:
             evaluate: A function that does this by Pyro and autograd.
@@ -65,31 +81,67 @@ class Gradients:
             buffers: Other tensors that the loss uses and may change.
             batch: The rows of each column.
             temperature: τ of a relaxed ``c``.
-            remaining: Steps that are still to come.
+            steps: Steps of the run with minibatches of this shape.
+            one_vector: Whether the gradients may be one vector.
         """
+        self.vector = None
         key = len(parameters), *((column.shape, column.dtype) for column in batch)
-        if self._differed or (key not in self._recorded and remaining < WORTHWHILE):
+        if self._differed or (key not in self._recorded and steps < WORTHWHILE):
             return evaluate()
         inputs = [*batch, torch.tensor(temperature, dtype=torch.float64, device=batch[0].device)]
+        tensors = [*parameters, *buffers, *inputs]
         if key not in self._recorded:
-            self._recorded[key] = record(loss, parameters, buffers, inputs)
+            recording = record(loss, parameters, buffers, inputs)
+            self._recorded[key] = recording
+            if recording is not None and self.compile:
+                self._compile(recording, tensors, steps)
         replay = self._recorded[key]
         if replay is None:
             return evaluate()
         self._replays[key] += 1
         number = self._replays[key]
         if number & (number - 1):  # not a power of two
-            value, gradients = replay(*parameters, *buffers, *inputs)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            if one_vector and replay.compiled and replay.whole:
+                value, self.vector = replay.as_vector(*tensors)
+                return value.item()
+            value, gradients = replay(*tensors)
+            _set(parameters, gradients)
             return value.item()
         with torch.random.fork_rng(devices=_devices(inputs)):
             copies = [value.clone() for value in buffers]
-            _, gradients = replay(*parameters, *copies, *inputs)
+            value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
         pairs = zip(gradients, [parameter.grad for parameter in parameters], strict=True)
         self._differed = not all(_equal(one, other) for one, other in pairs)
-        return direct
+        if self._differed or not replay.compiled:
+            return direct
+        _set(parameters, gradients)  # so that a run that is resumed has the same results
+        with torch.no_grad():
+            for buffer, other in zip(buffers, copies, strict=True):
+                buffer.copy_(other)
+        return value.item()
+
+    def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: int) -> None:
+        """Compile a recording, if that saves time or in any case, and say so."""
+        say, rows = self.say or (lambda line: None), len(tensors[-2])
+        saved = seconds_saved(recording.graph) * steps
+        if self.compile == "auto":
+            # Importing the compiler takes longer, or products of large matrices take all the time.
+            if saved < CACHED or sum(value.numel() for value in tensors) > MOST:
+                return
+            expected = seconds_to_compile(recording.graph, tensors)
+            if saved < expected:
+                say(
+                    f"steps of {rows} rows are not compiled, because that would take about "
+                    f"{expected:.0f} s and save {saved:.0f} s"
+                )
+                return
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=_devices(tensors)):
+            problem = recording.compile(tensors)
+        seconds = time.perf_counter() - started
+        done = f"compiled in {seconds:.0f} s, to save about {saved:.0f} s"
+        say(f"steps of {rows} rows are {f'not compiled: {problem}' if problem else done}")
 
 
 class Recording:
@@ -108,16 +160,51 @@ class Recording:
         self._known = [result is not None for result in output.args[0][1:]]
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
+        self.graph, self.compiled, self.whole = graph, False, all(self._known)
         self._run: Callable[..., Sequence[torch.Tensor]] = graph
         with torch.no_grad(), suppress(RuntimeError):
             self._run = torch.jit.trace(graph, tuple(inputs), check_trace=False)
 
+    def compile(self, inputs: Sequence[torch.Tensor]) -> str:
+        """Compile the operations. If that fails, they stay as they are.
+
+        Args:
+            inputs: Tensors to compile it for.
+
+        Returns:
+            Why it failed, in a line, or an empty text.
+        """
+        if len({value.dtype for value in self._learned(inputs)}) != 1:
+            return "gradients of several types"
+        try:
+            self._run = compiled(self.graph, inputs)
+        except Exception as error:  # whatever a compiler or its absence leads to
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        self._shapes = [value.shape for value in self._learned(inputs)]
+        self.compiled = True
+        return ""
+
+    def _learned(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The parameters that have a gradient."""
+        return [value for value, known in zip(inputs, self._known, strict=False) if known]
+
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The loss, and the gradients or None."""
-        with torch.no_grad():
-            value, *rest = self._run(*tensors)
+        if self.compiled:
+            value, vector = self.as_vector(*tensors)
+            parts = vector.split([shape.numel() for shape in self._shapes])
+            rest = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        else:
+            with torch.no_grad():
+                value, *rest = self._run(*tensors)
         results = iter(rest)
         return value, [next(results) if known else None for known in self._known]
+
+    def as_vector(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and all gradients as one vector, if these operations are compiled."""
+        with torch.no_grad():
+            value, vector = self._run(*tensors)
+        return value, vector
 
 
 def record(
@@ -158,6 +245,11 @@ def record(
         with torch.no_grad():
             for value, former in zip(buffers, before, strict=True):
                 value.copy_(former)
+
+
+def _set(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def _devices(tensors: Sequence[torch.Tensor]) -> list[torch.device]:

@@ -7,6 +7,8 @@ import torch
 from .blocks import blocks, weighted_products
 
 MAX_SIZE = 300
+TOLERANCE = 1e-12
+ROUNDING = 1e-15  # of a value, in which a smaller increase is lost
 
 Derivatives = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -75,6 +77,7 @@ def glm_newton(
     *,
     ridge: torch.Tensor,
     steps: int,
+    tolerance: float = TOLERANCE,
 ) -> torch.Tensor:
     r"""Increase the penalized likelihood of one target given an affine map, by Newton's method.
 
@@ -87,13 +90,14 @@ def glm_newton(
             log p of each, and to its first and its second derivative.
         weights: r, shape (N,), or (N, K).
         start: Initial a, shape (C,), or (K, C).
-        ridge: λ, shape (C,).
+        ridge: λ, shape (C,), or (K, C).
         steps: Maximum number of steps.
+        tolerance: As in `ascend`.
 
     Returns:
         a, of the shape of ``start``.
     """
-    several, penalty = start.dim() > 1, ridge.diag()
+    several, penalty = start.dim() > 1, ridge.diag_embed()
     r = weights.reshape(len(u), -1)
 
     def derivatives(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,10 +108,13 @@ def glm_newton(
         gradient = (r * first).mT @ u - ridge * a
         return value, gradient, weighted_products(u.mT, u.mT, -r * second) + penalty
 
-    return ascend(derivatives, start.reshape(-1, u.shape[1]), steps=steps).view_as(start)
+    points = start.reshape(-1, u.shape[1])
+    return ascend(derivatives, points, steps=steps, tolerance=tolerance).view_as(start)
 
 
-def ascend(derivatives: Derivatives, start: torch.Tensor, *, steps: int) -> torch.Tensor:
+def ascend(
+    derivatives: Derivatives, start: torch.Tensor, *, steps: int, tolerance: float = TOLERANCE
+) -> torch.Tensor:
     """Newton steps on concave functions, each halved until the function increases.
 
     Args:
@@ -115,9 +122,10 @@ def ascend(derivatives: Derivatives, start: torch.Tensor, *, steps: int) -> torc
             at a point of each.
         start: The first points, shape (K, P).
         steps: Maximum number of steps.
+        tolerance: The relative increase below which no step is taken.
 
     Returns:
-        The last points. No value there is less than that at the start.
+        The last points. No value there is less than that at the start, up to rounding.
 
     Example:
         >>> cosine = lambda t: (t.cos().sum(-1), -t.sin(), t.cos().diag_embed())
@@ -132,14 +140,15 @@ def ascend(derivatives: Derivatives, start: torch.Tensor, *, steps: int) -> torc
         factor, failed = torch.linalg.cholesky_ex(curvature)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
         promised = (gradient * step).sum(-1)
-        moves = moves & (failed == 0) & (promised > 1e-12 * (1.0 + value.abs()))
+        moves = moves & (failed == 0) & (promised > tolerance * (1.0 + value.abs()))
+        least = value - ROUNDING * (1.0 + value.abs())
         length = moves.to(start)
         for _ in range(30):
             if not moves.any():
                 return point
             candidate = torch.where(moves[:, None], point + length[:, None] * step, point)
             result = derivatives(candidate)
-            higher = result[0] >= value + 1e-4 * length * promised
+            higher = result[0] >= least + 1e-4 * length * promised
             if (higher | ~moves).all():
                 break
             length = torch.where(higher, length, 0.5 * length)

@@ -28,7 +28,7 @@ from pyro_moe.distributions import (
 
 from ..m_steps.blocks import weighted_products
 from ..m_steps.lbfgs import minimize_in_place
-from ..m_steps.newton import MAX_SIZE, glm_newton, softmax_newton
+from ..m_steps.newton import MAX_SIZE, TOLERANCE, glm_newton, softmax_newton
 from .networks import AffineMaps, PartlySharedMaps, Standardize
 from .targets import known_rows, precise_log_likelihoods
 
@@ -587,14 +587,15 @@ class PoissonExperts(GeneralizedLinear):
         context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
-        scaled = y.reshape(len(y), -1).double() / self.offset.double().exp()
+        mean = self.offset.double().exp()  # the unit of counts, and so of likelihoods
+        scaled = y.reshape(len(y), -1).double() / mean
         offset = self.offsets(context)[..., None]
 
         def derivatives(value: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rate = logit.clamp(max=20.0).add(offset).exp()
             return value * logit - rate, value - rate, -rate
 
-        return by_column(self, derivatives, inputs, scaled, weights, start)
+        return by_column(self, derivatives, inputs, scaled, weights, start, unit=mean)
 
 
 def by_column(
@@ -604,16 +605,23 @@ def by_column(
     y: torch.Tensor,
     weights: torch.Tensor,
     start: torch.Tensor,
+    *,
+    unit: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The step of `GeneralizedLinear` for independent columns of y: K M Newton problems."""
+    """The step of `GeneralizedLinear` for independent columns of y: K M Newton problems.
+
+    Their likelihoods may be in units of the columns, shape (M,).
+    """
     columns, number = y.reshape(len(y), -1).double(), weights.shape[1]
+    unit = columns.new_ones(columns.shape[1]) if unit is None else unit
     found = glm_newton(
         inputs,
         partial(derivatives, columns.repeat(1, number)),
         weights.repeat_interleave(columns.shape[1], 1),
         start.flatten(0, 1),
-        ridge=experts.ridges(inputs),
+        ridge=experts.ridges(inputs) / unit.repeat(number).unsqueeze(-1),
         steps=NEWTON_STEPS,
+        tolerance=TOLERANCE / max(1.0, unit.max().item()),
     )
     return found.view_as(start)
 

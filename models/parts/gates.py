@@ -79,24 +79,24 @@ class SoftmaxGate(nn.Module):
 
         Args:
             x: Rows, shape (N, D).
-            weights: Responsibilities r, shape (N, K).
+            weights: Responsibilities r, shape (N, K), or (N, S, K) of gates side by side.
             steps: Maximum number of L-BFGS iterations.
         """
         root = math.sqrt(max(self.maps.weight.shape[-1], 1))  # w = V / √D, see `AffineMaps`
         inputs, r = self.maps.inputs(x), weights.double()
         inputs[:, :-1] *= root
-        start = self.maps.coefficients[0].detach().double()
-        start[:, :-1] /= root
-        if start.numel() <= MAX_SIZE or not self.maps.intercept:
-            ridge = torch.full_like(start[0], self.ridge)
+        start = self.maps.coefficients.detach().double()
+        start[..., :-1] /= root
+        if start[0].numel() <= MAX_SIZE or not self.maps.intercept:
+            ridge = torch.full_like(start[0, 0], self.ridge)
             ridge[-1] = 1e-8 * len(x)  # a constant may be added to all intercepts
             found = softmax_newton(
                 inputs, r, start, ridge=ridge.clamp_min(1e-9), steps=NEWTON_STEPS
             )
         else:
-            numpy = (part.cpu().numpy() for part in (inputs[:, :-1], r, start))
+            numpy = (part.cpu().numpy() for part in (inputs[:, :-1], r, start[0]))
             each = self.ridge / len(x)
-            found = torch.from_numpy(softmax_regression(*numpy, ridge=each, steps=steps))
+            found = torch.from_numpy(softmax_regression(*numpy, ridge=each, steps=steps))[None]
         with torch.no_grad():
-            self.maps.weight[0] = root * found[:, :-1]
-            self.maps.bias[0] = found[:, -1]
+            self.maps.weight.copy_(root * found[..., :-1])
+            self.maps.bias.copy_(found[..., -1])

@@ -55,6 +55,26 @@ def filled(x: torch.Tensor) -> torch.Tensor:
     return torch.where(missing, x.nanmean(0), x) if missing.any() else x
 
 
+class Columns(nn.Module):
+    """Some columns of the input, by their numbers.
+
+    Args:
+        columns: Their numbers.
+
+    Example:
+        >>> Columns([1])(torch.tensor([[3.0, 4.0]]))
+        tensor([[4.]])
+    """
+
+    def __init__(self, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.columns = list(columns)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The columns of x, shape (..., D)."""
+        return x[..., self.columns]
+
+
 class Standardize(nn.Module):
     r"""Standardization of columns, by constants set from data before training.
 

@@ -17,10 +17,10 @@ PRINTED = {"site": "variable", "replicated": "simulated"}
 
 def run(options: argparse.Namespace) -> None:
     """Print the state of the gate, and the statistics that differ from the model's."""
-    fitted, _, test = runs.restore(
+    fitted, train, test = runs.restore(
         options.run, options.data, trust_code=options.trust, **choices.reading(options)
     )
-    which = f"of {options.data}" if options.data else "that were not fitted"
+    which = choices.which_rows(options.data, train, test)
     print(in_one_line(f"{options.run}: {len(test):,} rows {which}", longest=None), flush=True)
     try:
         gate = criticism.health(fitted, test)

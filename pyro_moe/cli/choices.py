@@ -57,6 +57,13 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
+def which_rows(data: str | None, train: Rows, test: Rows) -> str:
+    """Which rows are evaluated: those of other data, those set aside, or if there are none, all."""
+    if data:
+        return f"of {data}"
+    return "that were fitted" if test is train else "that were not fitted"
+
+
 def source(options: argparse.Namespace, known: Parameters) -> Source:
     """The source of the rows.
 

@@ -13,7 +13,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the runs in order of decreasing log density."""
     how = {"trust_code": options.trust, **choices.reading(options)}
     restored = {folder: runs.restore(folder, options.data, **how) for folder in options.runs}
-    (_, _, test), *others = restored.values()
+    (_, train, test), *others = restored.values()
     for folder, (_, _, rows) in zip([*restored][1:], others, strict=True):
         if rows.x.shape != test.x.shape or not rows.x.equal(test.x):
             raise DataError(
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
                 f"{options.runs[0]}"
             )
     table = criticism.compare({name: fitted for name, (fitted, _, _) in restored.items()}, test)
-    which = f"of {in_one_line(options.data)}" if options.data else "that were not fitted"
+    which = in_one_line(choices.which_rows(options.data, train, test), longest=None)
     print(f"log density of {len(test):,} rows {which}, nats per row")
     columns = ["log_density", "standard_error", "difference", "difference_standard_error"]
     if table["loo"].notna().any():

@@ -49,23 +49,24 @@ def run(options: argparse.Namespace) -> None:
     clusters = {name: _fit(line, options) for name, line in CLUSTERS.items()}
     first = _folder(EXPERTS["DVMoE"], options)
     _command(["report", str(first)])
-    train, test = datasets.piecewise_affine(*datasets.load("spiral"))
-    _print_table(
-        f"Spirals, {len(test):,} test rows. The target is affine in x on each arm and has variance "
-        f"{np.asarray(test.y).var():.3g}.\nNo method uses the labels of the arms.",
-        {**experts, "gradient boosting": _boosting(train, test)},
-        OF_EXPERTS,
-    )
-    train, test = datasets.load("digits")
-    _print_table(
-        f"Digits, {len(test):,} test rows. Clusters are compared with labels that no method uses.",
-        {**clusters, **_clusterings(train, test)},
-        OF_CLUSTERS,
-    )
     print(
         f"To open in a browser: {first / 'report.html'}\n"
-        "The section “Gate” shows the regions of the components. The warning at the top is due\n"
-        "to the targets, which have no noise, whereas normal experts assume some."
+        "The section “Maps” shows the regions of the components. The warnings at the top are due\n"
+        "to the targets, which have no noise, whereas normal experts assume some.\n"
+    )
+    train, test = datasets.piecewise_affine(*datasets.load("spiral"))
+    title = (
+        f"Spirals, {len(test):,} test rows. The target is affine in x on each arm and has variance "
+        f"{np.asarray(test.y).var():.3g}.\nNo method uses the labels of the arms."
+    )
+    boosting = {"gradient boosting": _boosting(train, test)}
+    train, test = datasets.load("digits")
+    others = _clusterings(train, test)
+    _print_table(title, {**experts, **boosting}, OF_EXPERTS)
+    _print_table(
+        f"Digits, {len(test):,} test rows. Clusters are compared with labels that no method uses.",
+        {**clusters, **others},
+        OF_CLUSTERS,
     )
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from pyro_moe.runs import story_file
-from pyro_moe.runs.shipped import parameters
+from pyro_moe.stories import parameters
 
 from . import choices
 

@@ -12,9 +12,12 @@ from numpy.typing import ArrayLike
 
 from pyro_moe import datasets, evaluation, files, runs
 from pyro_moe.datasets import writing
+from pyro_moe.datasets.reading import Format, read
 from pyro_moe.datasets.source import Source
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning, warn
+from pyro_moe.mixtures import FormulaFit
+from pyro_moe.mixtures.stored import design_of
 from pyro_moe.rows import Rows
 from pyro_moe.text import in_one_line
 
@@ -34,7 +37,12 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"expected a file to write; got the folder {out}")
     source = settings["source"] or {"name": options.data}
     reading = Source(**source).reading | choices.reading(options)
-    rows = datasets.table(options.data, columns=settings["columns"], **reading)
+    rows: Rows | pd.DataFrame
+    if "formula" in settings:
+        texts = design_of(settings["formula"]).texts
+        rows = read(Path(options.data), Format(**reading), texts)
+    else:
+        rows = datasets.table(options.data, columns=settings["columns"], **reading)
     if out.exists() and out.samefile(options.data):
         raise ValueError(f"expected --out to be another file than --data; got {out} for both")
     with files.folder(out.parent):
@@ -44,14 +52,20 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _predicted(
-    options: argparse.Namespace, settings: dict[str, Any], source: dict[str, Any], rows: Rows
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    source: dict[str, Any],
+    rows: Rows | pd.DataFrame,
 ) -> pd.DataFrame:
     """The predictions as a table, a column for each quantity."""
     targets = settings["targets"]
-    fitted = runs.fit_of(options.run, rows.x, trust_code=options.trust)
+    x = rows.x if isinstance(rows, Rows) else rows
+    fitted = runs.fit_of(options.run, x, trust_code=options.trust)
     prediction = evaluation.predict(fitted, rows)
     beside = partial(_beside, set(targets))
-    names = source.get("classes", {})
+    names = dict(source.get("classes", {}))
+    if isinstance(fitted, FormulaFit) and fitted.design.classes is not None:
+        names[targets[0]] = list(map(str, fitted.design.classes))
     columns: dict[str, ArrayLike] = {}
     if has_classes(prediction.distributions[0]):
         columns |= _of_classes(prediction.mean.numpy(), targets[0], names.get(targets[0]), beside)
@@ -69,11 +83,24 @@ def _predicted(
             columns[beside(f"{target}_q95")] = high[:, i]
     columns |= {beside(f"gate_{k}"): g.numpy() for k, g in enumerate(prediction.gate.T)}
     if options.novelty:
-        _, _, test = runs.restore(options.run, trust_code=options.trust)
-        p_value = evaluation.novelty(fitted, rows, reference=test.x).p_value.numpy()
+        p_value = evaluation.novelty(fitted, rows, reference=_held_out(options)).p_value.numpy()
         columns[beside("novelty_p_value")] = p_value
         print(f"{(p_value < UNLIKE).sum():,} rows differ from the fitted rows (p < {UNLIKE})")
     return pd.DataFrame(columns)
+
+
+def _held_out(options: argparse.Namespace) -> Rows | None:
+    """The test rows, to which new rows are compared; None if the fitted table is gone."""
+    try:
+        return runs.restore(options.run, trust_code=options.trust)[2]
+    except DataError:  # the run itself has been restored before
+        warn(
+            "expected the fitted table, to whose test rows new rows are compared; got another or "
+            "none: rows are compared to training rows, whose densities are in the run, and "
+            "p-values are too small if the model overfits",
+            DataWarning,
+        )
+        return None
 
 
 def _of_classes(

@@ -15,5 +15,13 @@ def run(options: argparse.Namespace) -> None:
         options.run, options.data, trust_code=options.trust, **choices.reading(options)
     )
     out = Path(options.out or Path(options.run, "report.html"))
-    fitted.report(out, test, title=Path(options.run).name)
+    settings = runs.settings_of(options.run)
+    classes = [*((settings["source"] or {}).get("classes") or {}).values()]
+    fitted.report(
+        out,
+        test,
+        title=Path(options.run).resolve().name,
+        table=Path(settings["data"]).name,
+        classes=classes[0] if len(classes) == 1 else None,
+    )
     print(in_one_line(f"report: {out}", longest=None))

@@ -13,6 +13,7 @@ from pyro_moe.rows import Rows, has_target
 
 NAMES = {
     "test_elbo": "test ELBO, nats per row",
+    "elbo": "ELBO, nats per row",
     "importance_weighted_bound": "importance-weighted bound",
     "accuracy": "clustering accuracy",
     "nmi": "normalized mutual information",

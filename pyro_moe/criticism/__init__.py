@@ -2,7 +2,8 @@
 
 from .calibration import calibration, normal_scores, probability_integral_transform
 from .comparison import compare
-from .figures import calibration_curve, expert_table, experts, pit_histogram, replicates
+from .effects import Effects, effects, expert_table, experts
+from .figures import calibration_curve, pit_histogram, replicates
 from .health import Health, health
 from .inference_data import to_arviz
 from .posterior_calibration import SimulationBasedCalibration, simulation_based_calibration
@@ -13,6 +14,7 @@ from .summary import summary
 
 __all__ = [
     "Check",
+    "Effects",
     "Health",
     "Sample",
     "SimulationBasedCalibration",
@@ -21,6 +23,7 @@ __all__ = [
     "calibration_curve",
     "check",
     "compare",
+    "effects",
     "expert_table",
     "experts",
     "health",

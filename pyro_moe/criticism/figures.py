@@ -1,8 +1,8 @@
-"""Plots of criticism: data and replicates, calibration, and predictions of each expert."""
+"""Plots of criticism: data and replicates, and calibration."""
+
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
@@ -11,7 +11,7 @@ from pyro_moe.evaluation.marginals import has_classes
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.plots.images import show_images
-from pyro_moe.plots.names import label
+from pyro_moe.plots.names import CLASS, label, tilted
 from pyro_moe.plots.style import GRAY, PALETTE, color, margin, panels_of
 from pyro_moe.rows import Rows, numbered
 
@@ -93,7 +93,13 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
 
 @strange_rows_expected()
 def replicates(
-    fit: Fit, rows: Rows, *, num_replicates: int = 30, max_columns: int = 6, seed: int = 0
+    fit: Fit,
+    rows: Rows,
+    *,
+    num_replicates: int = 30,
+    max_columns: int = 6,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Figure:
     """Plot data and replicated data sets: histograms, shares of classes, or images.
 
@@ -105,11 +111,12 @@ def replicates(
         rows: Rows, preferably held out.
         num_replicates: Number of replicated data sets.
         max_columns: Maximum number of columns to show.
+        classes: Names of the classes.
         seed: Seed of the replicates.
     """
     rows = fit.in_order(rows)
     if rows.y is not None and fit.has_target:
-        return _replicated_targets(fit, rows, num_replicates, max_columns, seed)
+        return _replicated_targets(fit, rows, num_replicates, max_columns, classes, seed)
     if rows.image_shape is not None:
         return _replicated_images(fit, rows, seed)
     number = min(max_columns, fit.x_dim)
@@ -122,7 +129,12 @@ def replicates(
 
 
 def _replicated_targets(
-    fit: Fit, rows: Rows, num_replicates: int, max_columns: int, seed: int
+    fit: Fit,
+    rows: Rows,
+    num_replicates: int,
+    max_columns: int,
+    classes: Sequence[str] | None,
+    seed: int,
 ) -> Figure:
     prediction = evaluation.predict(fit, rows, seed=seed)
     made = prediction.sample(num_replicates, seed=seed).cpu().numpy()
@@ -130,7 +142,8 @@ def _replicated_targets(
     known = ~np.isnan(np.asarray(rows.y, dtype=float).reshape(len(rows), -1)).any(-1)
     made, target = made[:, known], target[known]
     if has_classes(prediction.distributions[0]):
-        return _shares(target, made, prediction.experts.shape[-1])
+        named = classes or [str(k) for k in range(prediction.experts.shape[-1])]
+        return _shares(target, made, named)
     made = made.reshape(*made.shape[:2], -1)[..., :max_columns]
     target = target.reshape(len(target), -1)
     names = rows.targets or numbered("y", target.shape[1])
@@ -168,15 +181,18 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return np.linspace(low - beyond, high + beyond, number + 1)
 
 
-def _shares(data: np.ndarray, made: np.ndarray, classes: int) -> Figure:
+def _shares(data: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Figure:
     figure, (axes,) = panels_of(1)
+    classes = len(names)
     shares = np.stack([np.bincount(r.astype(int), minlength=classes) for r in made]) / len(data)
     low, high = np.quantile(shares, (0.025, 0.975), axis=0)
     k = np.arange(classes)
     axes.vlines(k, low, high, color=MODEL, linewidth=8, label="95 % of replicates")
     observed = np.bincount(data.astype(int), minlength=classes) / len(data)
     axes.scatter(k, observed, color=DATA, zorder=3, label="data")
-    axes.set(title="Shares of classes", xlabel="class", ylabel="share of rows", xticks=k)
+    axes.set(title="Shares of classes", xlabel="class", ylabel="share of rows", ylim=(0, None))
+    shown = [label(name, CLASS) for name in names]
+    axes.set_xticks(k, labels=shown, **tilted(shown))
     axes.legend(fontsize="small")
     return figure
 
@@ -192,83 +208,3 @@ def _replicated_images(fit: Fit, rows: Rows, seed: int) -> Figure:
         show_images(axes, x, shape, num_columns=8, like=rows.x)
         axes.set_title(title)
     return figure
-
-
-@strange_rows_expected()
-def experts(fit: Fit, rows: Rows, *, max_columns: int = 6, seed: int = 0) -> Figure:
-    """Plot each expert's mean of the first target as one column of x varies.
-
-    The rows of an expert are those for which the gate finds it most probable. The line runs from
-    the 5 % to the 95 % quantile of the column over these rows. The other columns are held at their
-    medians over these rows. For classes, the probability of the last class is shown.
-
-    Args:
-        fit: A fitted story with a site ``y``.
-        rows: Rows.
-        max_columns: Maximum number of columns to show.
-        seed: Seed of the draws of `evaluation.predict`.
-    """
-    rows = fit.in_order(rows)
-    likeliest = evaluation.predict(fit, rows.x, seed=seed).gate.argmax(-1)
-    names = rows.columns or numbered("x", fit.x_dim)
-    number = min(max_columns, fit.x_dim)
-    lines = [(d, k) for d in range(number) for k in likeliest.unique().tolist()]
-    grids = [_along(rows.x[likeliest == k], d) for d, k in lines]
-    prediction = evaluation.predict(fit, torch.cat(grids), seed=seed)
-    column = -1 if has_classes(prediction.distributions[0]) else 0
-    said = prediction.experts[..., column].split(len(grids[0]))
-    figure, panels = panels_of(min(number, 3), rows=-(-number // 3), width=3.6, height=3.0)
-    for (d, k), grid, each in zip(lines, grids, said, strict=True):
-        panels[d].plot(grid[:, d].cpu(), each[:, k].cpu(), color=color(k), label=str(k))
-    for d, axes in enumerate(panels):
-        if d >= number:
-            axes.set_visible(False)
-            continue
-        axes.set_xlabel(label(names[d]))
-        if d % 3 == 0:
-            axes.set_ylabel(label((rows.targets or ("y",))[0]))
-    panels[0].legend(title="expert", fontsize="small", title_fontsize="small")
-    return figure
-
-
-def _along(own: torch.Tensor, d: int) -> torch.Tensor:
-    """Points along column d, at the medians of an expert's rows otherwise, shape (50, D)."""
-    ends = own[:, d].quantile(torch.tensor([0.05, 0.95]).to(own))
-    grid = own.median(0).values.repeat(50, 1)
-    grid[:, d] = torch.linspace(ends[0].item(), ends[1].item(), 50)
-    return grid
-
-
-@strange_rows_expected()
-def expert_table(fit: Fit, rows: Rows, *, seed: int = 0) -> pd.DataFrame:
-    """Summarize each expert over the rows for which it is the most probable one.
-
-    Args:
-        fit: A fitted story with a site ``y``.
-        rows: Rows with targets.
-        seed: Seed of the draws of `evaluation.predict`.
-
-    Returns:
-        For each expert its ``share`` (the mean of the gate), its number of ``rows``, and over
-        these rows the mean log density of the targets, the mean of its prediction of the first
-        target (for classes, of the probability of the last one), and the standard deviation.
-    """
-    rows = fit.in_order(rows.with_targets())
-    prediction = evaluation.predict(fit, rows.x, seed=seed)
-    log_density = prediction.log_prob(torch.as_tensor(rows.y))
-    likeliest = prediction.gate.argmax(-1)
-    column = -1 if has_classes(prediction.distributions[0]) else 0
-    table = []
-    for k, share in enumerate(prediction.gate.mean(0).tolist()):
-        own = likeliest == k
-        table.append(
-            {
-                "expert": k,
-                "share": share,
-                "rows": int(own.sum()),
-                "log_density": float(log_density[own].mean()),
-                "mean": float(prediction.experts[own, k, column].mean()),
-                "standard_deviation": float(prediction.within[own, column].mean().sqrt()),
-            }
-        )
-    return pd.DataFrame(table)

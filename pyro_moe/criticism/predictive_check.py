@@ -77,8 +77,10 @@ def check(
               p_j = P\big(|T_j(y^{rep}) - \bar T_j| \ge |T_j(y) - \bar T_j|\big)
 
     Each replicate has as many rows as the data and is drawn from the model with discrete ``c``.
-    Targets are replicated at the observed x. Features are replicated as new rows. A row belongs to
-    the component that is most probable under the gate given x alone, in data and replicates alike.
+    Targets are replicated at the observed x. Where the data have groups, as the training rows of a
+    fit by groups have, the rows of a group are replicated with one component. Features are
+    replicated as new rows. A row belongs to the component that is most probable under the gate
+    given x alone, in data and replicates alike. Weights of rows are left aside.
 
     Use held-out rows: checks on the training rows are optimistic. Replicates are drawn at the
     estimated parameters and do not show their estimation error. Deviations of replicated
@@ -126,8 +128,8 @@ def check(
     parts: list[Targets | Features] = []
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
-        targets = fit.targets or target_names(data)
-        parts.append(Targets(fit, columns, x_names=names, names=targets, seed=seed))
+        targets, groups = fit.targets or target_names(data), fit.groups_of(data)
+        parts.append(Targets(fit, columns, x_names=names, names=targets, groups=groups, seed=seed))
     if "x" in sites:
         parts.append(Features(fit, columns[0], names=names, seed=seed))
     given = statistics or {}

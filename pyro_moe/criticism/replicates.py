@@ -47,11 +47,13 @@ class Targets:
         *,
         x_names: tuple[str, ...],
         names: tuple[str, ...] | None = None,
+        groups: torch.Tensor | None = None,
         seed: int = 0,
     ) -> None:
         x, y = columns[:2]
         known = has_target(y)
         self.x, self.y, self.seed = x[known], y[known], seed
+        self.groups = None if groups is None else groups[known.cpu()]
         _expect_rows(self.x)
         self.prediction = evaluation.predict(fit, self.x, seed=seed)
         self.component = self.prediction.gate.argmax(-1)
@@ -72,8 +74,12 @@ class Targets:
         return self._sample(self.y, self.seed), self.component
 
     def replicates(self, number: int) -> Iterator[Replicate]:
-        """Data sets of targets drawn from the predictive distribution."""
-        for i, y in enumerate(self.prediction.sample(number, seed=stream(self.seed, 2))):
+        """Data sets of targets drawn from the predictive distribution.
+
+        The rows of a group have one component, as they had in the fit.
+        """
+        draws = self.prediction.sample(number, seed=stream(self.seed, 2), groups=self.groups)
+        for i, y in enumerate(draws):
             yield self._sample(y, stream(self.seed, 2, i)), self.component
 
     def labels(self, statistic: str, length: int) -> list[str]:

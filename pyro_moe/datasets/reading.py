@@ -7,7 +7,7 @@ import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,15 @@ def is_table(path: str | Path) -> bool:
     return _suffix(Path(path)) in (*TEXT, ".parquet")
 
 
-def read(path: Path, form: Format) -> pd.DataFrame:
+def read(path: Path, form: Format, texts: Collection[str] = ()) -> pd.DataFrame:
     """All columns of a file as numbers, booleans or text, with NA for missing values.
 
     Columns without a name are called "Unnamed: 0", …, by their place, as in pandas.
+
+    Args:
+        path: The file.
+        form: How a text file is written.
+        texts: Names of columns that are text, also if all of their values look like others.
 
     Raises:
         DataError: If the file cannot be read, or has another separator or encoding.
@@ -99,7 +104,7 @@ def read(path: Path, form: Format) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"expected an existing file; got {path}")
     try:
-        return _parquet(path) if _suffix(path) == ".parquet" else _delimited(path, form)
+        return _parquet(path) if _suffix(path) == ".parquet" else _delimited(path, form, texts)
     except DataError:
         raise
     except UnicodeError as error:
@@ -165,7 +170,7 @@ def _parquet(path: Path) -> pd.DataFrame:
     return frame.astype(kinds).set_axis(map(str, frame), axis=1)
 
 
-def _delimited(path: Path, form: Format) -> pd.DataFrame:
+def _delimited(path: Path, form: Format, known_texts: Collection[str]) -> pd.DataFrame:
     _check_growth(path)
     encoding, first_line = _encoding(path, form)
     declared = re.fullmatch(r'"?sep=(.)"?', first_line, re.IGNORECASE)  # by Excel
@@ -182,8 +187,9 @@ def _delimited(path: Path, form: Format) -> pd.DataFrame:
     if len(header) == 1:
         _check_separator(header[0], path, form, options)
     frame = _body(path, len(header), form, options)
-    for place, text in _texts(path, frame, options).items():
-        frame[place] = _converted(text, form.decimal)
+    known = [place for place, name in enumerate(header) if name in known_texts]
+    for place, text in _texts(path, frame, options, known).items():
+        frame[place] = _text(text) if place in known else _converted(text, form.decimal)
     names = [name if name.strip() else _no_name(place, header) for place, name in enumerate(header)]
     return frame.set_axis(names, axis=1)
 
@@ -256,12 +262,21 @@ def _body(path: Path, width: int, form: Format, options: dict[str, Any]) -> pd.D
         ) from error
 
 
-def _texts(path: Path, frame: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
+def _text(texts: pd.Series) -> pd.Series:
+    """A column of text, in which only an empty value is missing."""
+    texts = texts.fillna("").str.strip()
+    return texts.mask(texts == "")
+
+
+def _texts(
+    path: Path, frame: pd.DataFrame, options: dict[str, Any], known: Collection[int]
+) -> pd.DataFrame:
     """The columns that are neither numbers nor booleans, with every text as it is written."""
     places = [
         place
         for place in frame
-        if not pd.api.types.is_numeric_dtype(frame[place]) and frame[place].notna().any()
+        if place in known
+        or (not pd.api.types.is_numeric_dtype(frame[place]) and frame[place].notna().any())
     ]
     options = {**options, **AS_TEXT, "names": list(frame), "usecols": places}
     return pd.read_csv(path, header=0, **options) if places else frame[[]]
@@ -279,4 +294,4 @@ def _converted(texts: pd.Series, decimal: str) -> pd.Series:
     numbers = pd.to_numeric(known, errors="coerce", dtype_backend="numpy_nullable")
     if numbers.notna().all():
         return numbers.reindex(texts.index)
-    return texts.mask(texts == "")
+    return _text(texts)

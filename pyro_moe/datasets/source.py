@@ -1,14 +1,19 @@
 """A record of the data of a run, from which its rows can be loaded again."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from pyro_moe import datasets
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
+
+from .reading import Format, read
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Source:
         decimal: The decimal mark of the table.
         encoding: The encoding of the table.
         sha256: SHA-256 of the table's content.
+        test_share: The share of rows of a table that a formula sets aside for tests.
     """
 
     name: str
@@ -46,6 +52,13 @@ class Source:
     decimal: str = "."
     encoding: str | None = None
     sha256: str | None = None
+    test_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.test_share < 1.0:
+            raise ValueError(
+                f"expected a test share of at least 0 and below 1; got {self.test_share}"
+            )
 
     @property
     def is_table(self) -> bool:
@@ -96,22 +109,59 @@ class Source:
         """
         if not self.is_table:
             return (self if data is None else self._elsewhere(data)).rows()
-        path = Path(self.name if data is None else data)
         chosen = reading | ({} if columns is None else {"columns": columns})
+        path, is_fitted = self._found(data)
+        if is_fitted:
+            return replace(self, name=str(path), **chosen).rows()
+        rows = datasets.table(path, **replace(self, **chosen | {"index": ()})._choices())
+        return rows, rows
+
+    def frames(self, texts: Collection[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Training and test rows of a table as data frames; twice the same without a test share.
+
+        Args:
+            texts: Names of columns that are text.
+
+        Raises:
+            DataError: If the table cannot be read, or has fewer than two rows to be shared.
+        """
+        frame = read(Path(self.name), Format(**self.reading), texts)
+        if self.test_share == 0.0:
+            return frame, frame
+        if len(frame) < 2:
+            raise DataError(f"expected at least 2 rows, to train and to test on; got {len(frame)}")
+        order = np.random.default_rng(0).permutation(len(frame))
+        number = min(max(round(self.test_share * len(frame)), 1), len(frame) - 1)
+        train, test = (frame.iloc[np.sort(part)] for part in (order[number:], order[:number]))
+        return train.reset_index(drop=True), test.reset_index(drop=True)
+
+    def frames_again(
+        self, data: str | Path | None = None, texts: Collection[str] = (), **reading: Any
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The same training and test rows as data frames, or those of other data, see `rows_again`.
+
+        Raises:
+            DataError: If the table is missing or its content has changed.
+        """
+        path, is_fitted = self._found(data)
+        share = self.test_share if is_fitted else 0.0
+        return replace(self, name=str(path), test_share=share, **reading).frames(texts)
+
+    def _found(self, data: str | Path | None) -> tuple[Path, bool]:
+        """The path of the table or of another one, and whether it has the fitted content."""
+        path = Path(self.name if data is None else data)
         if data is None and not path.is_file():
             raise DataError(
                 f"expected the fitted table at {path}; got no such file: give its new path as "
                 "data=… (on the command line, --data)"
             )
-        if path.is_file() and _sha256(path) == self.sha256:
-            return replace(self, name=str(path), **chosen).rows()
-        if data is None:
+        is_fitted = path.is_file() and _sha256(path) == self.sha256
+        if data is None and not is_fitted:
             raise DataError(
                 f"expected {path} with the fitted content; got other content: to use all of its "
                 "rows as new rows, give it as data=… (on the command line, --data)"
             )
-        rows = datasets.table(path, **replace(self, **chosen | {"index": ()})._choices())
-        return rows, rows
+        return path, is_fitted
 
     def _elsewhere(self, data: str | Path) -> "Source":
         if self.name != "mnist":

@@ -3,12 +3,14 @@
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length
 
 from pyro_moe.inference.errors import DataError
+from pyro_moe.rows import check_index
 
 from .base import as_array, seed_of
 from .experts import ExpertsEstimator
@@ -111,6 +113,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, ExpertsEstimator):
         first = not (partial and hasattr(self, "fit_"))
         x = features(self, X, reset=first)
         expect_targets(self, y)
+        check_index((X, y))
         name = getattr(y, "name", None)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -161,8 +164,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, ExpertsEstimator):
         Args:
             X: Rows, shape (N, D).
         """
-        with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+        p = self.predict_distribution(X)
+        each = (torch.full((len(p),), number) for number in range(len(self.classes_)))
+        return np.stack([as_array(p.log_prob(number)) for number in each], -1)
 
     def sample(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Draw classes of each row from its predictive distribution.

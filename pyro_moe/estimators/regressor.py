@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from pyro_moe.rows import target_names
+from pyro_moe.rows import check_index, target_names
 
 from .base import as_array, seed_of
 from .experts import ExpertsEstimator
@@ -84,6 +84,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, ExpertsEstimator):
         reset = not (partial and hasattr(self, "fit_"))
         x = features(self, X, reset=reset)
         target = targets(self, y, len(x), missing=missing)
+        check_index((X, y))
         self._one_column = target.ndim == 1
         self.n_outputs_ = 1 if self._one_column else target.shape[1]
         self._fit_rows(

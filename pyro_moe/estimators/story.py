@@ -1,7 +1,6 @@
 """The story of an estimator, by its name, its class or as it is, and its fit."""
 
 import copy
-import inspect
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,7 @@ from torch import nn
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
 from pyro_moe.rows import Rows
-from pyro_moe.runs.shipped import parameters, shipped
-
-TARGET_ARGUMENTS = {"y_dim", "num_classes"}
-Z_DIM = 10  # at most, unless the story's options say otherwise
+from pyro_moe.stories import arguments_of, class_of
 
 
 def story_of(
@@ -37,28 +33,8 @@ def story_of(
         if options:
             raise ValueError(f"expected no story_options with a module; got {sorted(options)}")
         return copy.deepcopy(story).to(dtype)
-    made = shipped(story) if isinstance(story, str) else story
-    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
-        raise ValueError(
-            f"expected the name of a story, its class, or a module with model and guide; "
-            f"got {story!r}"
-        )
-    known = parameters(made)
-    unknown = sorted((options or {}).keys() - known.keys())
-    if unknown:
-        raise ValueError(
-            f"expected story_options of {made.__name__}, {', '.join(known)}; got {unknown[0]!r}"
-        )
-    wanted = TARGET_ARGUMENTS & dimensions.keys()
-    if bool(wanted) != bool(TARGET_ARGUMENTS & known.keys()):
-        kind = "with a target y, for predictions" if wanted else "of x alone, for clusters"
-        raise ValueError(f"expected a story {kind}; got {made.__name__}")
-    given = {"z_dim": min(dimensions["x_dim"], Z_DIM)} | dimensions
-    given = {name: value for name, value in given.items() if name in known} | (options or {})
-    for name, parameter in known.items():
-        if name not in given and parameter.default is parameter.empty:
-            raise ValueError(f"expected story_options with {name!r}, for {made.__name__}; got none")
-    return made(**given).to(dtype)
+    made = class_of(story)
+    return made(**arguments_of(made, options, **dimensions)).to(dtype)
 
 
 def fitted(story: Any, rows: Rows, weights: np.ndarray | None, options: dict[str, Any]) -> Fit:

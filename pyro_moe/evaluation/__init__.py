@@ -5,7 +5,7 @@ depend on the class of the story. Pyro's handlers belong to the process, so that
 threads, and the epochs of fits, wait for one another.
 """
 
-from .baseline import linear_baseline
+from .baseline import linear_baseline, linear_model
 from .bounds import elbo, importance_weighted_bound
 from .criteria import information_criteria
 from .gating import gate
@@ -28,6 +28,7 @@ __all__ = [
     "impute",
     "information_criteria",
     "linear_baseline",
+    "linear_model",
     "novelty",
     "posterior",
     "predict",

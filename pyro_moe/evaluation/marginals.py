@@ -48,6 +48,11 @@ def has_classes(p: Any) -> bool:
     return any(isinstance(q, Categorical) for q in families(p))
 
 
+def is_binary(p: Any) -> bool:
+    """Whether all columns are Bernoulli variables."""
+    return all(isinstance(q, Bernoulli) for q in families(p))
+
+
 def families(p: Any) -> list[Any]:
     """The component distributions of a mixture or a stack."""
     if isinstance(p, MIXTURES):

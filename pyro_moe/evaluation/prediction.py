@@ -18,7 +18,7 @@ from pyro_moe.distributions import (
     in_double,
     log_probabilities_of,
 )
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, in_order
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Enumerate, Given, Undrawn, log_probabilities
@@ -61,11 +61,13 @@ class Prediction:
         distributions: For each draw the K experts' distributions, of batch shape (N, K), or
             (K, N) if ``leading``.
         leading: Whether K is the first batch dimension of the distributions.
+        names: Names of the fitted columns of y, or None. Targets with names are matched by name.
     """
 
     log_weights: torch.Tensor
     distributions: tuple[Any, ...]
     leading: bool = False
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_weights", self.log_weights.double())
@@ -124,13 +126,15 @@ class Prediction:
         each = self._stack(lambda p: p.log_prob(value), events=False)
         return log_mean_exp((each + self.log_weights).logsumexp(-1), 0)
 
-    def posterior(self, y: ArrayLike) -> torch.Tensor:
+    def posterior(self, y: ArrayLike, groups: torch.Tensor | None = None) -> torch.Tensor:
         r"""The probability of each expert given x and the target, shape (N, K).
 
         .. math:: p(c = k \mid x, y) \propto \sum_s g_{sk}(x)\, p_{sk}(y \mid x)
 
         Args:
             y: Targets, shape (N,) or (N, M), in their own units.
+            groups: Numbers of groups, shape (N,), whose rows have one expert: that of the whole
+                group is then given all of its targets. If None, each row has its own.
 
         Raises:
             DataError: As `log_prob`.
@@ -138,7 +142,13 @@ class Prediction:
         value = self._along_batch(self.targets(y))
         self._check_support(value)
         each = self._stack(lambda p: p.log_prob(value), events=False)
-        return (each + self.log_weights).logsumexp(0).softmax(-1)
+        if groups is None:
+            return (each + self.log_weights).logsumexp(0).softmax(-1)
+        groups = groups.to(each.device)
+        labels, place, sizes = groups.unique(return_inverse=True, return_counts=True)
+        terms = each + self.log_weights / sizes[place].unsqueeze(-1)
+        of_groups = terms.new_zeros(len(terms), len(labels), terms.shape[-1])
+        return of_groups.index_add(1, place, terms).logsumexp(0).softmax(-1)[place]
 
     def cdf(self, y: ArrayLike) -> torch.Tensor:
         """P(y_m ≤ value) for each column separately, shape (N, M).
@@ -170,13 +180,16 @@ class Prediction:
         if has_classes(self.distributions[0]):
             raise DataError("expected a target whose values have an order; got classes")
         low, high = self._bracket(q)
+        discrete = self.distributions[0].support.is_discrete
         for step in range(200):  # more than 60 where experts are far apart and narrow
+            if discrete and (high - low < 0.4).all():  # one whole number is between them
+                break
             if step >= 60 and (high - low <= 4e-16 * (low.abs() + high.abs())).all():
                 break
             middle = (low + high) / 2
             above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return high.round() if self.distributions[0].support.is_discrete else high
+        return high.round() if discrete else high
 
     def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Values below and above the quantile, shape (N, M)."""
@@ -202,7 +215,9 @@ class Prediction:
                 return value
             step = torch.where(near, 2 * step, step)
 
-    def sample(self, num_samples: int, *, seed: int = 0) -> torch.Tensor:
+    def sample(
+        self, num_samples: int, *, seed: int = 0, groups: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Draw targets of all rows, shape (num_samples, N) or (num_samples, N, M).
 
         Each sample uses one draw of the shared latent variables for all rows.
@@ -210,15 +225,28 @@ class Prediction:
         Args:
             num_samples: Number of samples.
             seed: Seed of the draws.
+            groups: Numbers of groups, shape (N,), whose rows have one expert, drawn by the gate
+                of the group's first row. If None, each row has its own.
         """
+        first, place = None, None
+        if groups is not None:
+            labels, place = groups.cpu().unique(return_inverse=True)
+            rows = torch.arange(len(place))
+            first = rows.new_full((len(labels),), len(place)).scatter_reduce(0, place, rows, "amin")
         with reproducible(seed):
-            draws = [self._sample(i % len(self.log_weights)) for i in range(num_samples)]
-        return torch.stack(draws)
+            draws = range(num_samples)
+            return torch.stack(
+                [self._sample(i % len(self.log_weights), first, place) for i in draws]
+            )
 
-    def _sample(self, draw: int) -> torch.Tensor:
+    def _sample(
+        self, draw: int, first: torch.Tensor | None, place: torch.Tensor | None
+    ) -> torch.Tensor:
         each = self.distributions[draw].sample()
         each = each.transpose(0, 1) if self.leading else each
-        chosen = torch.multinomial(self.log_weights[draw].exp(), 1).squeeze(-1)
+        weights = self.log_weights[draw].exp()
+        chosen = torch.multinomial(weights if first is None else weights[first], 1).squeeze(-1)
+        chosen = chosen if place is None else chosen[place]
         return each[torch.arange(len(self), device=each.device), chosen]
 
     def components(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -245,10 +273,12 @@ class Prediction:
         """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).
 
         Raises:
-            DataError: If y does not have the shape of the prediction, or a value is not finite.
+            DataError: If y does not have the shape of the prediction, lacks a column by name, or
+                has a value that is not finite.
         """
         event_shape = self.distributions[0].event_shape
-        _, value = as_tensors((self.gate, y), dtype=torch.float64)
+        rows = in_order((self.gate, y), None, self.names)
+        _, value = as_tensors(rows, dtype=torch.float64)
         value = value.to(self.log_weights)
         if value.shape[1:].numel() != event_shape.numel():
             expected = (len(self), *event_shape)
@@ -316,19 +346,25 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
         torch.stack([draw.log_weights for draw in draws]),
         tuple(draw.distribution for draw in draws),
         draws[0].leading,
+        fit.targets,
     )
 
 
-def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
-    r"""Compute the probability of each component given x and y, for each row by itself.
+def posterior(
+    fit: Fit, data: Data, *, groups: Any = None, num_samples: int = 64, seed: int = 0
+) -> torch.Tensor:
+    r"""Compute the probability of each component given x and y.
 
     .. math:: p(c = k \mid x, y) \propto g_k(x)\, p_k(y \mid x)
 
-    `gate` is p(c|x), before y is known.
+    `gate` is p(c|x), before y is known. Where the data have groups, as those of a fit by groups
+    have, it is that of the group of each row, given the targets of the whole group.
 
     Args:
         fit: A fitted story with a site ``y``.
         data: Rows (x, y).
+        groups: Numbers of the groups of the rows, shape (N,). If None, those of the fit for its
+            training rows, and the column of groups for a data frame of a formula.
         num_samples: As in `predict`.
         seed: Seed of the draws.
 
@@ -340,7 +376,9 @@ def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> 
         SiteError: If the model has no site ``y``.
     """
     x, y = fit.as_tensors(data)[:2]
-    return predict(fit, x, num_samples=num_samples, seed=seed).posterior(y.cpu())
+    prediction = predict(fit, x, num_samples=num_samples, seed=seed)
+    groups = fit.groups_of(data) if groups is None else torch.as_tensor(groups)
+    return prediction.posterior(y.cpu(), groups)
 
 
 def _few(features: Columns) -> Columns:

@@ -53,6 +53,7 @@ class Fit:
         predict: The function `evaluation.predict` as a method.
         score: The function `evaluation.score` as a method.
         summary: The function `criticism.summary` as a method.
+        coefficients: The function `mixtures.coefficient_table` as a method.
         plot: The function `plots.pictures` as a method.
         report: The function `criticism.report` as a method.
         resume: The function `pyro_moe.resume` as a method.
@@ -98,6 +99,7 @@ class Fit:
     predict: ClassVar[Callable[..., Any]]
     score: ClassVar[Callable[..., float]]
     summary: ClassVar[Callable[..., Any]]
+    coefficients: ClassVar[Callable[..., Any]]
     plot: ClassVar[Callable[..., dict[str, Any]]]
     report: ClassVar[Callable[..., Path]]
     resume: ClassVar[Callable[..., "Fit"]]
@@ -154,6 +156,15 @@ class Fit:
                 "expected data=…, because the fit was restored without its training rows; got none"
             )
         return self.data
+
+    def groups_of(self, data: Data | None = None) -> torch.Tensor | None:
+        """The numbers of the groups of rows, whose rows have one component, shape (N,), or None.
+
+        Args:
+            data: Rows; the training rows if None. Others than these have no groups.
+        """
+        columns = self.training_rows if data is None else data
+        return self.annotations.groups if columns is self.data else None
 
     def rows(self, data: Data | None = None) -> Rows:
         """Rows like the fitted ones with the names of the fitted columns, on the CPU.
@@ -255,6 +266,7 @@ class Fit:
 Fit.predict = method("pyro_moe.evaluation", "predict")
 Fit.score = method("pyro_moe.evaluation", "score")
 Fit.summary = method("pyro_moe.criticism", "summary")
+Fit.coefficients = method("pyro_moe.mixtures", "coefficient_table")
 Fit.plot = method("pyro_moe.plots", "pictures")
 Fit.report = method("pyro_moe.criticism", "report")
 Fit.resume = method("pyro_moe.fitting", "resume")

@@ -53,6 +53,7 @@ def fit(
     missing_features: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
+    compile: bool | str = "auto",
     progress: bool = True,
     callback: Callable[[Fit], Any] | None = None,
     checkpoint: str | Path | None = None,
@@ -133,6 +134,11 @@ def fit(
             DVMoE the experts must be functions of z.
         seed: Seed of all random numbers.
         device: Device of the training; that of the model's parameters if None.
+        compile: Whether steps by gradients are compiled by torch's inductor, which needs a C++
+            compiler, and takes about a minute, or some seconds if it has compiled the same step
+            before. ``"auto"``: if the run is so long that this saves time. The progress says so.
+            Steps that cannot be compiled are replayed, see `inference.steps`. Results are equal
+            up to rounding.
         progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
         callback: Called after every epoch with the fit so far, whose last entry of ``history`` is
             the record of the epoch. If it returns True, training stops.
@@ -189,6 +195,7 @@ def fit(
         missing_features=missing_features,
         seed=seed,
         device=device,
+        compile=compile,
     )
     folder = resume if checkpoint is None else checkpoint
     checkpoints = None if folder is None else Checkpoint(folder, plan, resume)

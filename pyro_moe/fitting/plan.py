@@ -15,7 +15,7 @@ from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.svi import steps_in_epoch
 from pyro_moe.rows import Data, column_names
-from pyro_moe.validation import check, check_columns
+from pyro_moe.validation import check, check_columns, check_range
 
 from .annotations import annotations_of, check_annotations
 from .arguments import (
@@ -136,6 +136,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
         "seed": seed,
+        "compile": options["compile"],
     }
     start = start if isinstance(start, str) else start[kept]
     return Plan(
@@ -164,6 +165,8 @@ def _check(options: dict[str, Any]) -> None:
     }
     check_numbers(**{name: (options[name], value) for name, value in least.items()})
     check_schedules(options["learning_rate"], options["temperature"])
+    if options["compile"] not in (True, False, "auto"):
+        raise ValueError(f"expected compile in ('auto', True, False); got {options['compile']!r}")
 
 
 def _resolved(
@@ -177,6 +180,8 @@ def _resolved(
     columns = columns_of(
         model, guide, data, double=isinstance(loss, str) and loss == "em", **to_tensors
     )
+    if learns:
+        check_range(columns[0], column_names(data))
     one, other = isolated(model, guide)
     for part in modules(one, other):
         part.to(columns[0]).eval()

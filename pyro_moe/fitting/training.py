@@ -85,6 +85,7 @@ def run_of(plan: Plan, number: int) -> Any:
         annotations=about,
         held_annotations=plan.annotations.take(held),
         patience=settings["patience"],
+        compile=settings["compile"],
     )
 
 
@@ -135,6 +136,8 @@ def train(
                 done = checkpoint.go_on(name, run) if checkpoint else []
                 fitted.history.extend({"phase": phase, **record} for record in done)
                 progress.begin(phase, len(run.history), run.epochs)
+                if isinstance(run, SVI):
+                    run.gradients.say = progress.say
                 try:
                     for record in run:
                         fitted.history.append({"phase": phase, **record})

@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .design import INTERCEPT, SIGMA, Design, has_intercept, terms
+from .formulas.coding import INTERCEPT, has_intercept, terms
+from .formulas.design import SIGMA, Design
 
 LEVELS = ["component", "equation", "term"]
 GATE, ALL = "gate", "all"
@@ -17,25 +18,38 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
     r"""All parameters in the units of the data, as a differentiable function of the story's.
 
     They are, component by component, the coefficients of each expert's linear predictor and its
-    scales, and the gate's coefficients, relative to component 0:
+    scales, and those of a softmax gate, relative to component 0:
 
     .. math:: \log \frac{g_k(x)}{g_0(x)} = \langle v_k, x \rangle + a_k
 
+    Gates of other stories than `models.ME` have no coefficients.
+
     Args:
-        story: A story `models.ME`.
+        story: A story.
         design: Its design.
 
     Returns:
         Names (component, equation, term), and values, shape (P,).
+
+    Raises:
+        ValueError: If the experts are not affine.
     """
     width, experts = len(design.columns), story.experts
-    predictors = experts.linear_predictor(width)
+    try:
+        predictors = experts.linear_predictor(width)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"expected affine experts, which have coefficients; got {type(experts).__name__} of "
+            f"{type(story).__name__}"
+        ) from error
     scales = scales_of(experts, list(design.target_names))
     specs, equations = design.predictors, equation_names(design)
     if design.classes is not None:
-        predictors = predictors[:, 1:] - predictors[:, :1]
+        if predictors.shape[1] > 1:  # of categorical experts; those of Bernoulli have one
+            predictors = predictors[:, 1:] - predictors[:, :1]
         specs, scales = specs[:1] * len(equations), scales[:1] * len(equations)
-    gate = story.gate.maps.in_units(width)[0].double()
+    maps = getattr(getattr(story, "gate", None), "maps", None)
+    gate = None if maps is None else maps.in_units(width)[0].double()
     found: dict[Key, torch.Tensor] = {}
     for k, of_expert in enumerate(predictors):
         for m, (equation, spec) in enumerate(zip(equations, specs, strict=True)):
@@ -45,7 +59,7 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
                 found[(k, equation, name)] = scale[k % len(scale)]
         if hasattr(experts, "log_df"):
             found[(k, equations[0], "df")] = 2.0 + experts.log_df[k, 0].double().exp()
-        if k > 0:
+        if gate is not None and k > 0:
             for name, value in coefficients(design, design.gate, gate[k] - gate[0]):
                 found[(k, GATE, name)] = value
     found = with_shared(found, design.shared, equations)

@@ -1,33 +1,23 @@
 """The function `mixture`."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from pyro_moe.fitting import fit
 from pyro_moe.inference.em import EM, TOLERANCE
-from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
+from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
-from pyro_moe.models import ME, Predictor
 
 from .coefficients import at_limit, named_parameters
-from .design import (
-    INTERCEPT,
-    SIGMA,
-    Design,
-    designed,
-    formula_of,
-    has_intercept,
-    terms,
-    variable,
-)
+from .fit import FormulaFit, by_formula
+from .formulas import Design, annotations_of, as_frame, columns_of, designed, stated, weighing
 from .information import polish
 from .result import MixtureFit
+from .stories import Made, made_of
 
 WEIGHT_TYPES = ("replication", "sampling")
+ANNOTATIONS = ("weights", "groups", "labels")
 FAMILIES = (
     "normal",
     "normal-full",
@@ -46,7 +36,8 @@ def mixture(
     target: str | Sequence[str] | None = None,
     experts: Sequence[str] | None = None,
     gate: Sequence[str] = (),
-    num_components: int = 2,
+    num_components: Any = 2,
+    story: Any = "me",
     family: str | Sequence[str] = "normal",
     offset: str | None = None,
     trials: str | None = None,
@@ -62,26 +53,34 @@ def mixture(
     restarts: int | None = None,
     epochs: int | None = None,
     tolerance: float = TOLERANCE,
-    prior: str | Prior = "none",
+    prior: str | Prior | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> MixtureFit:
-    r"""Fit a mixture of regressions by maximum likelihood.
+    story_options: Mapping[str, Any] | None = None,
+    fit_options: Mapping[str, Any] | None = None,
+) -> Any:
+    r"""Fit a mixture of regressions by maximum likelihood, or another story by formula.
 
     .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x), \quad
               g_k(x) = \mathrm{softmax}_k(\langle v_k, x \rangle + a_k)
 
     It is the story `models.ME`, fitted by EM from several starts, and then by Newton's method.
+    Other stories are fitted as by `fit`, with the same formulas, factors, offsets and weights.
+    They have no standard errors.
 
     Args:
         formula: ``"y ~ experts | gate"``, as of ``formulaic``: transformations, factors,
             interactions, several targets (``"y1 + y2 ~ x"``). Without a second part the gate is
-            constant. Or a formula for each target.
+            constant, or in other stories than ``"me"`` reads what the experts read. Or a formula
+            for each target.
         data: A data frame, or a mapping of columns.
         target: Name of the target, or names of targets, instead of a formula.
         experts: Names of the experts' columns, instead of a formula.
         gate: Names of the gate's columns, instead of a formula.
         num_components: K.
+        story: The name of a story with a target, ``"me"``, ``"deepmoe"``, ``"dvmoe"``, …; a class;
+            or a module with model and guide, which reads all columns of x as they are and has K
+            and experts of its own.
         family: The family of the experts, ``"normal"``, ``"normal-full"`` (correlated targets),
             ``"student-t"``, ``"poisson"``, ``"bernoulli"``, ``"binomial"`` or ``"categorical"``;
             or a family for each target.
@@ -101,20 +100,23 @@ def mixture(
         missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
         unseen: What is done in new rows with levels of a factor that the training rows lack:
             ``"raise"`` an error, or code them as the ``"reference"``.
-        order: The order of the components, see `MixtureFit.relabel`; ``"fitted"`` for that of EM.
-            If None, ``"size"``; with labels, their order.
+        order: The order of the components of ``"me"``, see `MixtureFit.relabel`; ``"fitted"`` for
+            that of EM. If None, ``"size"``; with labels, their order.
         initialize: Responsibilities (N, K) or labels (N,) to start from, instead of several
             starts.
         restarts: The number of starts, 12 if None.
         epochs: The maximum number of iterations of EM.
         tolerance: EM ends when all further iterations are expected to add less, in nats.
-        prior: ``"none"``, ``"weak"`` or a `Prior`, see `fit`. A prior keeps the likelihood
-            bounded where an expert could fit a few rows exactly.
+        prior: ``"none"``, ``"weak"``, ``"auto"`` or a `Prior`, see `fit`. A prior keeps the
+            likelihood bounded where an expert could fit a few rows exactly. If None, ``"none"`` for
+            ``"me"``, and ``"auto"`` for other stories.
         seed: Seed of the starts.
         progress: Whether to show a progress bar.
+        story_options: Further arguments of the story's constructor, such as ``hidden``.
+        fit_options: Further arguments of `fit`, such as ``device``.
 
     Returns:
-        A `MixtureFit`, which is a `Fit`.
+        A `MixtureFit`, which is a `Fit`; of other stories than ``"me"`` a `FormulaFit`.
 
     Raises:
         DataError: If the data lack a column, have gaps, or do not determine the coefficients.
@@ -125,6 +127,7 @@ def mixture(
         EmptyComponentWarning: If a component has few rows.
 
     Example:
+        >>> import numpy as np
         >>> x = np.linspace(0.0, 1.0, 60)
         >>> y = np.where(np.arange(60) % 2, 2.0 * x, 1.0 - x) + 0.05 * np.sin(np.arange(60.0) ** 2)
         >>> fitted = mixture("y ~ x", {"x": x, "y": y}, order="x")
@@ -138,6 +141,8 @@ def mixture(
         raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
     if weight_type == "sampling" and weights is None:
         raise ValueError("expected weights, the name of a column, with weight_type='sampling'")
+    is_me = isinstance(story, str) and story == "me"
+    expect_possible(story, is_me, groups=groups, order=order)
     formulas = stated(formula, target, experts, gate)
     table = as_frame(data)
     if weights is not None:
@@ -145,34 +150,41 @@ def mixture(
     design, table = designed(
         formulas,
         table,
-        classes=family == "categorical",
+        classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
         offset=offset,
         trials=trials,
         weights=weights,
         groups=groups,
+        labels=labels,
         missing=missing,
         unseen=unseen,
         shared=shared,
+        gate="constant" if is_me else "experts",
     )
-    columns = columns_of(design, table)
-    annotations = annotations_of(design, table, labels, sampling=weight_type == "sampling")
-    story = story_of(design, columns, num_components, families)
-    found = fitted_to(
-        story,
+    made = made_of(story, story_options, design, num_components=num_components, families=families)
+    options = {
+        "initialize": initialize,
+        "restarts": restarts,
+        "epochs": epochs,
+        "tolerance": tolerance,
+        "prior": ("none" if is_me else "auto") if prior is None else prior,
+        "seed": seed,
+        "progress": progress,
+    }
+    about = annotations_of(design, table, weight_type)
+    options |= further(fit_options, {*options, *ANNOTATIONS, *(["loss"] if is_me else [])})
+    fitting = fitted_to if is_me else fitted_otherwise
+    found = fitting(
+        made,
         design,
-        columns,
-        family=" and ".join(families),
-        cov_type="sandwich" if weight_type == "sampling" else "observed",
+        columns_of(design, table),
+        " and ".join(families),
         weight_type=weight_type,
-        **annotations,
-        initialize=initialize,
-        restarts=restarts,
-        epochs=epochs,
-        tolerance=tolerance,
-        prior=prior,
-        seed=seed,
-        progress=progress,
+        **about,
+        **options,
     )
+    if not is_me:
+        return found
     if not found.converged:
         warn(
             "expected EM and Newton's method to end at a maximum; got an expected increase of "
@@ -184,28 +196,55 @@ def mixture(
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
+def expect_possible(story: Any, is_me: bool, *, groups: Any, order: Any) -> None:
+    """Check that options are of a story.
+
+    Raises:
+        ValueError: If one has no meaning for it.
+    """
+    if is_me:
+        return
+    name = repr(story) if isinstance(story, str) else getattr(story, "__name__", "a module")
+    if groups is not None:
+        raise ValueError(f"expected story='me' for rows in groups; got {name}")
+    if order is not None and not (isinstance(order, str) and order == "fitted"):
+        raise ValueError(f"expected story='me' to order components; got {name}")
+
+
+def further(given: Mapping[str, Any] | None, own: set[str]) -> dict[str, Any]:
+    """Further arguments of `fit`.
+
+    Raises:
+        ValueError: If one is an argument of `mixture`, or not one of `fit`.
+    """
+    found = dict(given or {})
+    known = set(signature(fit).parameters) - {"model", "guide", "data"} - own
+    for name in found:
+        if name not in known:
+            raise ValueError(f"expected fit_options in {sorted(known)}; got {name!r}")
+    return found
+
+
 def fitted_to(
-    story: Any,
+    made: Made,
     design: Design,
     columns: tuple[Any, ...],
-    *,
     family: str,
-    cov_type: str = "observed",
+    *,
     weight_type: str = "replication",
     **options: Any,
 ) -> MixtureFit:
     """A story fitted to the columns of a design, by EM and then by Newton's method.
 
     Args:
-        story: A story `models.ME`.
+        made: A story `models.ME`.
         design: Its design.
         columns: x and y.
         family: The name of the family.
-        cov_type: See `MixtureFit`.
         weight_type: See `mixture`.
         **options: Arguments of `fit`.
     """
-    fitted = fit(story.model, story.guide, columns, loss="em", **options)
+    fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
     remaining = float("inf")
     if options.get("epochs") != 0 and isinstance(fitted.run, EM):
         remaining = polish(
@@ -213,162 +252,27 @@ def fitted_to(
             lambda: named_parameters(fitted.story, design)[1],
             at_limit(fitted.story, design),
         )
-    own = {"design": design, "family": family, "remaining": remaining}
-    own |= {"cov_type": cov_type, "weight_type": weight_type}
-    values = vars(fitted) | own
-    return MixtureFit(
-        **{each.name: values[each.name] for each in fields(MixtureFit) if each.name in values}
-    )
+    cov_type = "sandwich" if weight_type == "sampling" else "observed"
+    values = {"design": design, "family": family, "remaining": remaining}
+    values |= {"weight_type": weight_type, "cov_type": cov_type}
+    return by_formula(MixtureFit, fitted, **values, **named(made))
 
 
-def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> list[str]:
-    """The formulas, or that of columns by name.
-
-    Raises:
-        ValueError: If there are both, or neither.
-    """
-    if formula is None and target is not None:
-        return [formula_of(target, list(experts or ()), list(gate))]
-    formulas = [formula] if isinstance(formula, str) else list(formula or ())
-    if (
-        not formulas
-        or not all(isinstance(each, str) for each in formulas)
-        or target is not None
-        or experts is not None
-        or len(gate)
-    ):
-        raise ValueError(
-            "expected a formula, or target= with experts= and gate=; got "
-            f"formula={formula!r}, target={target!r}, experts={experts!r}, gate={gate!r}"
-        )
-    return formulas
+def fitted_otherwise(
+    made: Made,
+    design: Design,
+    columns: tuple[Any, ...],
+    family: str,
+    *,
+    weight_type: str = "replication",
+    **options: Any,
+) -> FormulaFit:
+    """A story fitted to the columns of a design as by `fit`, see `fitted_to`."""
+    fitted = fit(made.story.model, made.story.guide, columns, **options)
+    values = {"design": design, "family": family, "weight_type": weight_type}
+    return by_formula(FormulaFit, fitted, **values, **named(made))
 
 
-def as_frame(data: Any) -> pd.DataFrame:
-    """A data frame with rows numbered from 0.
-
-    Raises:
-        DataError: If data are no table.
-    """
-    if not isinstance(data, pd.DataFrame):
-        try:
-            data = pd.DataFrame(data)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"expected a table with named columns; got {error}") from error
-    if data.empty:
-        raise DataError(f"expected a table with rows and columns; got shape {data.shape}")
-    return data.reset_index(drop=True)
-
-
-def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
-    """The weights of rows.
-
-    Raises:
-        DataError: If one is not a number of at least zero.
-    """
-    found = pd.to_numeric(variable(table, name), errors="coerce").to_numpy(float, na_value=np.nan)
-    wrong = ~(np.isfinite(found) & (found >= 0))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"expected weights {name!r} of at least 0; got {table[name].iloc[row]!r} in row {row}"
-        )
-    return found
-
-
-def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
-    """The rows x and y as data frames."""
-    x, y = design.features(table), design.target(table)
-    if design.trials is not None:
-        check_trials(design, x, y)
-    if design.groups is not None:
-        check_groups(design, x, pd.factorize(variable(table, design.groups))[0])
-    return x, y
-
-
-def annotations_of(
-    design: Design, table: pd.DataFrame, labels: str | None, *, sampling: bool
-) -> dict[str, Any]:
-    """The weights, groups and labels of the rows, arguments of `fit`."""
-    found: dict[str, Any] = {}
-    if design.weights is not None:
-        weights = weighing(table, design.weights)
-        found["weights"] = weights / weights.mean() if sampling else weights
-    if design.groups is not None:
-        found["groups"] = variable(table, design.groups).to_numpy()
-    if labels is not None:
-        found["labels"] = variable(table, labels)
-    return found
-
-
-def check_trials(design: Design, x: pd.DataFrame, y: Any) -> None:
-    """Check that there are no more successes than trials.
-
-    Raises:
-        DataError: If there are.
-    """
-    (name,) = design.trials.column_names if design.trials is not None else ("",)
-    most, counts = x[[name]].to_numpy(), np.atleast_2d(y.to_numpy().T).T
-    over = counts > most
-    if over.any():
-        row = int(over.any(1).argmax())
-        raise DataError(
-            f"expected counts of at most the trials {name!r}; got {y.to_numpy()[row].max():g} of "
-            f"{x[name].iloc[row]:g} in row {row}"
-        )
-
-
-def check_groups(design: Design, x: pd.DataFrame, place: np.ndarray) -> None:
-    """Check that the gate's columns do not differ in a group.
-
-    Raises:
-        DataError: If one does.
-    """
-    for name in design.gate_terms:
-        by_group = x[name].groupby(place)
-        differing = by_group.max() != by_group.min()
-        if differing.any():
-            raise DataError(
-                f"expected columns of the gate that are constant in each group of "
-                f"{design.groups!r}; got different values of {name!r}"
-            )
-
-
-def story_of(
-    design: Design, columns: tuple[Any, ...], num_components: int, families: list[str]
-) -> ME:
-    """The story of a design."""
-    x, y = columns[:2]
-    width = 1 if y.ndim == 1 else y.shape[1]
-    predictors = [predictor_of(design, spec) for spec in design.predictors]
-    joint = len(families) > 1 or len(design.experts) > 1
-    if joint and len(families) == 1:
-        families = families * width
-    return ME(
-        x.shape[1],
-        width if design.classes is None else len(design.classes),
-        num_components,
-        experts=families if joint else families[0],
-        predictor=predictors if joint else predictors[0],
-        gate_columns=design.places(terms(design.gate)),
-        gate_intercept=has_intercept(design.gate),
-    )
-
-
-def predictor_of(design: Design, spec: Any) -> Predictor:
-    """The linear predictors of one formula."""
-    names = terms(spec)
-    return Predictor(
-        columns=design.places(names),
-        intercept=has_intercept(spec),
-        offset_column=place_of(design, design.offset),
-        trials_column=place_of(design, design.trials),
-        shared=design.places([name for name in names if name in design.shared]),
-        shared_intercept=INTERCEPT in design.shared,
-        shared_scale=SIGMA in design.shared,
-    )
-
-
-def place_of(design: Design, spec: Any) -> int | None:
-    """The number of the column of x of a coding of one column, or None."""
-    return None if spec is None else design.places(spec.column_names)[0]
+def named(made: Made) -> dict[str, Any]:
+    """What a fit remembers of how its story was made."""
+    return {"story_name": made.name, "story_arguments": made.arguments}

@@ -17,6 +17,7 @@ from pyro_moe.inference.prior import Prior
 
 from .entry import fitted_to
 from .result import MixtureFit, check_alpha
+from .stories import Made
 
 KINDS = ("parametric", "rows")
 COARSE = 0.01  # nats, of a statistic
@@ -218,5 +219,7 @@ def _fitted(fit: MixtureFit, story: Any, table: Table, **options: Any) -> Mixtur
         **dict(zip(table[1].names, table[1].columns, strict=True)),
         **options,
     }
+    arguments = {**(fit.story_arguments or {}), "num_components": story.num_components}
+    made = Made(story, fit.story_name, arguments)
     with without_warnings(EmptyComponentWarning), without_warnings(ConvergenceWarning):
-        return fitted_to(story, fit.design, table[0], family=fit.family, progress=False, **given)
+        return fitted_to(made, fit.design, table[0], fit.family, progress=False, **given)

@@ -1,67 +1,60 @@
-"""A fitted mixture of regressions: a `Fit` with coefficients, standard errors and criteria."""
+"""A fitted mixture of regressions: coefficients, standard errors and criteria."""
 
 import copy
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 
 from pyro_moe.evaluation import Prediction, predict
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
-from pyro_moe.rows import Rows
+from pyro_moe.rows import as_double
 
 from .coefficients import GATE, at_limit, named_parameters, permute
-from .design import SIGMA, Design
+from .fit import FormulaFit
+from .formulas import SIGMA
 from .information import Information, informed, scores
+from .labels import places
 from .profile import profile_interval
 from .summary import Summary, summarized
 
 COVARIANCES = ("observed", "sandwich")
-ORDERS = ("size", "fitted")
 
 
-@dataclass(frozen=True)
-class MixtureFit(Fit):
-    """The result of `mixture`: a `Fit`, and what a statistician asks of one.
+@dataclass(frozen=True, repr=False)
+class MixtureFit(FormulaFit):
+    """A fitted mixture of regressions, the result of `mixture` with the story ``"me"``.
 
-    All tools take it. Where they take rows, they also take data frames with the variables of the
-    formula. Names are those of statsmodels.
+    It is a `FormulaFit`, with what a statistician asks of one. Names are those of statsmodels.
 
     Attributes:
-        design: The coding of the formula.
-        family: The family of the experts.
         remaining: The increase of the log-likelihood that a step of Newton's method promises at
             the end, in nats.
         cov_type: How `cov_params` is computed, ``"observed"`` or ``"sandwich"``.
-        weight_type: What the weights mean, ``"replication"`` or ``"sampling"``.
     """
 
-    design: Design = field(default=None, repr=False)  # type: ignore[assignment]
-    family: str = "normal"
     remaining: float = 0.0
     cov_type: str = "observed"
-    weight_type: str = "replication"
 
     def __repr__(self) -> str:
         done = "converged" if self.converged else "not converged"
-        return (
+        head = (
             f"MixtureFit({self.design.formula!r}, family={self.family!r}, "
-            f"num_components={self.num_components}): {self.nobs:g} rows, "
+            f"num_components={self.num_components}): "
+        )
+        if self.restored is not None:
+            return f"{head}restored without its {self.num_rows} training rows, {done}"
+        return (
+            f"{head}{self.nobs:g} rows, "
             f"log-likelihood {self.llf:.6g}, {self.df_model} parameters, {done}"
         )
-
-    @property
-    def num_components(self) -> int:
-        """K."""
-        return int(self.story.num_components)
 
     @property
     def converged(self) -> bool:
@@ -69,12 +62,6 @@ class MixtureFit(Fit):
         return self.stopped is None and self.remaining < 1e-6
 
     # The parameters, and how sure they are
-
-    @functools.cached_property
-    def params(self) -> pd.Series:
-        """The estimates in the units of the data, by component, equation and term."""
-        index, values = named_parameters(self.story, self.design)
-        return pd.Series(values.detach().cpu().numpy(), index, name="estimate")
 
     @functools.cached_property
     def information(self) -> Information:
@@ -274,7 +261,7 @@ class MixtureFit(Fit):
         Raises:
             ValueError: If it is no such order.
         """
-        found = self._order(order)
+        found = places(self, order)
         result = copy.deepcopy(self)
         for name in ("params", "information", "undetermined", "llf", "training"):
             vars(result).pop(name, None)
@@ -282,65 +269,18 @@ class MixtureFit(Fit):
         labels = self.annotations.labels
         if labels is None:
             return result
-        return replace(result, annotations=replace(self.annotations, labels=labels[:, found]))
-
-    def _order(self, order: Any) -> list[int]:
-        numbers = list(range(self.num_components))
-        if isinstance(order, MixtureFit):
-            mine, other = self.posterior().to_numpy(), order.posterior().to_numpy()
-            if mine.shape != other.shape:
-                raise ValueError(f"expected a fit of shape {mine.shape}; got {other.shape}")
-            return [int(k) for k in linear_sum_assignment(-(other.T @ mine))[1]]
-        if isinstance(order, str) and order == "size":
-            return [int(k) for k in self.sizes["posterior"].sort_values(ascending=False).index]
-        if isinstance(order, str) or (isinstance(order, tuple) and isinstance(order[0], str)):
-            names = ("*", order) if isinstance(order, str) else order
-            chosen = [
-                float(value)
-                for (_, equation, term), value in self.params.items()
-                if term == names[1] and (equation != GATE) and names[0] in ("*", equation)
-            ]
-            if len(chosen) != len(numbers):
-                terms = sorted({key[2] for key in self.params.index})
-                raise ValueError(
-                    f"expected a coefficient that each expert has once, of {terms}; got {order!r}"
-                )
-            return [int(k) for k in np.argsort(chosen, kind="stable")]
-        if sorted(order) != numbers:
-            raise ValueError(f"expected each of the components {numbers} once; got {list(order)}")
-        return [int(k) for k in order]
-
-    # Rows of new tables
-
-    def in_order(self, data: Any) -> Any:
-        """Data with the fitted columns in order; a data frame is coded by the formula."""
-        return super().in_order(self._coded(data))
-
-    def as_tensors(self, data: Any) -> tuple[torch.Tensor, ...]:
-        """Rows with targets as tensors, see `Fit`; a data frame is coded by the formula."""
-        return super().as_tensors(self._coded(data, with_target=True))
-
-    def features(self, data: Any) -> tuple[Any, ...]:
-        """Rows as tensors, see `Fit`; a data frame is coded by the formula."""
-        return super().features(self._coded(data))
-
-    def _coded(self, data: Any, *, with_target: bool = False) -> Any:
-        if isinstance(data, tuple) and len(data) > 1 and isinstance(data[0], pd.DataFrame):
-            return (self._coded(data[0]), *data[1:])
-        if not isinstance(data, pd.DataFrame) or isinstance(data, Rows):
-            return data
-        if set(self.design.columns) <= set(data.columns) and not with_target:
-            return data[list(self.design.columns)]
-        x = self.design.features(data)
-        return (x, self.design.target(data)) if with_target else x
+        before = self.design.label_order or range(len(found))
+        design = replace(self.design, label_order=tuple(before[k] for k in found))
+        annotations = replace(self.annotations, labels=labels[:, found])
+        return replace(result, annotations=annotations, design=design)
 
     # Behind it
 
     def _em(self) -> EM:
         """A run of EM at the present parameters, in double precision."""
         programs = self.programs
-        data = tuple(c.double() if c.is_floating_point() else c for c in self.training_rows)
-        about = self.annotations.each(lambda c: c.double() if c.is_floating_point() else c)
+        data = tuple(map(as_double, self.training_rows))
+        about = self.annotations.each(as_double)
         seed = self.settings["seed"]
         return EM(programs.model, programs.guide, data, 0, seed, annotations=about)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .coefficients import ALL, GATE, at_limit
-from .design import terms
+from .formulas.coding import terms
 
 WIDTH = 78
 

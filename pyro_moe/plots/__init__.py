@@ -7,10 +7,12 @@ figure with ``figure.savefig("my.png")``.
 from .gate_regions import gate_map
 from .latent import generated, latent_map, reconstructions
 from .overview import pictures
+from .posteriors import classification, rootogram, uncertainty
 from .targets import predictions
 from .training import history
 
 __all__ = [
+    "classification",
     "gate_map",
     "generated",
     "history",
@@ -18,4 +20,6 @@ __all__ = [
     "pictures",
     "predictions",
     "reconstructions",
+    "rootogram",
+    "uncertainty",
 ]

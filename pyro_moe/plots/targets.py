@@ -1,30 +1,41 @@
 """Plots of targets against predictions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
-from pyro_moe.evaluation.marginals import has_classes
+from pyro_moe.evaluation.marginals import has_classes, is_binary
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
-from .names import label
+from .names import CLASS, label, tilted
+from .posteriors import beside
 from .style import GRAY, color, panels_of
 
 
 @strange_rows_expected()
-def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> Figure:
+def predictions(
+    fit: Fit,
+    rows: Rows,
+    *,
+    max_rows: int = 400,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
     """Plot targets against predicted means, with one panel for each column, or a confusion matrix.
 
     Points have the color of the most probable expert. Vertical lines are central 90 % prediction
-    intervals. Points of exact predictions lie on the diagonal. For classes, the confusion matrix
-    is shown.
+    intervals. Points of exact predictions lie on the diagonal. For classes, and one binary target,
+    the confusion matrix is shown.
 
     Args:
         fit: A fitted story with a site ``y``.
         rows: Rows with targets, preferably held out.
         max_rows: Maximum number of rows to show.
+        classes: Names of the classes.
         seed: Seed of the random subset and of the draws of `evaluation.predict`.
 
     Raises:
@@ -37,7 +48,11 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
     one = evaluation.predict(fit, rows.take(slice(1)), seed=seed)
     if has_classes(one.distributions[0]):
         probabilities = evaluation.predict(fit, rows, seed=seed).mean
-        return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy())
+        return _confusion(probabilities.cpu().numpy(), rows.y.cpu().numpy(), classes)
+    if is_binary(one.distributions[0]) and one.mean.shape[1] == 1:
+        yes = evaluation.predict(fit, rows, seed=seed).mean.cpu().numpy()
+        both = np.concatenate([1.0 - yes, yes], 1)
+        return _confusion(both, np.asarray(rows.y), classes)
     rows = rows.subsample(max_rows, seed)
     prediction = evaluation.predict(fit, rows, seed=seed)
     target = prediction.targets(np.asarray(rows.y)).reshape(len(rows), -1).cpu().numpy()
@@ -61,12 +76,15 @@ def predictions(fit: Fit, rows: Rows, *, max_rows: int = 400, seed: int = 0) -> 
         axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
         axes.set(title=label(name), xlabel="predicted mean, with 90 % interval")
     panels[0].set_ylabel("target")
-    panels[0].legend(title="most probable expert", fontsize="small", title_fontsize="small")
+    beside(panels[-1], "expert")
     return figure
 
 
-def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
+def _confusion(
+    probabilities: np.ndarray, target: np.ndarray, classes: Sequence[str] | None
+) -> Figure:
     size = probabilities.shape[1]
+    names = [label(name, CLASS) for name in classes or map(str, range(size))]
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (target.reshape(-1).astype(int), probabilities.argmax(1)), 1)
     figure, (axes,) = panels_of(1)
@@ -75,5 +93,6 @@ def _confusion(probabilities: np.ndarray, target: np.ndarray) -> Figure:
         dark = count > counts.max() / 2
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
     axes.set(xlabel="most probable class", ylabel="class", title="Confusion matrix")
-    axes.set(xticks=range(size), yticks=range(size))
+    axes.set_xticks(range(size), labels=names, **tilted(names))
+    axes.set_yticks(range(size), labels=names)
     return figure

@@ -7,11 +7,12 @@ if the story was read from a story file. The settings have the SHA-256 of each f
 themselves. A run with a file that is missing, truncated or changed is not loaded.
 """
 
+from pyro_moe.stories import STORIES
+
 from .loading import load
 from .reading import settings_of
 from .restoring import fit_of, restore
 from .saving import save
-from .shipped import STORIES
 from .story_file import StoryFile
 from .swap import writer
 

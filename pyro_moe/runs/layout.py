@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,23 @@ def digest(content: bytes) -> str:
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
-    """Text in JSON, with numbers of numpy and torch as those of Python."""
-    return (json.dumps(content, indent=2, default=_as_number) + "\n").encode()
+    """Text in JSON, with numbers of numpy and torch as those of Python, and records as mappings.
+
+    Raises:
+        ValueError: If a value is none of what JSON supports.
+    """
+    return (json.dumps(content, indent=2, default=_as_plain) + "\n").encode()
 
 
-def _as_number(value: Any) -> Any:
-    if not hasattr(value, "item"):
-        raise TypeError(f"expected values that JSON supports; got {type(value).__name__}")
-    return value.item()
+def _as_plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    try:
+        return value.item()
+    except (AttributeError, RuntimeError, ValueError):
+        raise ValueError(
+            f"expected texts, numbers and lists, to be saved; got {type(value).__name__}"
+        ) from None
 
 
 def sealed(settings: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:

@@ -1,6 +1,7 @@
 """The story of a run folder, with its parameters."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ from safetensors.torch import load as tensors_from
 from torch import nn
 
 from pyro_moe.inference.errors import DataError
+from pyro_moe.mixtures.formulas import Design
+from pyro_moe.mixtures.stored import design_of, program_of
+from pyro_moe.models import Predictor
 from pyro_moe.models.parts.networks import Standardize
+from pyro_moe.stories import shipped
 
 from . import story_file
 from .layout import PARAM, PARAMETERS, SETTINGS, STORY, damaged, digest
 from .reading import contents_of
-from .shipped import shipped
 
 TYPES = (torch.float32, torch.float64)
 
@@ -33,15 +37,16 @@ def load(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, di
 
     Args:
         folder: A folder written by `save`.
-        trust_code: Whether to execute ``story.py`` if the run is of a story file. Say so only if
-            you trust the source of the folder.
+        trust_code: Whether to execute ``story.py`` if the run is of a story file, and expressions
+            in a formula that are beyond known functions. Say so only if you trust the source of
+            the folder.
 
     Returns:
         The story, on the CPU, and the content of ``settings.json``.
 
     Raises:
         DataError: If a file is missing or damaged, if parameters and settings do not match, or if
-            the run has a story file and ``trust_code`` is false.
+            the run has a program and ``trust_code`` is false.
     """
     run = loaded(Path(folder), trust_code)
     return run.story, run.settings
@@ -56,6 +61,7 @@ class Run(NamedTuple):
         settings: The content of ``settings.json``.
         params: Its unconstrained values of `pyro.param` statements, by name.
         files: The contents of the other files, by name.
+        design: The coding of its formula, or None.
     """
 
     folder: Path
@@ -63,11 +69,13 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     params: dict[str, torch.Tensor]
     files: dict[str, bytes]
+    design: Design | None = None
 
 
 def loaded(folder: Path, trust_code: bool) -> Run:
     """The run of a folder, see `load`."""
     settings, files = contents_of(folder)
+    design = _design(folder, settings, trust_code)
     if STORY in files:
         story_class = _trusted(folder, files[STORY], trust_code)
     else:
@@ -89,7 +97,26 @@ def loaded(folder: Path, trust_code: bool) -> Run:
     story = _built(folder, story_class, arguments)
     _check_names(folder, story, tensors)
     _give(folder, story, tensors, params)
-    return Run(folder, story.eval(), settings, params, files)
+    return Run(folder, story.eval(), settings, params, files, design)
+
+
+def _design(folder: Path, settings: dict[str, Any], trust_code: bool) -> Design | None:
+    """The design of a run by formula, of which no program is executed unless it is trusted."""
+    if "formula" not in settings:
+        return None
+    try:
+        part = program_of(settings["formula"])
+        design = design_of(settings["formula"])
+        if list(design.columns) != settings["columns"]:
+            raise ValueError(f"expected columns of the formula; got {settings['columns']}")
+    except Exception as error:
+        raise damaged(folder, SETTINGS, error) from error
+    if part is not None and not trust_code:
+        raise DataError(
+            f"expected trust_code=True (on the command line, --trust), since the formula of "
+            f"{folder} has a program that would be executed; got {part!r}"
+        )
+    return design
 
 
 def _trusted(folder: Path, content: bytes, trust_code: bool) -> type[nn.Module]:
@@ -114,9 +141,36 @@ def _check_sizes(folder: Path, arguments: dict[str, Any], most: int) -> None:
 
 def _built(folder: Path, story: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
     try:
-        return story(**arguments)
+        return story(**with_predictors(arguments))
     except Exception as error:
         raise damaged(folder, SETTINGS, error) from error
+
+
+def with_predictors(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a story, with what its linear predictors are made of as `Predictor`.
+
+    Raises:
+        ValueError: If experts or gate have columns that x lacks.
+    """
+    given, width = arguments.get("predictor"), arguments.get("x_dim", 0)
+    _check_columns(arguments.get("gate_columns") or (), width)
+    if given is None:
+        return arguments
+    found = [_predictor(each, width) for each in (given if isinstance(given, list) else [given])]
+    return {**arguments, "predictor": found if isinstance(given, list) else found[0]}
+
+
+def _predictor(given: Any, width: int) -> Predictor:
+    found = Predictor(**given)
+    single = [each for each in (found.offset_column, found.trials_column) if each is not None]
+    _check_columns([*(found.columns or ()), *found.shared, *single], width)
+    return found
+
+
+def _check_columns(columns: Sequence[Any], width: int) -> None:
+    for column in columns:
+        if not (type(column) is int and 0 <= column < width):
+            raise ValueError(f"expected columns of x from 0 to {width - 1}; got {column!r}")
 
 
 def _check_names(folder: Path, story: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 
@@ -16,6 +17,7 @@ from pyro_moe.inference.context import reproducible, running, without_warnings
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, DataWarning, warn
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.mixtures.stored import as_rows, fitted_rows, with_formula
 from pyro_moe.rows import Data, Rows, as_tensors
 
 from .layout import HISTORY, PARAMETERS, SCORES, SETTINGS, TRAINING, damaged
@@ -32,8 +34,10 @@ def fit_of(folder: str | Path, data: Data, *, trust_code: bool = False) -> Fit:
     Args:
         folder: A folder written by `save`.
         data: Rows with all columns that were fitted, or x alone. They need not be the training
-            rows, of which the folder has a summary. Columns with names are matched by name.
-        trust_code: Whether to execute the story file of the run, if it has one, see `load`.
+            rows, of which the folder has a summary. Columns with names are matched by name. For a
+            fit by formula, also a data frame with the variables of the formula.
+        trust_code: Whether to execute the story file of the run, if it has one, see `load`; and
+            functions in its formula that are not known.
 
     Returns:
         The fit, on the CPU, with the saved history and settings. It can be evaluated but not
@@ -55,29 +59,39 @@ def _fit_of(run: Run, data: Data) -> Fit:
         key: None if settings[key] is None else tuple(settings[key]) for key in NAMES
     }
     training, results = _training(run), _results(run)
+    design = run.design
+    about: dict[str, Any] = {}
+    if design is not None and isinstance(data, pd.DataFrame):
+        data, about = fitted_rows(design, data, settings["formula"]["weight_type"])
     data = in_order(data, names["columns"], names["targets"])
-    columns = as_tensors(  # float64 loses no digits
-        data, dtype=torch.float64, missing_targets=asked["missing_targets"]
-    )
+    missing = {
+        "missing_targets": asked["missing_targets"],
+        "missing_features": getattr(story, "missing_features", False),
+    }
+    columns = as_tensors(data, dtype=torch.float64, **missing)  # float64 loses no digits
     columns = _like_those_of(training, *columns)
     with without_warnings(DataWarning):  # of training rows, which these need not be
         kept = fit(
             story.model,
             story.guide,
             columns,
+            **about,
             initialize="keep",
             epochs=0,
             loss="em" if asked["loss"] == "em" else "marginal",
-            missing_targets=asked["missing_targets"],
+            **missing,
             seed=asked["seed"],
             progress=False,
         )
     if run.params:
         _give_back(run, kept)
     restored = replace(kept, run=None, settings=asked, **results, **names)
-    if fingerprint(kept.data) == training.fingerprint:
+    if fingerprint((*kept.data, *kept.annotations.columns)) != training.fingerprint:
+        restored = replace(restored, restored=training)
+    if design is None:
         return restored
-    return replace(restored, restored=training)
+    story = {"story_name": settings["story"], "story_arguments": settings["story_arguments"]}
+    return with_formula(restored, design, settings["formula"], **story)
 
 
 def _training(run: Run) -> Training:
@@ -147,7 +161,7 @@ def _give_back(run: Run, fit: Fit) -> None:
 
 def restore(
     folder: str | Path,
-    data: str | Path | Rows | None = None,
+    data: str | Path | Rows | pd.DataFrame | None = None,
     *,
     trust_code: bool = False,
     **reading: Any,
@@ -157,8 +171,8 @@ def restore(
     Args:
         folder: A folder written by `save`.
         data: None for the fitted data at their recorded path; the new path of a table that has
-            moved; or another table or `Rows`, which are then returned as training rows and as
-            test rows.
+            moved; or another table or `Rows`, or for a fit by formula a data frame, which are then
+            returned as training rows and as test rows.
         trust_code: Whether to execute the story file of the run, if it has one, see `load`.
         **reading: ``sep``, ``decimal`` and ``encoding`` of the table, see `datasets.table`, if
             they are others than those of the fitted table.
@@ -186,12 +200,34 @@ def restore(
         (4, 9)
     """
     run = loaded(Path(folder), trust_code)
+    if run.design is not None and not isinstance(data, Rows):
+        return _restored_by_formula(run, data, reading)
     if isinstance(data, Rows):
         return _fit_of(run, data), data, data
     source, settings = run.settings["source"], run.settings
     if source is None and data is None:
-        raise DataError(f"expected data=…, because {folder} has no record of its data; got none")
+        raise _no_record(run)
     if source is None:
         source = {"name": str(data), "target": settings["targets"] or ()}
     train, test = Source(**source).rows_again(data, columns=settings["columns"], **reading)
     return _fit_of(run, train), train, test
+
+
+def _restored_by_formula(
+    run: Run, data: str | Path | pd.DataFrame | None, reading: dict[str, Any]
+) -> tuple[Fit, Rows, Rows]:
+    """The fit of a run by formula, with training and test rows as its design makes them."""
+    design, source = run.design, run.settings["source"]
+    if design is None or (source is None and data is None):
+        raise _no_record(run)
+    if isinstance(data, pd.DataFrame):
+        train = test = data
+    else:
+        source = Source(**(source or {"name": str(data)}))
+        train, test = source.frames_again(data, design.texts, **reading)
+    rows = as_rows(design, train)
+    return _fit_of(run, train), rows, rows if test is train else as_rows(design, test)
+
+
+def _no_record(run: Run) -> DataError:
+    return DataError(f"expected data=…, because {run.folder} has no record of its data; got none")

@@ -1,5 +1,6 @@
 """Saving a fit as a run folder."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,12 +14,15 @@ from safetensors.torch import save as serialized
 from pyro_moe.datasets.source import Source
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.errors import DataError
+from pyro_moe.mixtures import FormulaFit
+from pyro_moe.mixtures.stored import formula_of
 from pyro_moe.rows import Rows
+from pyro_moe.stories import shipped
 
 from .layout import HISTORY, PARAM, PARAMETERS, SCORES, SETTINGS, STORY, TRAINING, as_json, sealed
 from .reading import contents_of
 from .remembered import remember
-from .shipped import shipped
+from .same import expect_same_story
 from .story_file import StoryFile
 from .swap import exchange, writer
 
@@ -29,8 +33,8 @@ def save(
     *,
     story_name: str | None = None,
     story_file: StoryFile | None = None,
-    story_arguments: Mapping[str, Any],
-    data_name: str,
+    story_arguments: Mapping[str, Any] | None = None,
+    data_name: str = "table",
     source: Source | None = None,
     rows: Rows | None = None,
     scores: Mapping[str, Any] | None = None,
@@ -45,7 +49,8 @@ def save(
         folder: The run folder. It is created if necessary.
         story_name: One of `STORIES`, for a shipped story.
         story_file: The story file of any other story. The folder gets a copy of it.
-        story_arguments: The arguments of the story's constructor, in types that JSON supports.
+        story_arguments: The arguments of the story's constructor, in types that JSON supports. A
+            fit of `mixture` knows them, and its story's name.
         data_name: A name of the data, for the record.
         source: The source of the rows, from which `restore` loads them again.
         rows: The fitted rows, whose names are recorded if the fit has none.
@@ -57,7 +62,8 @@ def save(
     Raises:
         DataError: If a file cannot be written, if another process or thread writes this folder, or
             if the folder has files with the names of a run's that do not belong to a run.
-        ValueError: If the fit is not a fit of this story.
+        ValueError: If the fit is not a fit of this story with these arguments, or if something
+            cannot be saved as text and numbers.
 
     Example:
         >>> import pyro_moe, tempfile
@@ -70,12 +76,20 @@ def save(
         >>> loaded.num_components, settings["fit"]["epochs"]
         (3, 1)
     """
+    if isinstance(fit, FormulaFit):
+        story_name = story_name or (fit.story_name if story_file is None else None)
+        story_arguments = fit.story_arguments if story_arguments is None else story_arguments
     name = story_name if story_file is None else story_file.name
-    if not isinstance(fit.story, shipped(name) if story_file is None else story_file.story):
+    if name is None or story_arguments is None:
+        raise ValueError("expected story_arguments=…, and story_name=… or story_file=…; got none")
+    story_class = shipped(name) if story_file is None else story_file.story
+    if not isinstance(fit.story, story_class):
         raise ValueError(f"expected a fit of a {name}; got {type(fit.story).__name__}")
+    plain = json.loads(as_json(story_arguments))
+    expect_same_story(fit, story_class, plain)
     settings = {
         "story": name,
-        "story_arguments": dict(story_arguments),
+        "story_arguments": plain,
         "data": data_name,
         "source": source and asdict(source),
         "columns": fit.columns or (rows and rows.columns),
@@ -84,6 +98,8 @@ def save(
         "fit": {key: value for key, value in fit.settings.items() if not callable(value)},
         "versions": {name: version(name) for name in ("pyro-moe", "pyro-ppl", "torch")},
     }
+    if isinstance(fit, FormulaFit):
+        settings["formula"] = formula_of(fit)
     results = {"stopped": fit.stopped, "held_out_elbo": fit.held_out_elbo, **(scores or {})}
     with writer(folder, code=None if story_file is None else story_file.content) as path:
         files = {PARAMETERS: _parameters(fit)}

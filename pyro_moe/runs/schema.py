@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from pyro_moe.datasets.reading import Format, is_table
+from pyro_moe.stories import shipped
 
 from .layout import BOUND, STORY, of_file
-from .shipped import shipped
 
 Check = Callable[[Any], None]
 LARGEST = 2**63 - 1
@@ -128,6 +128,33 @@ def _data_set(value: Any) -> None:
     _expect(known, "'spiral', 'digits', 'mnist' or the path of a table", value)
 
 
+def _choice(*choices: str) -> Check:
+    return lambda value: _expect(value in choices, f"one of {choices}", value)
+
+
+def _level(value: Any) -> None:
+    """A level of a factor."""
+    _expect(isinstance(value, str | bool | int | float), "a text or a number", value)
+    _plain(value)
+
+
+def _factor(value: Any) -> None:
+    """An expression, and how it is evaluated."""
+    _list(_text, least=2, most=2)(value)
+    _choice("literal", "lookup", "python")(value[1])
+
+
+def _scoped(value: Any) -> None:
+    """The number of a factor, and whether its first level has no column."""
+    _expect(isinstance(value, list) and len(value) == 2, "a number and true or false", value)
+    _whole()(value[0])
+    _flag(value[1])
+
+
+def _compile(value: Any) -> None:
+    _expect(value in (True, False, "auto"), "true, false or 'auto'", value)
+
+
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
 PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
@@ -146,7 +173,11 @@ FIT = _record(
         "missing_targets": _flag,
         "seed": _whole(most=2**128),
     },
-    {"learning_rate": RATE, "temperature": _or_none(RATE)},  # which may be functions
+    {
+        "learning_rate": RATE,  # which may be a function, as the temperature may be
+        "temperature": _or_none(RATE),
+        "compile": _compile,
+    },
 )
 SOURCE = _record(
     {
@@ -164,7 +195,49 @@ SOURCE = _record(
         "decimal": _text,
         "encoding": _or_none(_text),
         "sha256": _or_none(_digest),
+    },
+    {"test_share": _number(0.0)},
+)
+CODING = _record(
+    {
+        "factors": _list(_factor),
+        "terms": _list(
+            _record(
+                {
+                    "factors": _list(_whole()),
+                    "columns": _list(_text),
+                    "scoped": _list(_list(_scoped)),
+                    "scales": _list(_number()),
+                }
+            )
+        ),
+        "kinds": _mapping(_choice("unknown", "constant", "numerical", "categorical")),
+        "levels": _mapping(_list(_level, least=1)),
+        "constants": _mapping(_plain),
     }
+)
+DESIGN = _record(
+    {
+        "formula": _text,
+        "targets": _list(CODING, least=1),
+        "experts": _list(CODING, least=1),
+        "gate": CODING,
+        "columns": NAMES,
+        "offset": _or_none(CODING),
+        "trials": _or_none(CODING),
+        "weights": _or_none(_text),
+        "groups": _or_none(_text),
+        "labels": _or_none(_text),
+        "label_order": _list(_whole()),
+        "classes": _or_none(_list(_level, least=1)),
+        "missing": _choice("raise", "drop"),
+        "unseen": _choice("raise", "reference"),
+        "shared": _list(_text),
+    }
+)
+FORMULA = _record(
+    {"design": DESIGN, "family": _text, "weight_type": _choice("replication", "sampling")},
+    {"remaining": _number(0.0, finite=False), "cov_type": _choice("observed", "sandwich")},
 )
 SETTINGS = _record(
     {
@@ -179,7 +252,8 @@ SETTINGS = _record(
         "versions": _mapping(_text),
         "files": _record(dict.fromkeys(BOUND, _digest), {STORY: _digest}),
         "sha256": _digest,
-    }
+    },
+    {"formula": FORMULA},
 )
 ENDS = _record({"stopped": _or_none(_text), "held_out_elbo": _or_none(_number(finite=False))})
 RECORD = _record(
@@ -212,6 +286,8 @@ def settings_from(content: bytes) -> dict[str, Any]:
 
 def _as_format(source: dict[str, Any]) -> None:
     Format(source["sep"], source["decimal"], source["encoding"])
+    share = source.get("test_share", 0.0)
+    _expect(share < 1.0, "test_share below 1", share)
 
 
 def scores_from(content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The shipped stories by name, and their source code as files to be edited."""
+"""The source code of shipped stories as files to be edited."""
 
 import ast
 import inspect
@@ -6,24 +6,8 @@ import re
 import sys
 from collections.abc import Iterable
 
-from torch import nn
+from pyro_moe.stories import shipped
 
-from pyro_moe import models
-
-STORIES: dict[str, type[nn.Module]] = {
-    "gmm": models.GMM,
-    "vae": models.VAE,
-    "vade": models.VaDE,
-    "dmvae": models.DMVAE,
-    "me": models.ME,
-    "deepmoe": models.DeepMoE,
-    "hierarchicalme": models.HierarchicalME,
-    "gmmmoe": models.GMMMoE,
-    "vademoe": models.VaDEMoE,
-    "dvmoe": models.DVMoE,
-}
-
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 WIDTH, BREAK = 100, ",\n    "
 HEADER = '''"""{title}, to be edited.
 
@@ -65,31 +49,6 @@ def source_of(name: str) -> str:
     title = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
     head = HEADER.format(title=re.sub(r" \(paper.*?\)", "", title))
     return "\n".join([head, "", *_import_lines(imports, used), "", code, ""])
-
-
-def shipped(name: str | None) -> type[nn.Module]:
-    """A shipped story by its name.
-
-    Raises:
-        ValueError: If there is no such story.
-    """
-    if name not in STORIES:
-        raise ValueError(f"expected a story in {tuple(STORIES)}; got {name!r}")
-    return STORIES[name]
-
-
-def parameters(story: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a story's constructor, including those passed to base classes."""
-    known: dict[str, inspect.Parameter] = {}
-    for each in story.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        named = list(inspect.signature(each).parameters.values())
-        variable = [p.kind for p in named if p.kind in _VARIABLE]
-        known = {p.name: p for p in named if p.kind not in _VARIABLE} | known
-        if inspect.Parameter.VAR_KEYWORD not in variable:
-            break
-    return known
 
 
 def _import_lines(nodes: Iterable[ast.Import | ast.ImportFrom], used: set[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.rows import numbered
 
 FAR = 10.0  # in ranges of the other values
+EXTREME = 1e150  # whose square float64 can hold
 SQUARES = 1e15  # whose square, and that of its inverse, float32 can hold
 
 
@@ -60,6 +61,23 @@ def _is_unresolved(values: np.ndarray, dtype: torch.dtype) -> bool:
     extreme = deviation < 1 / SQUARES or np.abs(values).max() > SQUARES
     varies = deviation > np.finfo(np.float64).eps * abs(median)
     return bool((step > 1e-3 * deviation or extreme) and varies)
+
+
+def check_range(x: torch.Tensor, names: tuple[str, ...] | None) -> None:
+    """Check that float64 can hold the squares of x, shape (N, D), and of its variation.
+
+    Raises:
+        DataError: If a column is too large, or varies too little.
+    """
+    low, high = (end.double() for end in (x.amin(0), x.amax(0)))
+    size, width = torch.maximum(low.abs(), high.abs()), high - low
+    strange = (size > EXTREME) | ((width > 0) & (width < 1 / EXTREME))
+    for column in strange.nonzero().flatten().tolist()[:1]:
+        raise DataError(
+            f"expected columns of x between {1 / EXTREME:g} and {EXTREME:g} in size; "
+            f"got {low[column]:.6g} to {high[column]:.6g} in column "
+            f"{(names or numbered('x', x.shape[1]))[column]!r}: change its unit"
+        )
 
 
 def check_columns(columns: Sequence[torch.Tensor], names: tuple[str, ...] | None) -> None:

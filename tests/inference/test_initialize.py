@@ -24,6 +24,7 @@ from pyro_moe.inference.initialize import (
     target_log_likelihoods,
 )
 from pyro_moe.inference.objectives import objective
+from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.inference.starts import clustering
 from pyro_moe.inference.starts.clustering import cluster, neighbor_embedding
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DVMoE, GMMMoE, HierarchicalME, VaDE, VaDEMoE
@@ -386,3 +387,42 @@ def test_a_fit_from_a_clustering_of_x_alone_needs_no_targets(story, x, responsib
 def test_codes_that_are_all_the_same_are_not_embedded(method):
     with pytest.raises(DataError, match="expected rows whose codes differ; got one code for all"):
         neighbor_embedding(torch.ones(N, D).numpy(), method, seed=0)
+
+
+# The prior
+
+
+@pytest.mark.parametrize("name", ["me", "gmm", "vade", "dvmoe"])
+def test_many_rows_of_the_prior_start_all_experts_at_one_model(story, x, y, responsibilities):
+    """Without them, an expert of few rows starts at a scale from which no gradient leads back."""
+    run = run_of(story, x, y.unsqueeze(-1))
+    run.elbo, _ = objective("marginal", prior=Prior(rows=1e9), num_rows=N)
+    codes = latent_means(run)
+    corrected(run, responsibilities, x if codes is None else codes)
+    p = getattr(story, "expert_distributions", story.experts)(x)
+    inputs = torch.cat([x, torch.ones(N, 1)], 1).double()
+    residuals = y.double() - inputs @ torch.linalg.lstsq(inputs, y.double()).solution
+    sigma = residuals.square().mean().sqrt().item()
+    mean = (y.double() - residuals).reshape(N, 1, 1).expand(N, K, 1)
+    assert_close(p.mean.double(), mean, rtol=0, atol=1e-2 * sigma)
+    assert_close(p.variance.sqrt().double(), torch.full_like(mean, sigma), rtol=1e-2, atol=0)
+
+
+def test_the_assigned_phase_has_the_prior_of_the_training(x, y, responsibilities):
+    run = run_of(DVMoE(D, 1, K, 1, hidden=(4,)), x, y)
+    run.elbo, _ = objective("marginal", prior=Prior(rows=7.0, networks=2.0), num_rows=N)
+    phase = dict(phases(run, responsibilities, epochs=0, num_components=K))["assigned"]
+    rows = x, y, responsibilities
+
+    def loss(elbo):
+        torch.manual_seed(0)
+        return elbo.loss(run.model, run.guide, *rows[: 3 if elbo is phase.elbo else 2])
+
+    def difference(elbo):
+        of_prior = loss(elbo)
+        elbo.prior, prior = FLAT, elbo.prior
+        without, elbo.prior = loss(elbo), prior
+        return of_prior - without
+
+    assert difference(phase.elbo) == pytest.approx(difference(run.elbo), rel=1e-4)
+    assert difference(phase.elbo) > 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_moe
-from pyro_moe import DataWarning
+from pyro_moe import DataError, DataWarning
 from pyro_moe.models import GMM, ME
 from pyro_moe.validation.columns import check_rounding, far_row
 
@@ -62,6 +62,28 @@ def test_fit_warns_of_far_values_in_x_and_y():
     story = ME(2, 1, 1)
     with pytest.warns(DataWarning, match="got 1e.06 in row 7 of the fitted rows, column 'y'"):
         pyro_moe.fit(story.model, story.guide, (x.clamp(-5, 5), y), **choices)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-155, 1e200])
+def test_units_whose_squares_no_number_can_hold_are_refused(unit):
+    x = torch.randn(50, 2).double() * torch.tensor([1.0, unit], dtype=torch.float64)
+    story = ME(2, 1, 1)
+    with pytest.raises(
+        DataError, match=r"of x between 1e-150 and 1e.150 .* in column 'x1': change"
+    ):
+        pyro_moe.fit(story.model, story.guide, (x, x[:, 0]), prior="weak", progress=False)
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e140])
+def test_any_other_unit_changes_nothing(unit):
+    x = torch.randn(50, 2).double()
+    fits = []
+    for scaled in (x, x * torch.tensor([1.0, unit], dtype=torch.float64)):
+        story = ME(2, 1, 1)
+        y = x.sum(-1) + torch.linspace(-1, 1, 50)
+        fit = pyro_moe.fit(story.model, story.guide, (scaled, y), prior="weak", progress=False)
+        fits.append(pyro_moe.evaluation.predict(fit, scaled).mean)
+    torch.testing.assert_close(*fits)
 
 
 # Rounding

@@ -364,6 +364,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "prior": {"rows": 1e-3, "null_rows": 0.0, "ridge": 1e-4, "networks": 0.0},
         "missing_targets": False,
         "seed": 0,
+        "compile": "auto",
     }
 
 

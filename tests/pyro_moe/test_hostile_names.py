@@ -85,7 +85,7 @@ def test_every_picture(name, fits):
         texts(figure)
     assert {first, second} <= texts(drawn["gate_map"])
     assert target in texts(drawn["predictions"])
-    assert {first, second, target} <= texts(figures.experts(of_y, rows))
+    assert {first, second, target} <= texts(criticism.experts(of_y, rows))
     assert target in texts(figures.replicates(of_y, rows, num_replicates=2))
     features = Rows(rows.x, columns=rows.columns)
     assert {first, second} <= texts(figures.replicates(of_x, features, num_replicates=2))

@@ -10,6 +10,7 @@ from .names import (
     FAMILIES,
     LIKELIHOODS,
     LOSSES,
+    OF_FORMULAS,
     STARTS,
     WITHOUT_TREES,
 )
@@ -57,6 +58,7 @@ def add(commands: Any) -> None:
     )
     add("--seed", type=int, help="seed of the fit; it does not change the data (default: 0)")
     add("--device", help="device of the training, such as cpu or cuda")
+    add("--compile", choices=("auto", "yes", "no"), help="compile the steps (default: auto)")
     add("--out", metavar="FOLDER", help="run folder, overwritten if it exists (default: a new one)")
     add(
         "--resume",
@@ -64,6 +66,37 @@ def add(commands: Any) -> None:
         help="go on with the fit of this run folder, which the same command began",
     )
     add("--quiet", action="store_true", help="no progress bar")
+    _add_formula(parser.add_argument_group("by formula"))
+
+
+def _add_formula(group: Any) -> None:
+    """Add what a formula says of a table, and what belongs to it."""
+    add = group.add_argument
+    add(
+        "--formula",
+        nargs="+",
+        metavar="FORMULA",
+        help="what is predicted by what, such as 'y ~ x + country | size', instead of --target and "
+        "--columns; the gate reads what stands after |; several formulas have a target each",
+    )
+    add("--family", nargs="+", choices=OF_FORMULAS, metavar="FAMILY", help=_families())
+    add("--offset", metavar="COLUMN", help="a column or expression added to all linear predictors")
+    add("--trials", metavar="COLUMN", help="the number of trials of binomial experts")
+    add("--weights", metavar="COLUMN", help="for how many rows each row stands")
+    add("--groups", metavar="COLUMN", help="rows of a group are from one component (story me)")
+    add("--shared", nargs="+", metavar="TERM", help="terms with one coefficient in all experts")
+    add("--order", metavar="ORDER", help="size, fitted, or the coefficient that orders components")
+    add("--unseen", choices=("raise", "reference"), help="levels of factors that are new: an error")
+    add(
+        "--test-share",
+        type=float,
+        metavar="SHARE",
+        help="share of rows set aside for tests (default: none, and all rows are fitted)",
+    )
+
+
+def _families() -> str:
+    return f"families of the experts: {', '.join(OF_FORMULAS)} (default: normal)"
 
 
 def _story(name: str) -> str:

@@ -20,5 +20,5 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="execute story.py in the run folder if the run is of a story file",
+        help="execute story.py in the run folder, and functions in its formula that are not known",
     )

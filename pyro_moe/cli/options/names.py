@@ -27,6 +27,15 @@ FAMILIES = (
     "binomial",
     "poisson",
 )
+OF_FORMULAS = (
+    "normal",
+    "normal-full",
+    "student-t",
+    "poisson",
+    "bernoulli",
+    "binomial",
+    "categorical",
+)
 CONTEXTS = ("x", "z")
 LIKELIHOODS = ("normal", "normal-heteroscedastic", "bernoulli", "continuous-bernoulli")
 COVARIANCES = ("full", "diagonal", "tied")

@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     option(
         "--novelty",
         action="store_true",
-        help="add p-values of the novelty of rows (requires the fitted table)",
+        help="add p-values of the novelty of rows, beside test rows if the fitted table is there",
     )
     option(
         "--no-escape",

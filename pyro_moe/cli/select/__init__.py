@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_moe import files
-from pyro_moe.runs.shipped import parameters
 from pyro_moe.selection import select
+from pyro_moe.stories import parameters
 from pyro_moe.text import in_one_line
 
 from .. import choices

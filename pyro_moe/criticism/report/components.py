@@ -1,67 +1,148 @@
-"""Sections on the components: the gate, the experts, and what components generate."""
+"""Sections on the components: sizes, posteriors, experts, the gate, generated data."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from pyro_moe import plots
-from pyro_moe.criticism import figures
-from pyro_moe.criticism.health import Health
-from pyro_moe.fitted import Fit
+from pyro_moe.criticism.effects import Effects, effects, expert_table
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.rows import Rows
 
-from .page import facts, picture, section, table
+from .page import columns, facts, paragraph, picture, section, table
+from .reasons import alike
+from .subject import Subject
+
+LEAST = 1e-4  # of a posterior that counts, as flexmix has it
 
 
-def gate(fit: Fit, rows: Rows, health: Health | None, seed: int) -> str:
-    """How the gate assigns rows to components."""
-    if health is None:
+def components(subject: Subject) -> str:
+    """Sizes of the components in the training rows, and how well they are told apart."""
+    if subject.posterior is None or subject.health is None:
         return ""
+    found = subject.health
     numbers = {
-        "effective number of components": health.effective_components,
-        "mean entropy of the gate, nats per row": health.entropy,
-        "guide versus model: KL(q(c|x) ‖ p(c|z)), nats per row": health.disagreement,
-        "training objective minus marginal ELBO, nats per row": health.objective_gap,
+        "effective number of components": found.effective_components,
+        "mean entropy of the gate, nats per row": found.entropy,
+        "guide against model: mean KL(q(c|x) ‖ p(c|z)), nats per row": found.disagreement,
+        "training objective less marginal ELBO, nats per row": found.objective_gap or None,
     }
-    drawn = _those_that_can_be_drawn(
-        (
-            (
-                partial(plots.gate_map, fit, rows, resolution=120, seed=seed),
-                "Most probable component at each point. Paler regions are less certain.",
-            ),
-            (
-                partial(plots.latent_map, fit, rows, seed=seed),
-                "Latent codes of rows, colored by component.",
-            ),
-        )
-    )
     known = {name: f"{value:.3f}" for name, value in numbers.items() if value is not None}
-    return section("Gate", facts({"components": len(health.shares), **known}), *drawn)
+    given = "x and y" if subject.has_target else "x"
+    of = "these" if subject.fit.restored is not None else "the training"
+    groups = subject.fit.restored is None and subject.fit.groups_of() is not None
+    note = (
+        f"From {of} rows. Prior: mean of the gate. Posterior: sum of p(component | {given})"
+        + (", given all rows of the group" if groups else "")
+        + ". Assigned: rows of which the component is most probable. Ratio: assigned rows among "
+        "those whose posterior is above 0.0001; near one if it is well separated"
+    )
+    if alike(subject):
+        note += ". The components say the same, so that which rows are assigned to which is chance"
+    parts = [paragraph(note, soft=True), columns(table(sizes(subject)), facts(known))]
+    drawn = []
+    if subject.num_components > 1:
+        q = subject.posterior_array
+        drawn += [
+            picture(plots.rootogram(q), f"Rootogram of the posterior p(component | {given})."),
+            picture(
+                plots.uncertainty(q),
+                "Uncertainty of the classification: one less the largest posterior.",
+            ),
+        ]
+        x = subject.training.x
+        if not subject.has_target and x.shape[1] > 2 and subject.training.image_shape is None:
+            drawn.append(
+                picture(
+                    plots.classification(x.double().numpy(), q, subject.columns),
+                    "Classification in the columns in which components differ most. Larger "
+                    "points are less certain.",
+                )
+            )
+    return section("Components", *parts, columns(*drawn))
 
 
-def experts(fit: Fit, rows: Rows, seed: int) -> str:
-    """What each expert predicts, and how well."""
-    if rows.y is None:
-        return ""
-    rows = rows.with_targets()
-    return section(
-        "Experts",
-        table(figures.expert_table(fit, rows, seed=seed)),
-        picture(
-            figures.experts(fit, rows, seed=seed),
-            "Mean of each expert as one column of x varies. The other columns are at their medians "
-            "over the rows of that expert.",
-        ),
-        picture(
-            plots.predictions(fit, rows, seed=seed), "Observed targets against predicted means."
-        ),
+def sizes(subject: Subject) -> pd.DataFrame:
+    """Of each component: the mean gate, the sum of posteriors, rows assigned and possible."""
+    q = subject.posterior_array
+    assigned = np.bincount(q.argmax(1), minlength=q.shape[1])
+    possible = (q > LEAST).sum(0)
+    return pd.DataFrame(
+        {
+            "component": [str(k) for k in range(q.shape[1])],
+            "prior": subject.gate.mean(0).numpy(),
+            "posterior": q.sum(0),
+            "assigned": assigned,
+            "posterior > 0.0001": possible,
+            "ratio": assigned / np.maximum(possible, 1),
+        }
     )
 
 
-def generated(fit: Fit, rows: Rows, seed: int) -> str:
+def experts(subject: Subject) -> str:
+    """What each expert predicts, and how well."""
+    if not subject.has_target:
+        return ""
+    fit, rows, classes = subject.fit, subject.training, subject.classes
+    options: dict[str, Any] = {
+        "classes": classes,
+        "posterior": subject.posterior,
+        "seed": subject.seed,
+    }
+    each = expert_table(fit, rows, **options).rename(
+        columns={"log_density": "log-likelihood per row", "share": "prior"}
+    )
+    each["component"] = each["component"].astype(str)
+    shown = effects(fit, rows, **options)
+    return section("Experts", table(each), picture(shown.figure(), _caption(shown)))
+
+
+def _caption(shown: Effects) -> str:
+    what = {
+        "classes": "Probability of each class under each expert, and observed classes, at 0 and 1",
+        "share": "Probability under each expert, and observed values, at 0 and 1",
+    }.get(shown.kind, "Mean of each expert, its band of ± 1.645 standard deviations, and its rows")
+    text = f"{what}. Rows have the color of their most probable component."
+    if len(shown.chosen) > 1 or shown.left_out:
+        text += " The other columns are at their medians over the rows of the component."
+    if shown.adjusted:
+        text += " Points are partial residuals" + (
+            ", as ratios." if shown.kind == "counts" else "."
+        )
+    if shown.left_out:
+        several, number = len(shown.chosen) > 1, len(shown.left_out)
+        columns_shown = f"are the {len(shown.chosen)} columns" if several else "is the column"
+        text += (
+            f" Shown {columns_shown} along which the experts vary most; "
+            f"{number} {'is' if number == 1 else 'are'} left out: "
+            f"{', '.join(shown.left_out[:12])}{', …' if number > 12 else ''}."
+        )
+    return text
+
+
+def maps(subject: Subject) -> str:
+    """The gate in the plane of x, and latent codes."""
+    fit, rows, seed = subject.fit, subject.rows, subject.seed
+    gate = (
+        partial(plots.gate_map, fit, rows, resolution=120, seed=seed),
+        "Most probable component at each point. Paler regions are less certain.",
+    )
+    codes = (
+        partial(plots.latent_map, fit, rows, seed=seed),
+        "Latent codes of rows, colored by component.",
+    )
+    design: Any = getattr(fit, "design", None)
+    plane = design is None or (design.gate_terms and not design.derived)
+    drawn = _those_that_can_be_drawn((gate, codes) if plane else (codes,))
+    return section("Maps", columns(*drawn)) if drawn else ""
+
+
+def generated(subject: Subject) -> str:
     """Rows drawn from the model, and reconstructions."""
+    fit, rows, seed = subject.fit, subject.rows, subject.seed
     drawn = _those_that_can_be_drawn(
         (
             (
@@ -74,7 +155,7 @@ def generated(fit: Fit, rows: Rows, seed: int) -> str:
             ),
         )
     )
-    return section("Generated data", *drawn) if drawn else ""
+    return section("Generated data", columns(*drawn)) if drawn else ""
 
 
 def _those_that_can_be_drawn(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from pyro_moe.text import in_one_line
 
 WIDE = 6.0  # inches from which on a picture is scrolled on a narrow screen, not shrunk
+DIGITS = r"-?\d[\d,]*(\.\d+)?(e[+-]?\d+)?"
+NUMBER = re.compile(rf"<?{DIGITS}%?( (to|±) {DIGITS})?")
 LONG = 15  # characters of text in a cell that is wide enough to break in few lines
 
 
@@ -66,39 +69,59 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", ":")) else ".")
 
 
+def block(title: str, content: str) -> str:
+    """A part of a section with a heading of its own, which stays in one column."""
+    return f'<div class="block"><h3>{plain(title)}</h3>{content}</div>'
+
+
+def columns(*parts: str) -> str:
+    """Parts beside one another, where the window is wide enough."""
+    cells = "".join(f"<div>{part}</div>" for part in parts if part)
+    return f'<div class="columns">{cells}</div>' if cells else ""
+
+
+def equations(lines: Iterable[str]) -> str:
+    """Lines of an equation."""
+    return '<div class="equations">' + "".join(f"<p>{plain(line)}</p>" for line in lines) + "</div>"
+
+
 def facts(values: dict[str, Any]) -> str:
     """A table of names and their values, without a head."""
-    return _scrolled("".join(_row((name, str(value))) for name, value in values.items()))
+    rows = "".join(_row((name, str(value)), (True, True)) for name, value in values.items())
+    return _scrolled(rows, "facts")
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A data frame without its index."""
-    head = "".join(_head(str(name), frame[name]) for name in frame.columns)
-    return _scrolled(f"<tr>{head}</tr>" + "".join(map(_row, frame.itertuples(index=False))))
+    """A data frame without its index: columns of text to the left, numbers to the right."""
+    texts = [_has_text(frame[name]) for name in frame.columns]
+    names = (str(name).replace("_", " ") for name in frame.columns)
+    head = "".join(
+        f'<th class="{"text" if text else "number"}">{plain(name)}</th>'
+        for name, text in zip(names, texts, strict=True)
+    )
+    rows = (_row(row, texts) for row in frame.itertuples(index=False))
+    return _scrolled(f"<tr>{head}</tr>" + "".join(rows))
 
 
-def _head(name: str, column: pd.Series) -> str:
-    """Aligned as the column is: text to the left, numbers to the right."""
-    attribute = ' class="text"' if any(isinstance(value, str) for value in column) else ""
-    return f"<th{attribute}>{plain(name.replace('_', ' '))}</th>"
+def _has_text(column: pd.Series) -> bool:
+    """Whether a value is neither a number nor one that is already written."""
+    return any(isinstance(each, str) and each and not NUMBER.fullmatch(each) for each in column)
 
 
-def _scrolled(rows: str) -> str:
-    return f'<div class="scroll"><table>{rows}</table></div>'
+def _scrolled(rows: str, kind: str = "table") -> str:
+    return f'<div class="scroll" tabindex="0"><table class="{kind}">{rows}</table></div>'
 
 
-def _row(values: Iterable[Any]) -> str:
-    return f"<tr>{''.join(map(_cell, values))}</tr>"
+def _row(values: Iterable[Any], texts: Iterable[bool]) -> str:
+    return f"<tr>{''.join(_cell(*pair) for pair in zip(values, texts, strict=True))}</tr>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, text: bool) -> str:
     if pd.isna(value):
         return "<td></td>"
-    if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    if not isinstance(value, str):
-        return f"<td>{plain(str(value))}</td>"
-    return f'<td class="text{" long" if len(value) > LONG else ""}">{plain(value)}</td>'
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    kind = "number" if not text else "text long" if len(shown) > LONG else "text"
+    return f'<td class="{kind}">{plain(shown)}</td>'
 
 
 def picture(figure: Figure, caption: str) -> str:

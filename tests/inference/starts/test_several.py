@@ -41,13 +41,13 @@ def begin(x):
 @pytest.fixture
 def finished(monkeypatch):
     """The last objective of each start, by seed."""
-    objectives, iterate = {}, several._iterate
+    objectives, iterate = {}, several.iterate
 
-    def watched(run, iterations):
-        iterate(run, iterations)
-        objectives[run.seed] = run.history[-1]["objective"]
+    def watched(runs, iterations, **options):
+        iterate(runs, iterations, **options)
+        objectives.update({run.seed: run.history[-1]["objective"] for run in runs})
 
-    monkeypatch.setattr(several, "_iterate", watched)
+    monkeypatch.setattr(several, "iterate", watched)
     return objectives
 
 
@@ -60,13 +60,17 @@ def test_the_run_with_the_best_objective_is_returned(begin, finished):
 
 
 def test_a_third_of_the_starts_goes_on(begin, monkeypatch):
-    calls, iterate = [], several._iterate
-    monkeypatch.setattr(
-        several, "_iterate", lambda run, n: (calls.append((run.seed, n)), iterate(run, n))
-    )
+    calls, iterate = [], several.iterate
+
+    def watched(runs, number, **options):
+        calls.append((sorted(run.seed for run in runs), number))
+        iterate(runs, number, **options)
+
+    monkeypatch.setattr(several, "iterate", watched)
     best_start(begin, 7, K)
-    assert sorted(calls[:7]) == [(seed, 10) for seed in range(7)]
-    assert [n for _, n in calls[7:]] == [40] * math.ceil(0.34 * 7)
+    (first, ten), (others, forty) = calls
+    assert (first, ten) == (list(range(7)), 10)
+    assert (len(others), forty) == (math.ceil(0.34 * 7), 40)
 
 
 def test_it_goes_on_with_its_history_and_all_rows(begin, x):
@@ -94,10 +98,13 @@ def test_one_start_and_one_component_are_the_first_run_untouched(begin, number, 
 
 def test_of_many_rows_some_are_used_and_the_run_is_on_all(begin, x, monkeypatch, finished):
     monkeypatch.setattr(several, "ROWS", 30)
-    sizes, iterate = [], several._iterate
-    monkeypatch.setattr(
-        several, "_iterate", lambda run, n: (sizes.append(len(run.data[0])), iterate(run, n))
-    )
+    sizes, iterate = [], several.iterate
+
+    def watched(runs, iterations, **options):
+        sizes.extend(len(run.data[0]) for run in runs)
+        iterate(runs, iterations, **options)
+
+    monkeypatch.setattr(several, "iterate", watched)
     best = best_start(begin, 4, K)
     assert set(sizes) == {30}
     assert len(best.data[0]) == N

@@ -118,3 +118,24 @@ def test_a_plain_story_of_pyros_poisson_is_as_exact():
     expected = stats.poisson.logpmf(y[:, 0], 1e6)
     np.testing.assert_allclose(evaluation.elbo(fit, (x, y)), expected, rtol=1e-9)
     np.testing.assert_allclose(evaluation.predict(fit, x).log_prob(y), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("base", [0.05, 30.0, 1e9, 1e12])
+def test_em_ends_at_the_estimates_of_newtons_method(base):
+    x, y = counts(base)
+    story = models.ME(1, 1, 1, experts="poisson").float()
+    choices = {"loss": "em", "prior": "weak", "progress": False}
+    fit = pyro_moe.fit(story.model, story.guide, (x, y), **choices)
+    design = np.column_stack([np.ones(len(x)), x])
+    spread = x.std(correction=0).item()
+    penalty = np.diag([0.0, fit.story.experts.ridge * spread**2])  # of slopes in standard units
+    expected = np.array([np.log(y.double().mean().item()), 0.0])
+    for _ in range(30):
+        rate = np.exp(design @ expected)
+        gradient = design.T @ (y[:, 0].numpy() - rate) - penalty @ expected
+        curvature = design.T @ (rate[:, None] * design) + penalty
+        expected = expected + np.linalg.solve(curvature, gradient)
+    errors = np.sqrt(np.diag(np.linalg.inv(curvature)))
+    slope, intercept = fit.story.experts.linear_predictor(1)[0, 0].tolist()
+    assert abs(intercept - expected[0]) < 1e-3 * errors[0]
+    assert abs(slope - expected[1]) < 1e-3 * errors[1]

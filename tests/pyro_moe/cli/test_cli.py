@@ -734,7 +734,7 @@ def test_images_share_one_unit(undrawn):
     ("old", "new_text", "options", "message"),
     [
         (
-            'experts: str | nn.Module | Sequence[nn.Module] = "normal",',
+            'experts: str | nn.Module | Sequence[nn.Module] | Sequence[str] = "normal",',
             "",
             "--experts normal",
             "expected options of mine.py; got --experts",

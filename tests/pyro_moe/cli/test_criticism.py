@@ -120,6 +120,23 @@ def test_rows_unlike_those_fitted_are_flagged(folder, capsys, tmp_path):
     assert f"{int((column < 0.01).sum())} rows differ from the fitted rows (p < 0.01)" in output
 
 
+@pytest.mark.filterwarnings("always")  # the program prints warnings
+def test_novelty_without_the_fitted_table_has_training_rows_as_reference(folder, capsys, tmp_path):
+    table = pd.read_csv(folder / "my.csv")
+    table.iloc[:9].to_csv(tmp_path / "new.csv", index=False)
+    (folder / "my.csv").rename(folder / "moved.csv")
+    line = f"predict {folder}/right --data {tmp_path}/new.csv --out {tmp_path}/p.csv --novelty"
+    try:
+        assert cli.main(line.split()) == 0
+    finally:
+        (folder / "moved.csv").rename(folder / "my.csv")
+    assert "rows are compared to training rows" in capsys.readouterr().err
+    x = table[["a", "b"]].iloc[:9]
+    expected = evaluation.novelty(runs.fit_of(folder / "right", x), x).p_value
+    column = torch.tensor(pd.read_csv(tmp_path / "p.csv")["novelty_p_value"].to_numpy())
+    assert_close(column.float(), expected, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("command", ["check", "compare", "report"])
 def test_a_folder_without_a_run_is_refused(command, capsys, tmp_path):
     message = out_of(f"{command} {tmp_path}", capsys, code=2)

@@ -13,11 +13,13 @@ from pyro_moe.cli import options
 from pyro_moe.cli.options import names
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
+from pyro_moe.mixtures.entry import FAMILIES as OF_FORMULAS
 from pyro_moe.models.parts import conditionals, experts, mixture
 
 LIBRARY = {
     "STORIES": tuple(runs.STORIES),
     "FAMILIES": experts.FAMILIES,
+    "OF_FORMULAS": OF_FORMULAS,
     "CONTEXTS": experts.CONTEXTS,
     "LIKELIHOODS": conditionals.LIKELIHOODS,
     "COVARIANCES": mixture.COVARIANCES,

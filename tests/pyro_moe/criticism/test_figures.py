@@ -15,6 +15,7 @@ from pyro_moe.criticism import (
     Check,
     calibration,
     calibration_curve,
+    effects,
     expert_table,
     experts,
     pit_histogram,
@@ -173,31 +174,68 @@ def test_lines_are_what_each_expert_says_where_it_rules(fits, rows_of):
     figure = experts(fit, rows)
     assert [axes.get_xlabel() for axes in figure.axes] == ["age", "weight"]
     assert figure.axes[0].get_ylabel() == "price"
-    likeliest = evaluation.gate(fit, rows.x).argmax(-1)
+    likeliest = evaluation.posterior(fit, rows).argmax(-1)
     for d, axes in enumerate(figure.axes):
         assert [line.get_label() for line in axes.lines] == ["0", "1"]
         for k, line in enumerate(axes.lines):
             own = rows.x[likeliest == k]
             along, said = line.get_data()
             assert to_rgba(line.get_color()) == to_rgba(color(k))
-            ends = own[:, d].quantile(torch.tensor([0.05, 0.95]))
-            np.testing.assert_allclose(along[[0, -1]], ends)
+            np.testing.assert_allclose(along[[0, -1]], [own[:, d].min(), own[:, d].max()])
             grid = own.median(0).values.repeat(len(along), 1)
             grid[:, d] = torch.as_tensor(along)
             expected = fit.story.experts(grid).mean[:, k, 0]
             np.testing.assert_allclose(said, expected.detach(), rtol=1e-6)
 
 
-def test_of_classes_lines_are_the_probability_of_the_last(fits, rows_of):
+def test_the_band_and_the_points_are_those_of_the_expert(fits, rows_of):
+    """The mean ± 1.645 σ, and rows moved to the medians of the other columns."""
+    fit = fits("me")
+    rows = rows_of(fit)
+    likeliest = evaluation.posterior(fit, rows).argmax(-1)
+    shown = effects(fit, rows)
+    assert shown.adjusted
+    _, mean, deviation = shown.line(1, 0)
+    scale = fit.story.experts.scales()[0, 0].item()
+    np.testing.assert_allclose(deviation[:, 0], scale)
+    band = shown.figure().axes[1].collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(band[:, 1].min(), (mean - 1.645 * deviation).min(), rtol=1e-6)
+    own = rows.x[likeliest == 0]
+    where, target = shown.points(1, 0)
+    np.testing.assert_allclose(where, own[:, 1])
+    moved = own.median(0).values.repeat(len(own), 1)
+    moved[:, 1] = own[:, 1]
+    means = [fit.story.experts(x).mean[:, 0].detach() for x in (own, moved)]
+    np.testing.assert_allclose(target, fit.data[1][likeliest == 0] - means[0] + means[1])
+
+
+def test_of_classes_lines_are_the_probability_of_each(fits, rows_of):
     fit = fits("me, classes")
-    axes = experts(fit, rows_of(fit), max_columns=1).axes[0]
-    line = axes.lines[0]
-    k = int(line.get_label())
-    own = fit.data[0][evaluation.gate(fit, fit.data[0]).argmax(-1) == k]
-    grid = own.median(0).values.repeat(50, 1)
-    grid[:, 0] = torch.as_tensor(line.get_xdata())
-    expected = fit.story.experts(grid).probs[:, k, 2]
-    np.testing.assert_allclose(line.get_ydata(), expected.detach(), rtol=1e-6)
+    figure = experts(fit, rows_of(fit), max_columns=1, classes=("a", "b", "c"))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["P(y = a)", "P(y = b)", "P(y = c)"]
+    likeliest = evaluation.posterior(fit, fit.data).argmax(-1)
+    column = effects(fit, rows_of(fit), max_columns=1).chosen[0]
+    for m, axes in enumerate(figure.axes):
+        line = axes.lines[0]
+        k = int(line.get_label())
+        grid = fit.data[0][likeliest == k].median(0).values.repeat(40, 1)
+        grid[:, column] = torch.as_tensor(line.get_xdata())
+        expected = fit.story.experts(grid).probs[:, k, m]
+        np.testing.assert_allclose(line.get_ydata(), expected.detach(), rtol=1e-6)
+
+
+def test_columns_that_matter_are_shown_and_the_others_named(as_it_is):
+    story = models.ME(4, 1, 2)
+    with torch.no_grad():
+        story.experts.network.weight.zero_()
+        story.experts.network.weight[0, 0, 2] = 3.0
+        story.experts.network.weight[1, 0, 0] = 1.0
+    x, y = torch.randn(60, 4), torch.randn(60, 1)
+    fit = as_it_is(story.model, story.guide, x, y)
+    rows = Rows(x, y, columns=("a", "b", "c", "d"))
+    shown = effects(fit, rows)
+    assert (shown.chosen, shown.left_out) == ([0, 2], ("b", "d"))
+    assert effects(fit, rows, max_columns=1).chosen == [2]
 
 
 def test_the_table_says_where_each_expert_rules_and_how_well(fits, rows_of):
@@ -206,20 +244,28 @@ def test_the_table_says_where_each_expert_rules_and_how_well(fits, rows_of):
     x, y = fit.data
     g, said = fit.story.gate(x).probs.detach(), fit.story.experts(x)
     log_density = fit.story(x).log_prob(y).detach()
-    likeliest = g.argmax(-1)
+    likeliest = evaluation.posterior(fit, fit.data).argmax(-1)
     for k, row in table.iterrows():
         own = likeliest == k
-        within = (g.unsqueeze(-1) * said.variance).sum(1)[own, 0].mean().sqrt().detach()
         expected = {
-            "expert": k,
+            "component": k,
             "share": g[:, k].mean(),
             "rows": own.sum(),
             "log_density": log_density[own].mean(),
             "mean": said.mean[own, k, 0].mean().detach(),
-            "standard_deviation": within,
+            "standard_deviation": said.variance[own, k, 0].sqrt().mean().detach(),
         }
         for name, value in expected.items():
             assert row[name] == pytest.approx(float(value), rel=1e-6), name
+
+
+def test_of_classes_the_table_has_their_probabilities(fits, rows_of):
+    fit = fits("me, classes")
+    table = expert_table(fit, rows_of(fit), classes=("a", "b", "c"))
+    x = fit.data[0]
+    own = evaluation.posterior(fit, fit.data).argmax(-1) == 1
+    expected = fit.story.experts(x).probs[own, 1].mean(0).detach()
+    np.testing.assert_allclose(table.loc[1, ["P(a)", "P(b)", "P(c)"]].astype(float), expected)
 
 
 def test_an_expert_that_rules_nowhere_has_no_mean(as_it_is):
@@ -227,7 +273,7 @@ def test_an_expert_that_rules_nowhere_has_no_mean(as_it_is):
     with torch.no_grad():
         for parameter in story.gate.parameters():
             parameter.zero_()
-        next(p for name, p in story.gate.named_parameters() if "bias" in name)[0] = 50.0
+        next(p for name, p in story.gate.named_parameters() if "bias" in name)[0, 0] = 500.0
     x, y = torch.randn(20, 1), torch.randn(20, 1)
     table = expert_table(as_it_is(story.model, story.guide, x, y), Rows(x, y))
     assert table["rows"].tolist() == [20, 0]

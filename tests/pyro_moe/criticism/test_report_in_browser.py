@@ -110,7 +110,7 @@ def test_the_page_needs_nothing_beside_it(page, tmp_path, width):
 def test_warnings_come_first_and_text_can_be_read(page, tmp_path):
     seen = opened(page, tmp_path, 360)
     assert seen["first"] in ("Warnings", "No warnings")
-    assert seen["title"] == "GMMMoE"
+    assert seen["title"] == "GMMMoE of price"
     assert seen["text"] >= 13  # pixels
 
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import pyro_moe
-from pyro_moe import DataError, evaluation, models
+from pyro_moe import DataError, DataWarning, evaluation, models
 from pyro_moe.estimators import (
     DeepMixture,
     MixtureOfExpertsClassifier,
@@ -330,3 +330,24 @@ def test_unknown_classes_are_named(table, classifier):
         ValueError, match=r"expected at least 2 classes in y; got 1 class, \['up'\]"
     ):
         clone(classifier).fit(table[0], np.full(N, "up"))
+
+
+def test_log_probabilities_of_classes_do_not_underflow(classifier):
+    near, far = [[0.3, -0.2], [-1.0, 1.0]], [[3e4, 3e4], [-3e4, 3e4]]
+    expected = np.log(classifier.predict_proba(near))
+    np.testing.assert_allclose(classifier.predict_log_proba(near), expected, rtol=1e-9)
+    with pytest.warns(DataWarning, match="like those of training"):
+        p = classifier.predict_proba(far)
+    assert (p == 0).any(1).all()
+    with pytest.warns(DataWarning, match="like those of training"):
+        log_p = classifier.predict_log_proba(far)
+    assert np.isfinite(log_p).all()
+    assert (log_p.min(1) < -745).all()
+    np.testing.assert_array_equal(log_p.argmax(1), p.argmax(1))
+
+
+@pytest.mark.parametrize("kind", [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier])
+def test_rows_of_x_and_y_in_different_orders_are_refused(table, kind):
+    x, y = pd.DataFrame(table[0]), pd.Series(table[1] > 0, dtype=int)
+    with pytest.raises(DataError, match="expected rows of x and y in the same order"):
+        kind(**QUICK).fit(x, y.iloc[::-1])

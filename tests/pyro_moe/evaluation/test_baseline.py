@@ -1,13 +1,14 @@
 """One linear model of all rows, computed by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import optimize, stats
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import evaluation
+from pyro_moe import DataError, evaluation
 from pyro_moe.models import GMM, ME
 
 N = 80
@@ -78,3 +79,27 @@ def test_a_story_of_x_alone_has_no_baseline():
     story = GMM(2, 1)
     fit = pyro_moe.fit(story.model, story.guide, X, **choices)
     assert evaluation.linear_baseline(fit, X) is None
+
+
+def test_the_baseline_does_not_depend_on_where_zero_is():
+    y, new_y = (m + random.normal(size=len(m)) for m in (LINE, NEW_LINE))
+    expected = evaluation.linear_baseline(fitted(y), (NEW, new_y))
+    found = evaluation.linear_baseline(fitted(1e10 + y), (NEW, 1e10 + new_y))
+    assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_columns_are_matched_by_name_and_no_digit_is_lost():
+    frame, new = (pd.DataFrame(x, columns=["dose", "age"]) for x in (X, NEW))
+    y, new_y = (
+        pd.DataFrame({"a": 1e9 + m + random.normal(size=len(m)), "b": -m}) for m in (LINE, NEW_LINE)
+    )
+    y["b"] += random.normal(size=N)
+    story = ME(2, 2, 1)
+    fit = pyro_moe.fit(story.model, story.guide, (frame, y), **choices)
+    expected = evaluation.linear_baseline(fit, (new, new_y))
+    turned = evaluation.linear_baseline(fit, (new[["age", "dose"]], new_y[["b", "a"]]))
+    assert_close(turned, expected)
+    near = evaluation.predict(fit, new).log_prob(new_y) - expected
+    assert near.abs().max() < 0.2
+    with pytest.raises(DataError, match="expected 'age' among the columns of x, as fitted"):
+        evaluation.linear_baseline(fit, (new[["dose"]], new_y))

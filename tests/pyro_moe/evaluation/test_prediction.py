@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, Rows, SiteError, evaluation
+from pyro_moe import DataError, DataWarning, Rows, SiteError, evaluation
 from pyro_moe.distributions.mixture import Mixture
 from pyro_moe.evaluation import Prediction
 from pyro_moe.models import DMVAE, ME, DeepMoE, DVMoE, GMMMoE, HierarchicalME, VaDEMoE
@@ -689,3 +691,16 @@ def test_a_quantile_of_narrow_experts_that_are_far_apart(q):
     value = p.quantile(q).reshape(-1)
     expected = torch.tensor([(q - 0.1) / 0.9]).double()
     assert_close(dist.Normal(0.0, 1.0).cdf(value), expected)
+
+
+def test_named_targets_are_matched_by_name():
+    x = torch.randn(N, D)
+    y = pd.DataFrame({"a": torch.randn(N).numpy(), "b": 100.0 + torch.randn(N).numpy()})
+    story = ME(D, 2, 1)
+    fit = pyro_moe.fit(story.model, story.guide, (x, y), epochs=2, prior="weak", progress=False)
+    p, turned = evaluation.predict(fit, x), y[["b", "a"]].assign(c=0.0)
+    for ask in (p.log_prob, p.cdf, p.posterior, partial(evaluation.regression_scores, p)):
+        with pytest.warns(DataWarning, match="got also 'c', left out"):
+            assert_close(ask(turned), ask(y), **EXACT)
+    with pytest.raises(DataError, match="expected 'b' among the columns of y, as fitted; got 'a'"):
+        p.log_prob(y[["a"]])

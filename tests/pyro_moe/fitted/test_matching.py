@@ -150,8 +150,8 @@ def test_further_columns_are_left_out_with_one_warning(fit, mixture, tmp_path):
     for use in (
         lambda: fit.report(tmp_path / "report.html", rows, num_replicates=19),
         lambda: plots.pictures(fit, rows),
-        lambda: figures.expert_table(fit, rows),
-        lambda: figures.experts(fit, rows),
+        lambda: criticism.expert_table(fit, rows),
+        lambda: criticism.experts(fit, rows),
         lambda: figures.replicates(fit, rows),
     ):
         with pytest.warns(DataWarning, match="got also 'id', left out$") as caught:
@@ -162,9 +162,9 @@ def test_further_columns_are_left_out_with_one_warning(fit, mixture, tmp_path):
 def test_what_a_plot_shows_is_in_the_fitted_order(fit):
     rows = Rows(X, Y, columns=NAMES, targets=TARGETS)
     turned = Rows(X[:, [2, 0, 1]], Y.flip(1), None, None, tuple(TURNED), ("rent", "price"))
-    one, other = (figures.expert_table(fit, each) for each in (rows, turned))
+    one, other = (criticism.expert_table(fit, each) for each in (rows, turned))
     pd.testing.assert_frame_equal(one, other)
-    drawn = [figures.experts(fit, each) for each in (rows, turned)]
+    drawn = [criticism.experts(fit, each) for each in (rows, turned)]
     lines = [[axes.lines[0].get_ydata() for axes in figure.axes[:3]] for figure in drawn]
     np.testing.assert_array_equal(*lines)
     titles = [

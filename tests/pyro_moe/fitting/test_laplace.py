@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import ConvergenceWarning, SiteError, evaluation, laplace, models
-from pyro_moe.fitting.laplace import PRIOR_SCALE
+from pyro_moe.fitting.posterior.story import PRIOR_SCALE
 
 N = 80
 FIXED = PRIOR_SCALE**-2

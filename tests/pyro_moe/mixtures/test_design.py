@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pyro_moe import DataError, mixture
-from pyro_moe.mixtures.design import designed
+from pyro_moe.mixtures.formulas import designed
 
 
 def test_levels_are_remembered(table, fitted):
@@ -118,6 +118,7 @@ def test_arguments_that_are_refused(table, options, message):
         ({"weights": "x_"}, "expected a column 'x_'"),
         ({"weights": "level"}, "expected weights 'level' of at least 0; got"),
         ({"groups": "group", "formula": "y ~ x | x"}, "constant in each group of 'group'"),
+        ({"formula": "level ~ x"}, "numbers in the target 'level'; got 'a': .*'categorical'"),
         ({"data": 3}, "expected a table"),
         ({"data": {"x": [], "y": []}}, "with rows"),
         ({"family": "binomial", "formula": "count ~ x", "trials": "x"}, "at most the trials"),
@@ -136,3 +137,9 @@ def test_a_column_that_is_absent_in_new_rows(table, fitted):
 def test_a_mapping_is_a_table(table):
     fit = mixture("y ~ x", {"x": table["x"].tolist(), "y": table["y"].tolist()}, num_components=1)
     assert fit.nobs == len(table)
+
+
+def test_columns_of_one_name_are_refused(table):
+    twice = pd.concat([table, 2 * table[["x"]]], axis=1)
+    with pytest.raises(DataError, match="expected columns with distinct names; got 'x' twice"):
+        designed(["y ~ x"], twice)

@@ -15,7 +15,7 @@ from pyro_moe import DataError, Rows, SiteError, datasets, evaluation, models, p
 from pyro_moe.plots import style
 from pyro_moe.plots.images import _mosaic
 from pyro_moe.plots.points import match
-from pyro_moe.plots.training import _robust_limits
+from pyro_moe.plots.training import running_median
 
 
 def fitted(story, rows, **choices):
@@ -110,11 +110,51 @@ def test_history_has_a_panel_for_each_phase(plane):
     assert [len(axes.lines[0].get_xdata()) for axes in panels] == [2, 1, 3]
 
 
-def test_the_axis_of_the_history_is_not_flattened_by_the_first_epochs():
-    low, high = _robust_limits(np.array([-1e9, -50.0, -12.0, -11.0, -10.5, -10.0]))
-    assert -60 < low < -50
-    assert high > -10.0
-    assert _robust_limits(np.array([np.nan, -np.inf])) == (0.0, 1.0)
+def test_the_history_shows_every_epoch_and_the_last_ones_apart(plane):
+    """Of a rise from -1e9 to -10 the last steps, of half a nat, are still seen."""
+    _, fit = plane
+    elbos = [-1e9, -1e4, -50.0, -12.0, -11.0, -10.5, -10.2, -10.1, -10.0]
+    history = [{"phase": "training", "epoch": i, "elbo": e} for i, e in enumerate(elbos)]
+    (axes,) = plots.history(pyro_moe.Fit(fit.programs, fit.data, history, fit.settings)).axes
+    low, high = axes.get_ylim()
+    assert low < elbos[0] < elbos[-1] < high
+    places = axes.transScale.transform(np.column_stack([np.zeros(9), elbos]))[:, 1]
+    span = places[-1] - places[0]
+    assert (places[5] - places[4]) / span > 1e-10
+    assert (places[2] - places[1]) / span > 0.0
+    rows = np.linspace(-1.0, 0.0, 101)
+    history = [{"phase": "training", "epoch": i, "elbo": e} for i, e in enumerate(rows)]
+    (axes,) = plots.history(pyro_moe.Fit(fit.programs, fit.data, history, fit.settings)).axes
+    assert axes.get_ylim()[0] < -1.0
+
+
+def test_a_noisy_history_has_a_running_median(plane):
+    _, fit = plane
+    elbos = np.linspace(-2.0, -1.0, 60) + 0.2 * np.random.default_rng(0).normal(size=60)
+    history = [{"phase": "training", "epoch": i, "elbo": e} for i, e in enumerate(elbos)]
+    (axes,) = plots.history(pyro_moe.Fit(fit.programs, fit.data, history, fit.settings)).axes
+    assert_close(axes.lines[1].get_ydata(), running_median(elbos))
+    assert np.diff(running_median(elbos)).std() < 0.5 * np.diff(elbos).std()
+
+
+def test_the_rootogram_counts_posteriors_and_the_uncertainty_is_in_order():
+    posterior = np.array([[1.0, 0.0], [0.96, 0.04], [0.55, 0.45], [0.99999, 0.00001]])
+    first, second = plots.rootogram(posterior).axes
+    heights = np.array([bar.get_height() for bar in first.patches])
+    assert_close(heights**2, np.array([0] * 11 + [1] + [0] * 7 + [3.0]))
+    assert sum(bar.get_height() ** 2 for bar in second.patches) == pytest.approx(2)
+    (axes,) = plots.uncertainty(posterior).axes
+    shown = axes.collections[1].get_offsets()
+    assert_close(shown, np.array([[1, 0.0], [2, 0.00001], [3, 0.04], [4, 0.45]]))
+
+
+def test_the_classification_is_shown_where_components_differ():
+    generator = np.random.default_rng(0)
+    x, component = generator.normal(size=(60, 5)), np.arange(60) % 2
+    x[:, [1, 3, 4]] += 6.0 * component[:, None]
+    figure = plots.classification(x, np.eye(2)[component], ("a", "b", "c", "d", "e"))
+    names = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+    assert names == [("b", "d"), ("b", "e"), ("d", "e")]
 
 
 def test_a_history_without_epochs_says_so(plane):

@@ -14,7 +14,8 @@ import pyro_moe
 from pyro_moe import DataError, runs
 from pyro_moe.inference import MarginalELBO
 from pyro_moe.runs import story_file
-from pyro_moe.runs.shipped import parameters, source_of
+from pyro_moe.runs.shipped import source_of
+from pyro_moe.stories import parameters
 
 N, D, K, L = 40, 3, 2, 2
 EXACT = {"rtol": 0, "atol": 0}

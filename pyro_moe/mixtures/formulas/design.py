@@ -1,28 +1,43 @@
-"""Formulas: the design matrices of experts and gate, coded as the training rows were."""
+"""The design of a mixture: how a table becomes the columns of x and y."""
 
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import Formula, ModelSpec
-from formulaic.errors import DataMismatchWarning, FormulaicError
+from formulaic import Formula, ModelSpec, SimpleFormula
+from formulaic.errors import FormulaicError
 from formulaic.parser.types import Factor
-from formulaic.utils.variables import get_expression_variables
 
 from pyro_moe.inference.errors import DataError
 
-INTERCEPT, SIGMA = "Intercept", "sigma"
+from .coding import (
+    INTERCEPT,
+    coding,
+    complete,
+    evaluated,
+    levels_of,
+    matrix,
+    plain,
+    terms,
+    variable,
+    variables,
+)
+from .text import parsed
+
+SIGMA = "sigma"
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
+HINT = (
+    ": missing='drop' (on the command line, --drop-missing) leaves such rows out, and "
+    "models.GMMMoE has a story of x"
+)
 
 
 @dataclass(frozen=True)
 class Design:
-    """How a table becomes x, y, weights and groups.
+    """How a table becomes x, y, weights, groups and labels.
 
     Attributes:
         formula: The formula, ``y ~ experts | gate``, or several, joined by semicolons.
@@ -35,6 +50,8 @@ class Design:
         trials: The coding of the number of trials, or None.
         weights: Name of the column of weights, or None.
         groups: Name of the column of groups, or None.
+        labels: Name of the column of components, or None.
+        label_order: The label of each component, if they are in another order.
         classes: The values of a categorical target, in the order of their numbers, or None.
         missing: What is done with rows with gaps, ``"raise"`` or ``"drop"``.
         unseen: What is done with levels of a factor that the training rows lack.
@@ -50,6 +67,8 @@ class Design:
     trials: ModelSpec | None = None
     weights: str | None = None
     groups: str | None = None
+    labels: str | None = None
+    label_order: tuple[int, ...] = ()
     classes: tuple[Any, ...] | None = None
     missing: str = "raise"
     unseen: str = "raise"
@@ -70,8 +89,18 @@ class Design:
     def target_names(self) -> tuple[str, ...]:
         """Names of the targets; that of the variable, if it has classes."""
         if self.classes is not None:
-            return (self.formula.partition("~")[0].strip(" `"),)
+            (spec,) = self.targets
+            return ((*levels_of(spec), *spec.column_names)[0],)
         return tuple(name for spec in self.targets for name in spec.column_names)
+
+    @property
+    def texts(self) -> set[str]:
+        """The names of columns that are texts: factors with such levels, and classes."""
+        specs = [*self.targets, *self.experts, self.gate]
+        found = {name: levels for spec in specs for name, levels in levels_of(spec).items()}
+        if self.classes is not None:
+            found[self.target_names[0]] = list(self.classes)
+        return {name for name, levels in found.items() if any(isinstance(v, str) for v in levels)}
 
     def places(self, names: Sequence[str]) -> list[int]:
         """The numbers of columns of x, by name."""
@@ -92,6 +121,42 @@ class Design:
         if INTERCEPT not in joined:
             joined[INTERCEPT] = 1.0
         return joined[list(self.columns)].astype(float)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The columns of x that are functions of other columns of x, as ``I(x ** 2)`` is of x."""
+        return tuple(name for _, names in self._functions() for name in names)
+
+    def recomputed(self, x: pd.DataFrame) -> pd.DataFrame:
+        """Rows of x, with the columns that are functions of others computed from these."""
+        x = x.copy()
+        for spec, names in self._functions():
+            found = pd.DataFrame(evaluated(spec, x))
+            x[list(names)] = found[list(names)].to_numpy(float)
+        return x
+
+    def _functions(self) -> list[tuple[ModelSpec, tuple[str, ...]]]:
+        """Codings of terms whose variables are all columns of x themselves, and their columns."""
+        parts = [
+            (spec, structure)
+            for spec in (*self.experts, self.gate)
+            for structure in spec.structure
+            if structure.term.factors and INTERCEPT not in structure.columns
+        ]
+        plain_columns = {
+            structure.columns[0]
+            for _, structure in parts
+            if list(structure.columns) == [str(structure.term).replace("`", "")]
+            and len(structure.term.factors) == 1
+            and structure.term.factors[0].eval_method is Factor.EvalMethod.LOOKUP
+        }
+        return [
+            (spec.subset([structure.term]), tuple(structure.columns))
+            for spec, structure in parts
+            if not set(structure.columns) <= plain_columns
+            and {str(v) for v in spec.term_variables[structure.term] if v.source == "data"}
+            <= plain_columns
+        ]
 
     def target(self, data: pd.DataFrame) -> pd.DataFrame | pd.Series:
         """The columns of y; for classes their numbers.
@@ -115,29 +180,34 @@ def designed(
     formulas: Sequence[str],
     data: pd.DataFrame,
     *,
-    classes: bool = False,
+    classes: str | None = None,
     offset: str | None = None,
     trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
+    labels: str | None = None,
     missing: str = "raise",
     unseen: str = "raise",
     shared: Sequence[str] = (),
+    gate: str = "constant",
 ) -> tuple[Design, pd.DataFrame]:
     """Formulas, coded by training rows.
 
     Args:
-        formulas: ``y ~ experts | gate``; without a second part the gate is constant. Or one for
-            each target, of which one has the gate.
+        formulas: ``y ~ experts | gate``. Or one for each target, of which one has the gate.
         data: The training rows.
-        classes: Whether the target is a class.
+        classes: ``"any"`` for a target that is a class; ``"two"`` if it may be one of two classes;
+            None if it is a number.
         offset: A column, or an expression such as ``"log(time)"``, or None.
         trials: A column or an expression, or None.
         weights: A column, or None.
         groups: A column, or None.
+        labels: A column, which may have gaps, or None.
         missing: ``"raise"`` or ``"drop"``.
         unseen: ``"raise"`` or ``"reference"``.
         shared: Terms whose coefficients all experts share, and ``"sigma"``.
+        gate: What the gate reads if no formula has a second part: ``"constant"``, nothing; or
+            ``"experts"``, what the experts read.
 
     Returns:
         The design, and the rows of data that are used.
@@ -152,43 +222,80 @@ def designed(
     gates = [right[1] for _, right in sides if len(right) == 2]
     if len(gates) > 1:
         raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
-    gate = gates[0] if gates else Formula("1")
-    known = {
-        name: Formula(f"0 + {each}")
-        for name, each in (("offset", offset), ("trials", trials))
-        if each
-    }
     lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
+    of_experts = [str(term) for right in rights for term in right] if gate == "experts" else []
+    of_gate = gates[0] if gates else Formula(" + ".join(["1", *of_experts]))
+    given = {"offset": offset, "trials": trials}
+    known = {name: single(name, each, data) for name, each in given.items() if each is not None}
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, [*lefts, *rights, gate, *known.values()], named, missing)
+    data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
-    of_gate, codings = (
-        coding(gate, data),
-        {name: coding(each, data) for name, each in known.items()},
-    )
+    known_classes = classes_of(targets, lefts, data, classes)
+    gate_spec = coding(of_gate, data)
+    codings = {name: coding(each, data) for name, each in known.items()}
     for name, spec in codings.items():
         if len(spec.column_names) != 1:
             raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
-    names = [*(name for spec in (*experts, of_gate) for name in terms(spec))]
+    names = [*(name for spec in (*experts, gate_spec) for name in terms(spec))]
     names += [name for spec in codings.values() for name in spec.column_names]
     design = Design(
         "; ".join(formulas),
         targets,
         experts,
-        of_gate,
+        gate_spec,
         tuple(dict.fromkeys(names)) or (INTERCEPT,),
         codings.get("offset"),
         codings.get("trials"),
         weights,
         groups,
-        tuple(sorted_values(data, lefts[0])) if classes else None,
-        missing,
-        unseen,
-        tuple(each for name in shared for each in shared_names(experts, name)),
+        labels,
+        classes=known_classes,
+        missing=missing,
+        unseen=unseen,
+        shared=tuple(each for name in shared for each in shared_names(experts, name)),
     )
-    for spec, of in [*((each, "experts") for each in experts), (of_gate, "gate")]:
+    for spec, of in [*((each, "experts") for each in experts), (gate_spec, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)
     return design, data
+
+
+def classes_of(
+    targets: Sequence[ModelSpec], lefts: Sequence[Formula], data: pd.DataFrame, kind: str | None
+) -> tuple[Any, ...] | None:
+    """The classes of the target, see `designed`, None if it is a number.
+
+    Raises:
+        DataError: If a target is a text and should be a number, or has not two classes.
+        ValueError: If there is not one target with classes.
+    """
+    texts = {name: each for spec in targets for name, each in levels_of(spec).items()}
+    if kind == "any" or (kind == "two" and texts):
+        found = tuple(sorted_values(data, lefts[0]))
+        if kind == "two" and (len(found) != 2 or len(targets) > 1):
+            raise DataError(f"expected two classes of one target; got {list(found)}")
+        return found
+    for name, levels in texts.items():
+        raise DataError(
+            f"expected numbers in the target {name!r}; got {levels[0]!r}: family='categorical' is "
+            "for classes, and 'bernoulli' for two"
+        )
+    return None
+
+
+def single(name: str, text: str, data: pd.DataFrame) -> Formula:
+    """The formula of a column, or of an expression.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    text = f"`{text}`" if text in data.columns else text
+    try:
+        found = Formula(f"0 + {text}")
+    except (FormulaicError, SyntaxError):
+        found = None
+    if not isinstance(found, SimpleFormula):
+        raise ValueError(f"expected {name} that is a column or an expression; got {text!r}")
+    return found
 
 
 def shared_names(experts: Sequence[ModelSpec], term: str) -> list[str]:
@@ -210,185 +317,6 @@ def shared_names(experts: Sequence[ModelSpec], term: str) -> list[str]:
     if not found:
         raise ValueError(f"expected shared terms among {[*known, SIGMA]}; got {term!r}")
     return found
-
-
-def parsed(formula: str) -> tuple[Formula, tuple[Formula, ...]]:
-    """The left side, and one or two parts of the right side.
-
-    Raises:
-        ValueError: If it is no such formula.
-
-    Example:
-        >>> parsed("y ~ x | g")
-        (y, (1 + x, 1 + g))
-    """
-    try:
-        found = Formula(formula)
-    except (FormulaicError, SyntaxError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"expected a formula 'y ~ experts | gate'; got {formula!r}: {reason}"
-        ) from error
-    left, right = getattr(found, "lhs", None), getattr(found, "rhs", None)
-    if left is None or right is None or isinstance(left, tuple):
-        raise ValueError(f"expected a formula 'y ~ experts | gate'; got {formula!r}")
-    parts = right if isinstance(right, tuple) else (right,)
-    if len(parts) > 2:
-        raise ValueError(f"expected one '|' in the formula at most; got {formula!r}")
-    return left, parts
-
-
-def formula_of(targets: Any, experts: Sequence[str], gate: Sequence[str]) -> str:
-    """The formula of columns by name.
-
-    Example:
-        >>> formula_of("y", ["age", "dose 2"], [])
-        '`y` ~ `age` + `dose 2` | 1'
-    """
-    names = [targets] if isinstance(targets, str) else list(targets)
-    sides = (names, experts, gate)
-    left, right, last = (" + ".join(f"`{name}`" for name in side) or "1" for side in sides)
-    return f"{left} ~ {right} | {last}"
-
-
-def plain(data: pd.DataFrame) -> pd.DataFrame:
-    """A table whose columns are of numpy's types, or categorical. Gaps are NaN or None."""
-    found: dict[Any, pd.Series] = {}
-    for name, column in data.items():
-        if isinstance(column.dtype, pd.CategoricalDtype | np.dtype):
-            found[name] = column
-        elif pd.api.types.is_numeric_dtype(column.dtype):
-            gaps = {"dtype": float, "na_value": np.nan} if column.isna().any() else {}
-            found[name] = pd.Series(column.to_numpy(**gaps), column.index)
-        elif pd.api.types.is_string_dtype(column.dtype):
-            found[name] = column.astype(object)
-        else:
-            found[name] = column
-    return pd.DataFrame(found, index=data.index)
-
-
-def terms(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the columns of a matrix without the intercept."""
-    return tuple(name for name in spec.column_names if name != INTERCEPT)
-
-
-def has_intercept(spec: ModelSpec) -> bool:
-    """Whether a matrix has the intercept."""
-    return INTERCEPT in spec.column_names
-
-
-def coding(formula: Formula, data: pd.DataFrame) -> ModelSpec:
-    """The coding of the columns of a formula, from training rows."""
-    return evaluated(formula, data).model_spec
-
-
-def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
-    """The columns of a coding for rows.
-
-    Raises:
-        DataError: If a variable is absent or a value is missing; and if a level is new, unless
-            ``unseen`` is ``"reference"``.
-    """
-    rows = complete(data, [spec.formula], [], "raise")
-    for name, levels in known_levels(spec, data).items():
-        values = pd.Series(rows[name])
-        new = ~values.isin(levels)
-        if not new.any():
-            continue
-        if unseen == "raise":
-            raise DataError(
-                f"expected levels of {name!r} in {list(levels)}, as fitted; "
-                f"got {values[new].iloc[0]!r}: unseen='reference' codes it as the first of them"
-            )
-        rows = rows.assign(**{name: values.where(~new, levels[0])})
-    return pd.DataFrame(evaluated(spec, rows))
-
-
-def evaluated(formula: Any, data: pd.DataFrame) -> Any:
-    """The model matrix of a formula or of a coding.
-
-    Raises:
-        DataError: If it cannot be computed from the data.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DataMismatchWarning)
-            return formula.get_model_matrix(data, na_action="ignore")
-    except DataMismatchWarning as warning:
-        raise DataError(f"expected levels of factors as fitted; got others: {warning}") from None
-    except (FormulaicError, KeyError, TypeError, ValueError, NameError) as error:
-        cause = error.__cause__ or error
-        raise DataError(
-            f"expected columns from which {str(formula_text(formula))!r} can be computed; "
-            f"got {type(cause).__name__}: {cause}"
-        ) from error
-
-
-def formula_text(formula: Any) -> str:
-    """A formula or a coding as text."""
-    return str(formula.formula if isinstance(formula, ModelSpec) else formula)
-
-
-def known_levels(spec: ModelSpec, data: pd.DataFrame) -> dict[str, list[Any]]:
-    """The levels of each factor that is a column of the data, by itself or in C(…)."""
-    found = {}
-    for expression, (kind, state) in spec.encoder_state.items():
-        if kind is Factor.Kind.CATEGORICAL and "categories" in state:
-            inside = re.fullmatch(r"C\(\s*`?([^,()`]+?)`?\s*(,.*)?\)", str(expression))
-            found[inside[1] if inside else str(expression)] = list(state["categories"])
-    return {name: levels for name, levels in found.items() if name in data.columns}
-
-
-def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
-    """The columns of the data that a formula uses.
-
-    Raises:
-        DataError: If a term is a name that is no column.
-    """
-    found: dict[str, None] = {}
-    for factor in (factor for term in formula for factor in term.factors):
-        expression = str(factor.expr)
-        if factor.eval_method is Factor.EvalMethod.LOOKUP:
-            found[str(variable(data, expression).name)] = None
-        elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            quoted = re.findall("`([^`]+)`", expression)
-            others = map(str, get_expression_variables(re.sub("`[^`]+`", "0", expression)))
-            found |= dict.fromkeys(name for name in (*quoted, *others) if name in data.columns)
-    return list(found)
-
-
-def variable(data: pd.DataFrame, name: str) -> pd.Series:
-    """A column by name.
-
-    Raises:
-        DataError: If it is absent.
-    """
-    name = name.strip("`")
-    if name not in data.columns:
-        raise DataError(f"expected a column {name!r}; got {list(map(str, data.columns))}")
-    return data[name]
-
-
-def complete(
-    data: pd.DataFrame, formulas: Sequence[Formula], names: Sequence[str], missing: str
-) -> pd.DataFrame:
-    """The rows without gaps in the columns that are used.
-
-    Raises:
-        DataError: If a column is absent; or if a value is missing and ``missing`` is ``"raise"``.
-    """
-    used = dict.fromkeys(name for each in formulas for name in variables(each, data))
-    used |= dict.fromkeys(variable(data, name).name for name in names)
-    gaps = data[list(used)].isna()
-    if not gaps.to_numpy().any():
-        return data
-    if missing == "drop":
-        return data[~gaps.any(axis=1)]
-    column = gaps.columns[int(gaps.any().argmax())]
-    raise DataError(
-        f"expected values in all rows of {column!r}; got {int(gaps[column].sum())} of {len(data)} "
-        "missing: missing='drop' leaves such rows out, and models.GMMMoE has a story of x"
-    )
 
 
 def sorted_values(data: pd.DataFrame, left: Formula) -> list[Any]:

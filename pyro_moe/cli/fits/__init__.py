@@ -1,0 +1,1 @@
+"""Parts of the command ``fit``: fits by formula, and what is done with a fit."""
