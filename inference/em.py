@@ -429,7 +429,7 @@ def maximize(
         sizes: The number of rows, or the sum of their weights, in the group of each row, (N,).
     """
     groups = {} if sizes is None else {"sizes": sizes}
-    incomplete = bool(data[0].isnan().any())
+    incomplete = bool(data) and bool(data[0].isnan().any())
     with late_imports():
         for outermost in modules(model):
             if incomplete and isinstance(outermost, Completes):
