@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
@@ -15,7 +16,14 @@ from pyro.poutine.util import prune_subsample_sites
 
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
-from .handlers import UNANNOTATED, Annotations, Enumerate, where_incomplete
+from .handlers import (
+    UNANNOTATED,
+    Annotations,
+    Enumerate,
+    Incomplete,
+    lacks_entries,
+    where_incomplete,
+)
 from .prior import (
     FLAT,
     PERMUTATIONS,
@@ -119,7 +127,7 @@ class EM:
             self.history.append(record)
             yield record
 
-    @property
+    @cached_property
     def num_rows(self) -> float:
         """N, or the sum of the weights."""
         return self.annotations.total(len(self.data[0]))
@@ -259,7 +267,7 @@ class EM:
         about = (annotations.weights, annotations.labels)
         parts = (repeat(None) if c is None else c.split(rows) for c in (*about, *columns))
         batches = zip(*parts, strict=False)
-        with running(self.store), where_incomplete(*columns):
+        with running(self.store), self._of(columns):
             if annotations.groups is not None:
                 with reproducible(self.seed):
                     found = [self._log_joint(*batch) for _, _, *batch in batches]
@@ -268,6 +276,16 @@ class EM:
                 return [read(Block(self._direct(*b), *of)) for *of, b in _nested(batches)]
             with reproducible(self.seed):
                 return [read(Block(self._log_joint(*b)[0], *of)) for *of, b in _nested(batches)]
+
+    def _of(self, columns: Columns) -> AbstractContextManager[Any]:
+        """The context of these columns. That of the run's is known, so that it can be recorded."""
+        if columns[0] is not self.data[0]:
+            return where_incomplete(*columns)
+        return Incomplete() if self._is_incomplete else nullcontext()
+
+    @cached_property
+    def _is_incomplete(self) -> bool:
+        return lacks_entries(self.data[0])
 
     def is_direct(self, columns: Columns) -> bool:
         """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""

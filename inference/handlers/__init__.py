@@ -11,7 +11,7 @@ from .assignment import (
     is_assignment,
     log_probabilities,
 )
-from .incomplete import Incomplete, where_incomplete
+from .incomplete import Incomplete, lacks_entries, where_incomplete
 from .values import (
     REPLICATES,
     AtTheMean,
@@ -45,6 +45,7 @@ __all__ = [
     "WithDistribution",
     "annotated",
     "is_assignment",
+    "lacks_entries",
     "log_probabilities",
     "standard_normal_points",
     "where_incomplete",

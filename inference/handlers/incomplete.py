@@ -34,6 +34,9 @@ class Incomplete(Messenger):
 
 def where_incomplete(*columns: torch.Tensor | None) -> AbstractContextManager[Any]:
     """A context for these columns, of which the first is x: `Incomplete` if x has NaN."""
-    x = columns[0] if columns else None
-    lacks = torch.is_tensor(x) and x.is_floating_point() and bool(x.isnan().any())
-    return Incomplete() if lacks else nullcontext()
+    return Incomplete() if columns and lacks_entries(columns[0]) else nullcontext()
+
+
+def lacks_entries(x: torch.Tensor | None) -> bool:
+    """Whether x has NaN."""
+    return torch.is_tensor(x) and x.is_floating_point() and bool(x.isnan().any())
