@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import evaluation, models
+from pyro_moe.fitting.posterior import hmc
 from pyro_moe.inference.errors import DataError
 
 N, D, K = 200, 3, 2
@@ -212,3 +213,28 @@ def test_a_column_without_a_value_is_refused(rows):
     x[:, 1] = torch.nan
     with pytest.raises(DataError, match="expected an observed value in each column of x; got none"):
         fitted(models.GMM(D, K), x)
+
+
+def test_reports_and_pictures_take_rows_with_gaps(rows, tmp_path):
+    _, y, gaps = rows
+    fit = fitted(models.GMMMoE(2, 1, K), (gaps[:, :2], y))
+    page = fit.report(tmp_path / "report.html", num_replicates=19).read_text()
+    assert "one linear model" not in page  # which cannot read them
+    assert "Most probable component" in page or "data:image" in page
+
+
+def test_a_restored_fit_takes_its_rows_with_gaps(rows, tmp_path):
+    _, y, gaps = rows
+    fit = fitted(models.GMMMoE(D, 1, K), (gaps, y))
+    arguments = {"x_dim": D, "y_dim": 1, "num_components": K}
+    pyro_moe.runs.save(fit, tmp_path, story_name="gmmmoe", story_arguments=arguments)
+    restored = pyro_moe.runs.fit_of(tmp_path, (gaps, y))
+    assert restored.restored is None
+    assert_close(evaluation.elbo(restored, (gaps, y)), evaluation.elbo(fit, (gaps, y)))
+
+
+def test_posterior_draws_need_rows_without_gaps(rows):
+    _, y, gaps = rows
+    fit = fitted(models.GMMMoE(D, 1, 1), (gaps, y))
+    with pytest.raises(DataError, match="expected rows without missing entries of x; got some"):
+        hmc(fit)

@@ -13,8 +13,9 @@ from pyro_moe.fitting.annotations import expanded
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Annotate, Annotations, AtTheMean, annotated
-from pyro_moe.inference.objectives import objective
-from pyro_moe.inference.prior import Prior
+from pyro_moe.inference.initialize import corrected
+from pyro_moe.inference.objectives import AssignedELBO, objective
+from pyro_moe.inference.prior import FLAT, Prior
 
 N, K = 30, 2
 STORIES = {
@@ -66,6 +67,45 @@ def test_the_marginal_objective_is_that_of_copies(name, rows):
     for one, two in zip(story.parameters(), other.parameters(), strict=True):
         if one.grad is not None:
             assert_close(two.grad, one.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["me", "gmmmoe", "dvmoe"])
+def test_the_assigned_phase_is_that_of_copies(name, rows):
+    story, other, copies, (columns, weights) = of(name, rows)
+    prior = Prior(rows=3.0, ridge=0.0)
+    size, r = float(weights.sum()), torch.rand(N, K).double().softmax(-1)
+    known = r.repeat_interleave(rows[2], 0)
+    one = AssignedELBO(prior=prior, num_rows=round(size))
+    two = AssignedELBO(prior=prior, num_rows=N, mean_weight=size / N)
+    labeled = [annotated(each, ("labels",)) for each in (story.model, story.guide)]
+    both = [annotated(each, ("weights", "labels")) for each in (other.model, other.guide)]
+    with AtTheMean():  # z is drawn for each row
+        loss = one.differentiable_loss(*labeled, *copies, known)
+        assert_close(two.differentiable_loss(*both, *columns, weights, r), loss)
+
+
+@pytest.mark.parametrize("prior", [FLAT, Prior(rows=3.0)])
+@pytest.mark.parametrize("name", ["me", "gmmmoe"])
+def test_the_correction_of_a_clustering_is_that_of_copies(name, prior, rows):
+    story, other, copies, (columns, weights) = of(name, rows)
+    r = torch.rand(N, K, generator=torch.Generator().manual_seed(1)).double().softmax(-1)
+    about = Annotations(weights=weights)
+    one = EM(story.model, story.guide, copies, 1, 0, prior)
+    two = EM(other.model, other.guide, columns, 1, 0, prior, annotations=about)
+    expected = corrected(one, r.repeat_interleave(rows[2], 0), copies[0], iterations=3)
+    found = corrected(two, r, columns[0], iterations=3)
+    assert_close(found.repeat_interleave(rows[2], 0), expected, rtol=1e-4, atol=1e-4)
+    for a, b in zip(story.parameters(), other.parameters(), strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_one_linear_model_is_that_of_copies(rows):
+    story, other, copies, (columns, weights) = of("me", rows)
+    options = {"initialize": "keep", "epochs": 0, "progress": False}
+    one = pyro_moe.fit(story.model, story.guide, copies, **options)
+    two = pyro_moe.fit(other.model, other.guide, columns, weights=weights, **options)
+    lines = [evaluation.linear_baseline(fit, columns) for fit in (one, two)]
+    assert_close(lines[1], lines[0])
 
 
 @pytest.mark.parametrize("name", BY_EM)
