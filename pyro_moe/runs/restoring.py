@@ -35,7 +35,8 @@ def fit_of(folder: str | Path, data: Data, *, trust_code: bool = False) -> Fit:
         folder: A folder written by `save`.
         data: Rows with all columns that were fitted, or x alone. They need not be the training
             rows, of which the folder has a summary. Columns with names are matched by name. For a
-            fit by formula, also a data frame with the variables of the formula.
+            fit by formula, also a data frame with the variables of the formula, and with its
+            weights, groups and labels. Without these, rows are not the training rows.
         trust_code: Whether to execute the story file of the run, if it has one, see `load`; and
             functions in its formula that are not known.
 

@@ -241,3 +241,14 @@ def test_groups_are_those_of_a_mixture_of_experts(rows):
     story = models.GMMMoE(2, 1, K)
     with pytest.raises(ValueError, match=r"a gate p\(c\|x\), such as models.ME.*got GMMMoE"):
         pyro_moe.fit(story.model, story.guide, (x, y), groups=[0] * N, loss="em", progress=False)
+
+
+def test_restored_rows_without_their_weights_are_not_the_training_rows(rows, tmp_path):
+    story, _, _, (columns, weights) = of("gmm", rows)
+    fit = pyro_moe.fit(story.model, story.guide, columns, weights=weights, progress=False)
+    arguments = {"x_dim": 2, "num_components": K}
+    pyro_moe.runs.save(fit, tmp_path, story_name="gmm", story_arguments=arguments)
+    restored = pyro_moe.runs.fit_of(tmp_path, columns[0])
+    assert_close(evaluation.elbo(restored, columns[0]), evaluation.elbo(fit, columns[0]))
+    with pytest.raises(DataError, match="restored without its training rows"):
+        restored.training_rows  # noqa: B018

@@ -11,7 +11,7 @@ from pyro_moe.selection import select
 from pyro_moe.stories import parameters
 from pyro_moe.text import in_one_line
 
-from .. import choices
+from . import choices
 
 DIGITS = {"parameters": 0, "log_likelihood": 2, "aic": 2, "bic": 2, "icl": 2, "seconds": 1}
 
