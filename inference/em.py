@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
@@ -15,7 +16,14 @@ from pyro.poutine.util import prune_subsample_sites
 
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
-from .handlers import Enumerate
+from .handlers import (
+    UNANNOTATED,
+    Annotations,
+    Enumerate,
+    Incomplete,
+    lacks_entries,
+    where_incomplete,
+)
 from .prior import (
     FLAT,
     PERMUTATIONS,
@@ -28,9 +36,9 @@ from .prior import (
     without_effect,
 )
 from .programs import Program, beside, isolated, learned, modules
-from .protocols import Maximizable, MixturePart, MStep, Penalized
+from .protocols import Completes, Maximizable, MixturePart, MStep, Penalized
 from .svi import Data
-from .traces import compute_log_prob, row_log_weights
+from .traces import assigned_bounds, compute_log_prob, is_labeled, row_log_weights
 
 ITERATIONS = 1000
 TOLERANCE = 1e-3
@@ -38,7 +46,7 @@ ROWS = 2**15
 VALUES = 2**22
 
 Columns = tuple[torch.Tensor | None, ...]
-Read = Callable[[torch.Tensor, torch.Tensor | None], Any]
+Read = Callable[["Block"], Any]
 
 
 @dataclass
@@ -49,13 +57,12 @@ class EM:
               \theta \leftarrow \arg\max_\theta \sum_{nk} r_{nk} \log p_\theta(d_n, c_n = k)
 
     with d_n the observed columns of row n: x, or x and y. For a model of y given x the densities
-    are conditional on x. A model may scale its rows by weights, with `pyro.poutine.scale`, and may
-    give the rows of a group one c, with ``infer={"groups": ...}`` at its site ``c``. The E-step is
-    Bayes' rule on the model's log-probabilities at each k.
-    The M-step is the story's ``m_step``, or else the ``maximize`` of its mixtures, see
-    `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
-    prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
-    covariances.
+    are conditional on x. The rows may have weights, groups with one c, and known components, see
+    `Annotations`. The E-step is Bayes' rule on the model's log-probabilities at each k; in rows
+    whose component is known, r is as given. The M-step is the story's ``m_step``, or else the
+    ``maximize`` of its mixtures, see `maximize`, on the rows and those of the prior. The
+    log-likelihood plus the log-density of the prior does not decrease from one iteration to the
+    next, up to the ridge and shrinkage of covariances.
 
     Attributes:
         model: A Pyro program without latent variables besides ``c``.
@@ -64,6 +71,7 @@ class EM:
         epochs: Maximum number of iterations.
         seed: Seed of the initial parameters. EM itself is deterministic.
         prior: The prior, see `inference.prior`.
+        annotations: What is known of the rows besides their data.
         tolerance: EM has converged when all further iterations together are expected to increase
             the objective of all rows by less, in nats.
         history: One record for each iteration: epoch, elbo (the log-likelihood before the M-step,
@@ -79,6 +87,7 @@ class EM:
     seed: int
     prior: Prior = FLAT
     tolerance: float = TOLERANCE
+    annotations: Annotations = UNANNOTATED
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
     direct: bool | None = None
@@ -101,7 +110,7 @@ class EM:
             started = time.perf_counter()
             with late_imports():
                 responsibilities, evidence, joint = self.e_step()
-                elbo = evidence.item() / len(self.data[0])
+                elbo = evidence.item() / self.num_rows
                 with torch.no_grad():
                     log_prior = self._log_prior(joint).item()
                 if not checked:
@@ -112,11 +121,21 @@ class EM:
             record = {
                 "epoch": len(self.history) + 1,
                 "elbo": elbo,
-                "objective": elbo + log_prior / len(self.data[0]),
+                "objective": elbo + log_prior / self.num_rows,
                 "seconds": time.perf_counter() - started,
             }
             self.history.append(record)
             yield record
+
+    @cached_property
+    def num_rows(self) -> float:
+        """N, or the sum of the weights."""
+        return self.annotations.total(len(self.data[0]))
+
+    def on(self, rows: torch.Tensor) -> "EM":
+        """The run on some of its rows."""
+        data = tuple(column[rows] for column in self.data)
+        return replace(self, data=data, annotations=self.annotations.take(rows))
 
     def e_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         r"""The responsibilities, and sums over all rows.
@@ -127,59 +146,70 @@ class EM:
         responsibilities = self.data[0].new_empty(0)
         first = 0
 
-        def read(
-            log_joint: torch.Tensor, scale: torch.Tensor | None
-        ) -> tuple[torch.Tensor, torch.Tensor]:
+        def read(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal responsibilities, first
+            log_joint = block.log_joint
             if not first:
                 shape = (len(log_joint), len(self.data[0]))
                 responsibilities = log_joint.new_empty(shape)
             log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
-            torch.exp(log_joint - log_sum, out=responsibilities[:, first:last])
+            here = responsibilities[:, first:last]
+            torch.exp(log_joint - log_sum, out=here)
+            if block.labels is not None:
+                known = is_labeled(block.labels)
+                here[:, known] = block.labels[known].T.to(here)
             first = last
-            terms = log_sum if scale is None else scale * log_sum
-            return terms.sum(), log_joint.sum()
+            return block.times(block.evidence(log_sum)).sum(), block.times(log_joint).sum()
 
         with torch.no_grad():
-            sums = self._by_block(read, self.data)
+            sums = self._by_block(read, self.data, self.annotations)
         evidence, joint = (torch.stack(each).sum() for each in zip(*sums, strict=True))
         return responsibilities.T, evidence, joint
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
         """Update the parameters given responsibilities (N, K), and the rows of the prior."""
-        x = self.data[0]
-        rows = with_prior_rows(self.prior, responsibilities, x, self.data, seed=self.seed)
-        weights, points, data = rows
-        maximize(self.model, weights, points, *data)
+        x, weights, groups = self.data[0], self.annotations.weights, self.annotations.groups
+        shares, points, data = with_prior_rows(
+            self.prior, responsibilities, x, self.data, seed=self.seed, weights=weights
+        )
+        if groups is None:
+            maximize(self.model, shares, points, *data)
+            return
+        sizes = shares.new_ones(len(shares))  # rows of the prior are in no groups
+        sizes[: len(x)] = rows_in_group(groups, weights).to(sizes)
+        maximize(self.model, shares, points, *data, sizes=sizes)
 
     def log_posterior(self) -> torch.Tensor:
         r"""The objective of all rows with its gradients, a scalar, in nats.
 
         .. math:: \sum_n w_n \log p_\theta(d_n) + \log p(\theta)
         """
-        log_joint, scale = self._joint(self.data)
-        return (scale * log_joint.logsumexp(0)).sum() + self._log_prior(log_joint.sum())
+        block = self._whole(self.data, self.annotations)
+        evidence = block.times(block.evidence(block.log_joint.logsumexp(0)))
+        return evidence.sum() + self._log_prior(block.times(block.log_joint).sum())
 
     def log_likelihoods(self) -> torch.Tensor:
         """The terms of the log-likelihood, with gradients, shape (N,).
 
-        The term of a group of rows with one c is shared equally among its rows.
+        The term of a group of rows with one c is shared among its rows by their weights.
         """
-        log_joint, scale = self._joint(self.data)
-        return scale * log_joint.logsumexp(0)
+        block = self._whole(self.data, self.annotations)
+        return block.times(block.evidence(block.log_joint.logsumexp(0)))
 
     def shares(self) -> torch.Tensor:
         """The weight of each row, or its share of its group, shape (N,)."""
         with torch.no_grad():
-            return self._joint(self.data)[1]
+            block = self._whole(self.data, self.annotations)
+            return block.times(torch.ones_like(block.log_joint[0]))
 
     def _log_prior(self, joint: torch.Tensor) -> torch.Tensor:
-        """Log p(θ) given Σ_nk log p(d, c=k) of all rows, a scalar."""
+        """Log p(θ) given Σ_nk w_n log p(d, c=k) of all rows, a scalar."""
         sums = [joint]
         if self.prior.null_rows and len(self.data) > 1:
+            weights = Annotations(weights=self.annotations.weights)
             copies = (without_effect(self.data, self.seed, n) for n in range(PERMUTATIONS))
-            sums += [sum(self._by_block(_sum, copy)) for copy in copies]
-        means = [each / len(self.data[0]) for each in sums]
+            sums += [sum(self._by_block(_sum, copy, weights)) for copy in copies]
+        means = [each / self.num_rows for each in sums]
         return prior_rows(self.prior, means) + log_ridge_of(self._penalized)
 
     @cached_property
@@ -204,41 +234,58 @@ class EM:
     def log_joint(self, data: Columns | None = None) -> torch.Tensor:
         """Log p(d, c=k) of each row's columns d, shape (K, N).
 
-        If the model gives the rows of a group one assignment, it is that of the whole group.
+        In rows of groups it is that of the whole group.
 
         Args:
             data: Other rows than those of the run. None stands for an unknown target.
         """
         with torch.no_grad():
-            return self._joint(self.data if data is None else data)[0]
+            if data is None:
+                return self._whole(self.data, self.annotations).log_joint
+            return self._whole(data, UNANNOTATED).log_joint
 
-    def _joint(
-        self, columns: Columns, rows_at_once: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log p(d, c=k) of each row, shape (K, N), and the weight of each row, shape (N,)."""
-        found = self._by_block(_and_weights, columns, rows_at_once)
-        joints, scales = zip(*found, strict=True)
-        return torch.cat(joints, -1), torch.cat(scales)
+    def _whole(
+        self, columns: Columns, annotations: Annotations, rows_at_once: int | None = None
+    ) -> "Block":
+        """All rows as one block."""
+        blocks = self._by_block(lambda block: block, columns, annotations, rows_at_once)
+        weights = [block.weights for block in blocks if block.weights is not None]
+        return Block(
+            torch.cat([block.log_joint for block in blocks], -1),
+            torch.cat(weights) if weights else None,
+            annotations.labels,
+        )
 
-    def _by_block(self, read: Read, columns: Any, rows_at_once: int | None = None) -> list[Any]:
-        """What is read off log p(d, c=k) and the weights of one block of rows after the other.
+    def _by_block(
+        self, read: Read, columns: Any, annotations: Annotations, rows_at_once: int | None = None
+    ) -> list[Any]:
+        """What is read off one block of rows after the other.
 
         With groups all rows are one block, because the rows of a group may lie in several.
         """
         rows = rows_at_once or max(1, min(ROWS, VALUES // max(columns[0][:1].numel(), 1)))
-        parts = (repeat(None) if c is None else c.split(rows) for c in columns)
+        about = (annotations.weights, annotations.labels)
+        parts = (repeat(None) if c is None else c.split(rows) for c in (*about, *columns))
         batches = zip(*parts, strict=False)
-        with running(self.store):
+        with running(self.store), self._of(columns):
+            if annotations.groups is not None:
+                with reproducible(self.seed):
+                    found = [self._log_joint(*batch) for _, _, *batch in batches]
+                return [read(_of_groups(found, annotations))]
             if self.is_direct(columns):
-                return [read(self._direct(*batch), None) for batch in batches]
-            found, grouped = [], []
+                return [read(Block(self._direct(*b), *of)) for *of, b in _nested(batches)]
             with reproducible(self.seed):
-                for block in (self._log_joint(*batch) for batch in batches):
-                    if block.groups is None:
-                        found.append(read(block.log_joint, block.scale))
-                    else:
-                        grouped.append(block)
-        return [read(*_of_groups(grouped))] if grouped else found
+                return [read(Block(self._log_joint(*b)[0], *of)) for *of, b in _nested(batches)]
+
+    def _of(self, columns: Columns) -> AbstractContextManager[Any]:
+        """The context of these columns. That of the run's is known, so that it can be recorded."""
+        if columns[0] is not self.data[0]:
+            return where_incomplete(*columns)
+        return Incomplete() if self._is_incomplete else nullcontext()
+
+    @cached_property
+    def _is_incomplete(self) -> bool:
+        return lacks_entries(self.data[0])
 
     def is_direct(self, columns: Columns) -> bool:
         """Whether the story's own log p(d, c=k) is that of the model, see `HasJoint`."""
@@ -247,17 +294,16 @@ class EM:
         if self.direct is None:
             some = [column[:ROWS] for column in self.data]
             with torch.no_grad(), reproducible(self.seed):
-                one, other = self._log_joint(*some), self._direct(*some)
-            plain = one.scale is None and one.groups is None
-            same = plain and one.log_joint.shape == other.shape
-            self.direct = same and torch.allclose(one.log_joint, other, 1e-9, 1e-9, equal_nan=True)
+                one, other = self._log_joint(*some)[0], self._direct(*some)
+            same = one.shape == other.shape
+            self.direct = same and torch.allclose(one, other, 1e-9, 1e-9, equal_nan=True)
         return self.direct
 
     def _direct(self, *batch: torch.Tensor | None) -> torch.Tensor:
         return beside(self.model, "log_joint")(*batch).double().mT
 
-    def _log_joint(self, *batch: torch.Tensor | None) -> "_Block":
-        """Log p(d, c=k), by Bayes' rule from the model alone: nothing but c is latent."""
+    def _log_joint(self, *batch: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
+        """Log p(d, c=k) and log p(c=k), (K, B), from the model alone: nothing but c is latent."""
         with Enumerate():
             trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*batch))
         latent = [name for name in trace.stochastic_nodes if name not in ("c", "y")]
@@ -266,13 +312,11 @@ class EM:
         compute_log_prob(trace)
         log_joint = row_log_weights(trace, Trace())
         if "c" not in trace.nodes:
-            return _Block(log_joint)
-        site = trace.nodes["c"]
-        log_c, groups = site["unscaled_log_prob"].to(log_joint), site["infer"].get("groups")
-        if not isinstance(site["scale"], torch.Tensor) and site["scale"] == 1:
-            return _Block(log_joint, None, log_c.expand(log_joint.shape), groups)
-        scale = torch.as_tensor(site["scale"]).to(log_joint).expand(log_joint.shape[1])
-        return _Block(log_joint / scale, scale, log_c.expand(log_joint.shape), groups)
+            return log_joint, log_joint.new_zeros(())
+        if isinstance(trace.nodes["c"]["scale"], torch.Tensor) or trace.nodes["c"]["scale"] != 1:
+            raise SiteError("expected weights=… of `fit` for EM; got a model that scales site 'c'")
+        log_c = trace.nodes["c"]["unscaled_log_prob"].to(log_joint)
+        return log_joint, log_c.expand(log_joint.shape)
 
     def copy(self, *, epochs: int) -> "EM":
         """An independent copy of this run with another number of epochs, to be continued."""
@@ -304,7 +348,7 @@ class EM:
         last, rate = self._increase()
         if last < 1e-13 * (1.0 + abs(self.history[-1]["objective"])):  # rounding errors
             return self.tolerance >= 0
-        return rate < 1 and len(self.data[0]) * last * max(rate / (1 - rate), 1.0) < self.tolerance
+        return rate < 1 and self.num_rows * last * max(rate / (1 - rate), 1.0) < self.tolerance
 
     @property
     def limit(self) -> float:
@@ -322,48 +366,73 @@ class EM:
         return last, last / before if before > 0 else 1.0
 
 
-class _Block(NamedTuple):
-    """Log-probabilities of B rows, and what the model says of its rows.
+class Block(NamedTuple):
+    """Log-probabilities of B rows, and what is known of them.
 
     Attributes:
-        log_joint: Log p(d, c=k), shape (K, B).
-        scale: The weights of the rows, shape (B,), or None for weights of one.
-        log_c: Log p(c=k), shape (K, B), or None for a model without ``c``.
-        groups: Numbers of groups, shape (B,), or None.
+        log_joint: Log p(d, c=k), shape (K, B); in groups that of the whole group.
+        weights: The weights of the rows, or their shares of their groups, (B,); None for one.
+        labels: The given probabilities of the components, shape (B, K), or None.
     """
 
     log_joint: torch.Tensor
-    scale: torch.Tensor | None = None
-    log_c: Any = None
-    groups: Any = None
+    weights: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+    def evidence(self, log_sum: torch.Tensor) -> torch.Tensor:
+        """Log p(d) of each row given it, or the bound at the given probabilities, shape (B,)."""
+        if self.labels is None:
+            return log_sum
+        bounds = assigned_bounds(self.log_joint, self.labels)
+        return torch.where(is_labeled(self.labels), bounds, log_sum)
+
+    def times(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (..., B) times the weights."""
+        return values if self.weights is None else self.weights * values
 
 
-def _of_groups(blocks: list[_Block]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log p(d, c=k) of the whole group of each row, (K, N), and each row's share of its group.
+def _nested(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return ((weights, labels, batch) for weights, labels, *batch in batches)
+
+
+def _of_groups(found: list[tuple[torch.Tensor, Any]], annotations: Annotations) -> Block:
+    """Log p(d, c=k) of the whole group of each row, and each row's share of its group.
 
     The log-probability of c is the mean of those of the group's rows.
     """
-    joints, scales = zip(*(_and_weights(*block[:2]) for block in blocks), strict=True)
-    log_joint, scale = torch.cat(joints, -1), torch.cat(scales)
-    log_c = torch.cat([block.log_c for block in blocks], -1)
-    labels, place = torch.cat([block.groups for block in blocks]).unique(return_inverse=True)
-    share = scale / scale.new_zeros(len(labels)).index_add(0, place, scale)[place]
+    log_joint, log_c = (torch.cat(part, -1) for part in zip(*found, strict=True))
+    groups, weights = annotations.groups, annotations.weights
+    labels, place = torch.unique(groups, return_inverse=True)
+    scale = torch.ones_like(log_joint[0]) if weights is None else weights.to(log_joint)
+    share = scale / rows_in_group(place, scale)
     terms = share * log_c + scale * (log_joint - log_c)
-    return terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place], share
+    whole = terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place]
+    return Block(whole, share, annotations.labels)
 
 
-def _and_weights(
-    log_joint: torch.Tensor, scale: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return log_joint, torch.ones_like(log_joint[0]) if scale is None else scale
+def rows_in_group(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The number of rows in the group of each row, or the sum of their weights, shape (N,).
+
+    Example:
+        >>> rows_in_group(torch.tensor([4, 7, 4]))
+        tensor([2., 1., 2.], dtype=torch.float64)
+    """
+    labels, place = groups.unique(return_inverse=True)
+    each = torch.ones(len(groups), device=groups.device) if weights is None else weights
+    sums = torch.zeros(len(labels), dtype=torch.float64, device=groups.device)
+    return sums.index_add(0, place, each.to(sums))[place]
 
 
-def _sum(log_joint: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
-    return log_joint.sum()
+def _sum(block: Block) -> torch.Tensor:
+    return block.times(block.log_joint).sum()
 
 
 def maximize(
-    model: Program, responsibilities: torch.Tensor, points: torch.Tensor, *data: torch.Tensor
+    model: Program,
+    responsibilities: torch.Tensor,
+    points: torch.Tensor,
+    *data: torch.Tensor,
+    sizes: torch.Tensor | None = None,
 ) -> None:
     """Update the parameters of a model by its M-step.
 
@@ -372,14 +441,21 @@ def maximize(
 
     Args:
         model: A Pyro model.
-        responsibilities: r, shape (N, K).
+        responsibilities: r, shape (N, K), times the weights of the rows.
         points: The points of the mixture, x or the codes E[z|x], shape (N, L).
         data: The columns that are fitted.
+        sizes: The number of rows, or the sum of their weights, in the group of each row, (N,).
     """
+    groups = {} if sizes is None else {"sizes": sizes}
+    incomplete = bool(data) and bool(data[0].isnan().any())
     with late_imports():
         for outermost in modules(model):
+            if incomplete and isinstance(outermost, Completes):
+                responsibilities, *rows = outermost.completed(responsibilities, *data)
+                data = tuple(rows)
+                points = data[0]
             if isinstance(outermost, MStep):
-                outermost.m_step(responsibilities, points, *data)
+                outermost.m_step(responsibilities, points, *data, **groups)
                 continue
             for part in outermost.modules():
                 if isinstance(part, MixturePart):

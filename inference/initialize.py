@@ -16,12 +16,13 @@ from pyro import poutine
 from .context import reproducible, running
 from .em import EM, maximize
 from .errors import SiteError
-from .handlers import AtTheMean
+from .handlers import AtTheMean, where_incomplete
 from .objectives import AssignedELBO, Reconstruction, objective
 from .prior import FLAT, Prior, with_prior_rows
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
 from .starts.clustering import cluster, expect_umap, unit_variance
+from .starts.labels import matched, with_labels
 from .svi import SVI
 
 NEGLIGIBLE = 1e-3  # weight of a row
@@ -74,10 +75,15 @@ def phases(
         embedding = start if start in ("tsne", "umap") else None
         space = standardized(training.model, points) if codes is None else codes
         start = cluster(space, num_components, embedding=embedding, seed=training.seed)
-    start = corrected(training, start.to(points), points)
+        start = matched(start.to(points), training.annotations)
+    start = with_labels(start.to(points), training.annotations)
+    start = corrected(training, start, points)
     if isinstance(training, SVI):
-        elbo = AssignedELBO(prior=prior_of(training), num_rows=len(points))
-        yield "assigned", _like(training, elbo, (*training.data, start), -(-epochs // 5))
+        total = training.annotations.total(len(points))
+        elbo = AssignedELBO(
+            prior=prior_of(training), num_rows=len(points), mean_weight=total / len(points)
+        )
+        yield "assigned", _like(training, elbo, training.data, -(-epochs // 5), start)
     yield "training", training
 
 
@@ -89,7 +95,7 @@ def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:
     for story in modules(model):
         units = getattr(story, "units", None)
         if isinstance(units, torch.nn.Module):
-            return units(x.double())
+            return units(x.double()).nan_to_num(0.0)  # means in place of missing entries
     return unit_variance(x.double())
 
 
@@ -120,14 +126,20 @@ def corrected(
         Corrected responsibilities, shape (N, K). A story without `target_log_likelihoods` takes
         one M-step, and the given responsibilities are returned.
     """
-    r = current = weights = responsibilities
+    r = current = responsibilities
+    given = run.annotations.weights
+    given = None if given is None else given.to(r)
+    times = torch.ones_like(r[:, :1]) if given is None else given.unsqueeze(-1)
+    weights = r
     num_components = r.shape[1]
     confusion = 0.9 * torch.eye(num_components).to(r) + 0.1 / num_components
     background, share, p = None, 0.05, prior_of(run)
-    if p.rows < NEGLIGIBLE * len(points):
+    if p.rows < NEGLIGIBLE * times.sum():
         p = FLAT
     for _ in range(iterations):
-        rows, places, data = with_prior_rows(p, weights, points, run.data, seed=run.seed)
+        rows, places, data = with_prior_rows(
+            p, weights, points, run.data, seed=run.seed, weights=given
+        )
         maximize(run.model, rows, places, *data)
         log_likelihoods = target_log_likelihoods(run)
         if log_likelihoods is None:
@@ -138,15 +150,16 @@ def corrected(
         explained = math.log1p(-share) + log_likelihoods
         unexplained = math.log(share) + background
         posterior = (prior.log() + torch.logaddexp(explained, unexplained)).softmax(-1)
-        confusion = confusion * (r.mT @ (posterior / prior)) + 1e-9
+        posterior = with_labels(posterior, run.annotations)
+        confusion = confusion * (r.mT @ (times * posterior / prior)) + 1e-9
         confusion = confusion / confusion.sum(-1, keepdim=True)
         weights = posterior * (explained - unexplained).sigmoid()
-        share = min(max(1.0 - weights.sum(-1).mean().item(), 1e-4), 0.5)
-        weights = torch.where(
-            weights < NEGLIGIBLE, 0.0, weights
-        )  # M-steps skip rows of zero weight
+        unexplained_share = 1.0 - ((times * weights).sum() / times.sum()).item()
+        share = min(max(unexplained_share, 1e-4), 0.5)
+        # M-steps skip rows of zero weight
+        weights = torch.where(weights < NEGLIGIBLE, 0.0, weights)
         before, current = current, posterior
-        if (current - before).abs().sum(-1).mean() < 1e-3:
+        if (times * (current - before)).abs().sum() < 1e-3 * times.sum():
             break
     return current
 
@@ -162,24 +175,32 @@ def target_log_likelihoods(run: SVI | EM, rows_at_once: int = 4096) -> torch.Ten
         return None
     for story in modules(run.model):
         if isinstance(story, TargetLikelihoods):
-            rows = run.data[:2]  # without weights and groups
+            rows = run.data[:2]
             batches = zip(*(column.split(rows_at_once) for column in rows), strict=True)
-            with torch.no_grad(), running(run.store):
+            with torch.no_grad(), running(run.store), where_incomplete(*rows):
                 return torch.cat([story.target_log_likelihoods(*batch) for batch in batches])
     return None
 
 
-def _like(training: SVI, loss: Any, data: tuple[torch.Tensor, ...], epochs: int) -> SVI:
+def _like(
+    training: SVI,
+    loss: Any,
+    data: tuple[torch.Tensor, ...],
+    epochs: int,
+    labels: torch.Tensor | None = None,
+) -> SVI:
     """A phase before the training, whose bound on held-out rows does not tell when to stop."""
     elbo, treatment = objective(loss)
     phase = replace(training, elbo=elbo, treatment=treatment, data=data, epochs=epochs, history=[])
-    return replace(phase, held_out=None, patience=None)
+    annotations = replace(training.annotations, labels=labels)
+    return replace(phase, held_out=None, patience=None, annotations=annotations)
 
 
 def latent_means(run: SVI | EM, rows_at_once: int = 4096) -> torch.Tensor | None:
     """The codes E[z|x] under the guide, shape (N, L), or None if it has no site ``z``."""
     means = []
-    with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), AtTheMean():
+    incomplete = where_incomplete(*run.data)
+    with torch.no_grad(), reproducible(run.seed, 0, 3), running(run.store), incomplete, AtTheMean():
         for batch in zip(*(column.split(rows_at_once) for column in run.data), strict=True):
             trace = poutine.trace(run.guide).get_trace(*batch)
             if "z" not in trace.nodes:

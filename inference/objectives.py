@@ -23,6 +23,7 @@ from .protocols import temperatures
 from .traces import (
     enumerated_traces,
     global_log_weight,
+    labels_of,
     log_assignment,
     row_bounds,
     row_log_weights,
@@ -37,7 +38,12 @@ LOSSES = ("marginal", "categorical-kl", "relaxed")
 
 
 def objective(
-    loss: str | ELBO, *, prior: Prior = FLAT, num_rows: int = 1
+    loss: str | ELBO,
+    *,
+    prior: Prior = FLAT,
+    num_rows: int = 1,
+    mean_weight: float = 1.0,
+    teaches: bool = False,
 ) -> tuple[ELBO, Treatment]:
     """An objective by name, with its treatment of ``c``.
 
@@ -47,6 +53,8 @@ def objective(
             Pyro ELBO object.
         prior: The prior of the parameters, see `inference.prior`; for ``"marginal"`` only.
         num_rows: N, the number of training rows.
+        mean_weight: The mean of their weights.
+        teaches: See `MarginalELBO`.
 
     Returns:
         The ELBO and a function that prepares model and guide for it. The function takes the
@@ -77,7 +85,8 @@ def objective(
     if isinstance(loss, ELBO):
         return loss, _relaxed
     if loss == "marginal":
-        return MarginalELBO(prior=prior, num_rows=num_rows), _as_they_are
+        options: Any = {"num_rows": num_rows, "mean_weight": mean_weight, "teaches": teaches}
+        return MarginalELBO(prior=prior, **options), _as_they_are
     if loss == "categorical-kl":
         return TraceMeanField_ELBO(), _with_categorical_kl
     if loss == "relaxed":
@@ -131,10 +140,16 @@ class _DifferentiableELBO(ELBO):
     """A Pyro ELBO whose gradient is that of `differentiable_loss`, with a prior of parameters."""
 
     def __init__(
-        self, num_particles: int = 1, *, prior: Prior = FLAT, num_rows: int = 1, **options: Any
+        self,
+        num_particles: int = 1,
+        *,
+        prior: Prior = FLAT,
+        num_rows: int = 1,
+        mean_weight: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(num_particles, **options)
-        self.prior, self.num_rows = prior, num_rows
+        self.prior, self.num_rows, self.mean_weight = prior, num_rows, mean_weight
 
     @abstractmethod
     def differentiable_loss(
@@ -155,7 +170,7 @@ class _DifferentiableELBO(ELBO):
 
     def _log_prior(self, model: Program, guide: Program, trace: Trace, size: int) -> Any:
         """The terms of log p(θ) that belong to a minibatch of this size."""
-        prior = log_prior_terms(self.prior, self.num_rows, trace)
+        prior = log_prior_terms(self.prior, self.num_rows * self.mean_weight, trace)
         if self.prior.ridge or self.prior.networks:
             prior = prior + size / self.num_rows * log_ridge(model, guide)
         return prior
@@ -169,13 +184,18 @@ class MarginalELBO(_DifferentiableELBO):
     It is a lower bound on log p(x), without relaxation and without score-function gradients. If
     the guide has no site ``c``, the optimal q(c) = p(c|x, z) is used. The sum over k is then
     log Σ_k p(x, z, c=k) − log q(z). `TraceEnum_ELBO` computes the same value for any discrete
-    sites, but more slowly.
+    sites, but more slowly. In rows whose component is known, q(c) is as given, see `Annotations`.
 
     Args:
         num_particles: Samples of the other latent variables to average over.
         prior: The prior of the parameters, whose terms of each row are added; see
             `inference.prior`.
         num_rows: N, the number of training rows.
+        mean_weight: The mean of their weights.
+        teaches: Whether rows whose component is known teach q(c|x), as those of a
+            semi-supervised VAE do (Kingma et al. 2014). Then the gradient, and not the value, is
+            that of the bound plus Σ_k r_k log q(c = k). A posterior by Bayes' rule needs no such
+            term.
         **options: Further options of Pyro's ELBO.
 
     Example:
@@ -189,6 +209,10 @@ class MarginalELBO(_DifferentiableELBO):
         1.138
     """
 
+    def __init__(self, num_particles: int = 1, *, teaches: bool = False, **options: Any) -> None:
+        super().__init__(num_particles, **options)
+        self.teaches = teaches
+
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -200,6 +224,10 @@ class MarginalELBO(_DifferentiableELBO):
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             rows = row_bounds(model_trace, guide_trace)
+            log_q, labels = log_assignment(guide_trace), labels_of(model_trace)
+            if self.teaches and log_q is not None and labels is not None:
+                taught = labels.nan_to_num(0.0).T * log_q.masked_fill(log_q.isneginf(), 0.0)
+                rows = rows + (taught - taught.detach()).sum(0)
             prior = self._log_prior(model, guide, model_trace, len(rows))
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
         return -torch.stack(particles).mean()
@@ -239,14 +267,15 @@ class AssignedELBO(_DifferentiableELBO):
 
     Training on it initializes all parts of a story from a clustering: components and experts,
     the encoder, and q(c|x). The entropy of r is constant and left out. The KL term is left out
-    if the guide has no site ``c``. The responsibilities, shape (N, K), are the last argument of
-    the loss. Model and guide are called with the arguments before it.
+    if the guide has no site ``c``. The responsibilities, shape (N, K), are the labels of the
+    model's site ``c``, see `Annotations`.
 
     Args:
         num_particles: Samples of the other latent variables to average over.
         prior: The prior of the parameters, whose terms of each row are added. Without it, experts
             of few rows begin with scales from which no gradient leads back.
         num_rows: N, the number of training rows.
+        mean_weight: The mean of their weights.
         **options: Further options of Pyro's ELBO.
     """
 
@@ -254,9 +283,9 @@ class AssignedELBO(_DifferentiableELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """The negative objective, summed over rows."""
-        responsibilities = args[-1]
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            responsibilities: Any = labels_of(model_trace)
             log_weights = row_log_weights(model_trace, guide_trace)
             log_q = log_assignment(guide_trace)
             taught = log_weights if log_q is None else log_weights + log_q
@@ -267,7 +296,7 @@ class AssignedELBO(_DifferentiableELBO):
         return -torch.stack(particles).mean()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return enumerated_traces(model, guide, *args[:-1], **kwargs)
+        return enumerated_traces(model, guide, *args, **kwargs)
 
 
 class Reconstruction(_DifferentiableELBO):

@@ -104,7 +104,13 @@ def penalized(*programs: Program) -> list[Penalized]:
 
 
 def with_prior_rows(
-    prior: Prior, responsibilities: torch.Tensor, points: torch.Tensor, data: Data, *, seed: int
+    prior: Prior,
+    responsibilities: torch.Tensor,
+    points: torch.Tensor,
+    data: Data,
+    *,
+    seed: int,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Data]:
     """The rows of an M-step, and those of the prior.
 
@@ -114,19 +120,23 @@ def with_prior_rows(
         points: The points of the mixture, shape (N, L).
         data: x, or x and y, N rows each.
         seed: Seed of the permutations of y.
+        weights: The weights of the rows, shape (N,), or None for weights of one.
 
     Returns:
         Weights, points and data, of N rows, or of 5 N rows if there are rows without an effect.
     """
-    share = responsibilities + prior.rows / len(points) if prior.rows else responsibilities
+    total = float(len(points) if weights is None else weights.sum())
+    share = responsibilities + prior.rows / total if prior.rows else responsibilities
+    times = torch.ones_like(share[:, :1]) if weights is None else weights.unsqueeze(-1)
+    share = share if weights is None else times * share
     if not prior.null_rows or len(data) < 2:
         return share, points, data
-    null = torch.full_like(share, prior.null_rows / (PERMUTATIONS * len(points)))
+    null = (times * prior.null_rows / (PERMUTATIONS * total)).expand(share.shape)
     copies = [without_effect(data, seed, number) for number in range(PERMUTATIONS)]
     columns = zip(data, *copies, strict=True)
-    weights = torch.cat([share, *(null for _ in copies)])
+    shares = torch.cat([share, *(null for _ in copies)])
     many = points.repeat(1 + PERMUTATIONS, *(1 for _ in points.shape[1:]))
-    return weights, many, tuple(torch.cat(column) for column in columns)
+    return shares, many, tuple(torch.cat(column) for column in columns)
 
 
 def without_effect(data: Data, seed: int, number: int) -> Data:
@@ -137,7 +147,7 @@ def without_effect(data: Data, seed: int, number: int) -> Data:
     return (x, *(y[order] for y in targets))
 
 
-def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Tensor | float:
+def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.Tensor | float:
     r"""The first two terms of log p(θ) that belong to the rows of a minibatch, a scalar.
 
     They are read from the sites that depend on the component: c, where its prior has the rows in
@@ -145,7 +155,7 @@ def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Te
 
     Args:
         prior: The weights.
-        num_rows: N, the number of all rows.
+        num_rows: N, the number of all rows, or the sum of their weights.
         model_trace: A trace at all values of ``c``, see `traces.enumerated_traces`.
     """
     if not prior.rows and not prior.null_rows:
@@ -154,7 +164,7 @@ def log_prior_terms(prior: Prior, num_rows: int, model_trace: Trace) -> torch.Te
     total: Any = 0.0
     for name, site in model_trace.nodes.items():
         if name == "c" and len(site["fn"].batch_shape) > 0:
-            total = total + (prior.rows + null) * site["unscaled_log_prob"].sum()
+            total = total + (prior.rows + null) * _scaled(site, site["unscaled_log_prob"]).sum()
         elif site["type"] == "sample" and site["is_observed"] and is_in_plate(site):
             total = total + prior.rows * _each_component(site)
             if null:  # x is the same in these rows
@@ -173,11 +183,17 @@ def _each_component(site: Any, shift: int = 0) -> torch.Tensor:
     by_component = site["unscaled_log_prob"].dim() > 1
     if isinstance(p, Mixture) and not by_component:
         each = p.component_distribution.log_prob(value.unsqueeze(-1 - p.event_dim))
-        return _masked(site, (each + p.log_weights).movedim(-1, 0), shift).sum()
+        return _scaled(site, _masked(site, (each + p.log_weights).movedim(-1, 0), shift)).sum()
     if not by_component:
         return value.new_zeros((), dtype=site["unscaled_log_prob"].dtype)
     each = p.log_prob(value) if shift else site["unscaled_log_prob"]
-    return _masked(site, each, shift).sum()
+    return _scaled(site, _masked(site, each, shift)).sum()
+
+
+def _scaled(site: Any, each: torch.Tensor) -> torch.Tensor:
+    """Log-densities (..., N) times the weights of the rows."""
+    scale = site["scale"]
+    return scale * each if isinstance(scale, torch.Tensor) and scale.dim() else each
 
 
 def _masked(site: Any, each: torch.Tensor, shift: int) -> torch.Tensor:

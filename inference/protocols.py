@@ -73,6 +73,9 @@ class MStep(Protocol):
             responsibilities: r, shape (N, K).
             points: u, shape (N, L).
             data: The columns that are fitted: x, or x and y.
+
+        A story whose rows may be in groups also takes ``sizes``, the number of rows that share
+        the c of each row, shape (N,), by which what depends on c alone is divided.
         """
 
 
@@ -128,6 +131,33 @@ class Penalized(Protocol):
 
 
 @runtime_checkable
+class TakesIncomplete(Protocol):
+    """A story whose rows x may lack entries, which then are NaN.
+
+    The density of the site ``x`` is that of the observed entries, see `handlers.Incomplete`. What
+    else depends on x asks `distributions.rows_are_incomplete`.
+
+    Attributes:
+        missing_features: Whether they may.
+    """
+
+    missing_features: bool
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """A story with an M-step from expected moments, where rows lack entries."""
+
+    def completed(self, responsibilities: torch.Tensor, *data: torch.Tensor) -> tuple[Any, ...]:
+        """Weights (R, K), and R rows without gaps that have the expected moments of N rows.
+
+        Args:
+            responsibilities: r, shape (N, K).
+            data: x, or x and y, NaN where missing.
+        """
+
+
+@runtime_checkable
 class TargetLikelihoods(Protocol):
     r"""A story that evaluates the log-likelihood of the targets under each expert.
 
@@ -138,6 +168,14 @@ class TargetLikelihoods(Protocol):
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The log-likelihoods, shape (N, K); zero in rows where y is missing."""
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """A part that has fewer free parameters than numbers, such as a softmax gate."""
+
+    def num_free_parameters(self) -> int:
+        """Their number."""
 
 
 @runtime_checkable

@@ -13,7 +13,13 @@ import torch
 from pyro.infer import ELBO
 
 from .context import reproducible, running, stream, training_mode, without_warnings
-from .handlers import MinibatchScale
+from .handlers import (
+    UNANNOTATED,
+    Annotations,
+    MinibatchScale,
+    annotated,
+    where_incomplete,
+)
 from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, copied, isolated, learned, modules, restore, state
@@ -63,6 +69,8 @@ class SVI:
         as_written: Whether a ``c`` that the story relaxes itself keeps its temperatures.
         held_out: Rows that are not trained on, or None. The bound on them is computed a hundred
             times in a run, at the end of an epoch. At the end the best state is restored.
+        annotations: What is known of the rows besides their data.
+        held_annotations: Likewise of the rows that are held out.
         patience: The run ends after so many bounds without a better one; None for no such end.
         history: One record for each epoch: epoch, elbo (nats per row), temperature,
             learning_rate, seconds, and held_out_elbo where it was computed.
@@ -85,6 +93,8 @@ class SVI:
     seed: int
     as_written: bool = False
     held_out: Data | None = None
+    annotations: Annotations = UNANNOTATED
+    held_annotations: Annotations = UNANNOTATED
     patience: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
@@ -108,7 +118,7 @@ class SVI:
                 the start or to the last end of an epoch from which a step was finite.
         """
         processes = Processes.running()
-        processes.expect_alike("rows", self.data)
+        processes.expect_alike("rows", self._columns)
         processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         proven = latest = self._checkpoint()
         while len(self.history) < self.epochs and not self.stalled:
@@ -152,7 +162,9 @@ class SVI:
         if self.held_out is None or (number % max(1, self.epochs // 100) and number < self.epochs):
             return
         before = self.held_out_elbo
-        bound = marginal_elbo(self.model, self.guide, self.store, self.held_out, self.seed)
+        bound = marginal_elbo(
+            self.model, self.guide, self.store, self.held_out, self.seed, self.held_annotations
+        )
         bound = Processes.running().agree(bound)
         record["held_out_elbo"] = bound if math.isfinite(bound) else -math.inf
         if before is None or record["held_out_elbo"] > before:
@@ -206,6 +218,7 @@ class SVI:
         with (
             reproducible(self.seed, epoch),
             running(self.store),
+            where_incomplete(*self.data),
             training_mode(self.model, self.guide),
             evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
@@ -220,7 +233,7 @@ class SVI:
             for index, rows in enumerate(batches):
                 steps = at_once * self.epochs * lengths[len(rows)]
                 done = (epoch + index / len(batches)) / self.epochs
-                batch = tuple(column[processes.share(rows)] for column in self.data)
+                batch = tuple(column[processes.share(rows)] for column in self._columns)
                 try:
                     total += self._step(batch, len(rows), buffers, updates, done, steps)
                 except FloatingPointError as error:
@@ -229,7 +242,7 @@ class SVI:
             processes.average([b for b in buffers if b.is_floating_point()])
         return {
             "epoch": epoch + 1,
-            "elbo": -total / num_rows,
+            "elbo": -total / self.annotations.total(num_rows),
             "temperature": at(self.temperature, done),
             "learning_rate": self._learning_rate(done),
             "seconds": time.perf_counter() - started,
@@ -287,7 +300,14 @@ class SVI:
 
     def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
-        return self.treatment(self.model, self.guide, temperature, self.as_written)
+        treated = self.treatment(self.model, self.guide, temperature, self.as_written)
+        model, guide = (annotated(program, self.annotations.names) for program in treated)
+        return model, guide
+
+    @property
+    def _columns(self) -> Data:
+        """The arguments of the programs: the data and the annotations."""
+        return (*self.data, *self.annotations.columns)
 
     def _learning_rate(self, done: float) -> float:
         if callable(self.learning_rate):
@@ -329,6 +349,7 @@ def marginal_elbo(
     store: dict[str, Any],
     columns: Data,
     seed: int,
+    annotations: Annotations = UNANNOTATED,
     num_particles: int = 8,
 ) -> float:
     """The marginal ELBO in nats per row, which compares runs with any objective.
@@ -337,11 +358,13 @@ def marginal_elbo(
     out. It belongs to the training rows.
     """
     total = 0.0
-    with torch.no_grad(), reproducible(seed, 0, 2), running(store):
-        for batch in zip(*(column.split(512) for column in columns), strict=True):
+    model, guide = (annotated(program, annotations.names) for program in (model, guide))
+    every = (*columns, *annotations.columns)
+    with torch.no_grad(), reproducible(seed, 0, 2), running(store), where_incomplete(*columns):
+        for batch in zip(*(column.split(512) for column in every), strict=True):
             rows = (column.repeat(num_particles, *[1] * (column.dim() - 1)) for column in batch)
             total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()
-    return total / num_particles / len(columns[0])
+    return total / num_particles / annotations.total(len(columns[0]))
 
 
 def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:

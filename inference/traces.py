@@ -59,9 +59,19 @@ def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
 
     .. math:: \sum_k q(c = k) [\log p(x, z, c = k) - \log q(z, c = k)]
 
-    If the guide has no site ``c``, it is :math:`\log \sum_k p(x, z, c = k) - \log q(z)`.
+    If the guide has no site ``c``, it is :math:`\log \sum_k p(x, z, c = k) - \log q(z)`. In rows
+    whose component is known, q(c) is the given probability of each, see `assigned_bounds`.
     """
     log_weights = row_log_weights(model_trace, guide_trace)
+    free = _free_bounds(log_weights, model_trace, guide_trace)
+    labels = labels_of(model_trace)
+    if labels is None:
+        return free
+    weights = model_trace.nodes["c"]["scale"]
+    return torch.where(is_labeled(labels), assigned_bounds(log_weights, labels, weights), free)
+
+
+def _free_bounds(log_weights: torch.Tensor, model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     if "c" in guide_trace.nodes:
         log_q, scaled = (guide_trace.nodes["c"][key] for key in ("unscaled_log_prob", "log_prob"))
         terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
@@ -78,6 +88,36 @@ def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
         term for name, term in guide_terms.items() if name != "c"
     )
     return torch.atleast_2d(torch.as_tensor(total).double())
+
+
+def labels_of(model_trace: Trace) -> torch.Tensor | None:
+    """The given probabilities of the components, shape (N, K), see `Annotations`, or None."""
+    site = model_trace.nodes.get("c")
+    return None if site is None else site["infer"].get("labels")
+
+
+def is_labeled(labels: torch.Tensor) -> torch.Tensor:
+    """In which rows the component is known, shape (N,)."""
+    return ~labels[:, 0].isnan()
+
+
+def assigned_bounds(
+    log_weights: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    r"""The bound of each row at given probabilities r of its component, shape (N,).
+
+    .. math:: \sum_k r_k [\log p(d, c = k) - \log r_k]
+
+    It is log p(d, c = k) if the component k is certain.
+
+    Args:
+        log_weights: Log p(d, c=k), shape (K, N).
+        labels: r, shape (N, K). Rows with NaN have the bound zero.
+        weights: The weights by which the log-probabilities are scaled.
+    """
+    r = labels.nan_to_num(0.0).T
+    terms = (log_weights - weights * r.log()).masked_fill(r == 0, 0.0)
+    return (r * terms).sum(0)
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:

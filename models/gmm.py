@@ -1,5 +1,7 @@
 """The Gaussian mixture (paper §2.2)."""
 
+from typing import Any
+
 import pyro
 import torch
 from torch import nn
@@ -10,8 +12,10 @@ from pyro_moe.distributions import (
     TEMPERATURE,
     RelaxedOneHotCategorical,
     choose,
+    in_double,
 )
 
+from .m_steps.completion import completed
 from .parts.mixture import GaussianMixture
 from .parts.networks import Standardize
 
@@ -61,6 +65,16 @@ class GMM(nn.Module):
         """Set the units from rows x, (N, D), means at distant rows, and Σ_k at the covariance."""
         self.units.adapt(x)
         self.mixture.spread_over(x)
+
+    @property
+    def missing_features(self) -> bool:
+        """Whether x may lack entries, see `protocols.TakesIncomplete`."""
+        return True
+
+    def completed(self, responsibilities: torch.Tensor, x: torch.Tensor) -> tuple[Any, ...]:
+        """Weights (R, K) and rows (R, D) without gaps, see `m_steps.completion.completed`."""
+        rows, weights, _ = completed(in_double(self.mixture.normals), x, responsibilities)
+        return weights, rows
 
     def log_joint(self, x: torch.Tensor) -> torch.Tensor:
         """Log p(x, c=k) of each row, shape (N, K)."""

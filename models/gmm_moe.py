@@ -11,11 +11,16 @@ from pyro_moe.distributions import (
     MAX_LOG_ODDS,
     PRIOR_TEMPERATURE,
     TEMPERATURE,
+    MultivariateNormal,
     RelaxedOneHotCategorical,
     choose,
+    in_double,
+    rounded,
+    rows_are_incomplete,
 )
 
-from .parts.experts import ALL_COLUMNS, Predictor, adapt_experts, experts_of
+from .m_steps.completion import completed, conditionals, covariance_of
+from .parts.experts import ALL_COLUMNS, NormalExperts, Predictor, adapt_experts, experts_of
 from .parts.mixture import GaussianMixture
 from .parts.networks import Standardize
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
@@ -116,12 +121,66 @@ class GMMMoE(nn.Module):
 
     def target_log_likelihoods(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Log p_k(y|x), shape (N, K); zero in rows where y is missing."""
-        return log_likelihoods(self.experts(x), y)
+        return log_likelihoods(self.expert_distributions(x), y)
 
     def log_joint(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Log p(x, y, c=k) of each row, shape (N, K)."""
         joint = self.mixture.log_joint(x)
-        return joint if y is None else joint + log_likelihoods(self.experts(x), y)
+        return joint if y is None else joint + log_likelihoods(self.expert_distributions(x), y)
+
+    @property
+    def missing_features(self) -> bool:
+        """Whether x may lack entries, as it may with affine normal experts."""
+        maps = getattr(self.experts, "network", None)
+        return isinstance(self.experts, NormalExperts) and hasattr(maps, "in_units")
+
+    def expert_distributions(self, x: torch.Tensor) -> Any:
+        r"""The experts' distributions of y given x, shape (N, D), batch shape (N, K).
+
+        If x lacks entries, they are given the observed ones:
+
+        .. math:: y \mid x_o, c = k \sim N(W_k E[x \mid x_o, k] + b_k,
+                  W_k \mathrm{Var}[x \mid x_o, k] W_k^\top + \Gamma_k)
+        """
+        if not rows_are_incomplete():
+            return self.experts(x)
+        slopes, intercepts, noise = self._affine()
+        means, covariances = [], []
+        for given, _ in conditionals(in_double(self.mixture.normals), x):
+            means.append((slopes @ given.mean.unsqueeze(-1)).squeeze(-1) + intercepts)
+            covariances.append(slopes @ given.covariance() @ slopes.mT + noise)
+        scale_tril = torch.linalg.cholesky(torch.cat(covariances))
+        return rounded(MultivariateNormal(torch.cat(means), scale_tril=scale_tril), x.dtype)
+
+    def completed(
+        self, responsibilities: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None = None
+    ) -> tuple[Any, ...]:
+        """Weights (R, K), and rows (R, D) without gaps and their y, see `m_steps.completion`."""
+        normals = in_double(self.mixture.normals)
+        if y is None:
+            rows, weights, _ = completed(normals, x, responsibilities)
+            return weights, rows
+        slopes, intercepts, noise = self._affine()
+        loc, covariance = normals.mean, covariance_of(normals)
+        across = slopes @ covariance
+        joint = MultivariateNormal(
+            torch.cat([loc, (slopes @ loc.unsqueeze(-1)).squeeze(-1) + intercepts], -1),
+            torch.cat(
+                [
+                    torch.cat([covariance, across.mT], -1),
+                    torch.cat([across, across @ slopes.mT + noise], -1),
+                ],
+                -2,
+            ),
+        )
+        both = torch.cat([x.double(), y.reshape(len(y), -1).double()], -1)
+        rows, weights, numbers = completed(joint, both, responsibilities)
+        return weights, rows[:, : x.shape[1]].to(x), y[numbers]
+
+    def _affine(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """W (K, M, D), b (K, M) and Γ (K, M, M) or (1, M, M) of affine normal experts."""
+        maps = self.experts.linear_predictor(self.x_dim)
+        return maps[..., :-1], maps[..., -1], self.experts.covariances().double()
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
@@ -136,7 +195,7 @@ class GMMMoE(nn.Module):
             # p = self.mixture.normals
             x = pyro.sample("x", choose(c, self.mixture.normals), obs=x)
             # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
-            observe_target(choose(c, self.experts(x)), y)
+            observe_target(choose(c, self.expert_distributions(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The exact posterior of c given x and, if it is known, y."""
@@ -145,7 +204,7 @@ class GMMMoE(nn.Module):
             # p(c = k | x, y) ∝ p(c = k | x) p_k(y | x), by Bayes' rule
             logits = self.mixture.responsibilities(x).logits
             if y is not None:
-                logits = posterior_logits(logits, self.experts(x), y)
+                logits = posterior_logits(logits, self.expert_distributions(x), y)
             pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(

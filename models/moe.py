@@ -84,15 +84,13 @@ class MixtureOfExperts(nn.Module):
         points: torch.Tensor,
         x: torch.Tensor,
         y: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-        groups: torch.Tensor | None = None,
+        *,
+        sizes: torch.Tensor | None = None,
     ) -> None:
         r"""Update the gate and the experts by the M-step.
 
-        .. math:: \max \sum_{nk} w_n r_{nk}
+        .. math:: \max \sum_{nk} r_{nk}
                   \left[ \frac{\log g_k(x_n)}{W_n} + \log p_k(y_n \mid x_n) \right]
-
-        W_n is one, or with groups the sum of the weights in the group of row n.
 
         A gate without a method ``maximize`` is not updated.
 
@@ -101,15 +99,12 @@ class MixtureOfExperts(nn.Module):
             points: Not used; the gate is a function of x.
             x: Rows, shape (N, D).
             y: Targets, shape (N,) or (N, M), or None.
-            weights: w, shape (N,), how many rows each row stands for; all one if None.
-            groups: Numbers of groups, shape (N,). The rows of a group have one assignment c. If
-                None, each row has its own.
+            sizes: W, shape (N,), the number of rows that share the assignment c of each row; one
+                if None.
         """
-        if weights is not None:
-            responsibilities = responsibilities * weights.unsqueeze(-1)
         if hasattr(self.gate, "maximize"):
-            sizes = 1.0 if groups is None else rows_in_group(groups, weights).unsqueeze(-1)
-            self.gate.maximize(x, responsibilities / sizes)
+            shares = responsibilities if sizes is None else responsibilities / sizes.unsqueeze(-1)
+            self.gate.maximize(x, shares)
         if y is not None:
             self.experts.maximize(x, y, responsibilities)
 
@@ -128,35 +123,22 @@ class MixtureOfExperts(nn.Module):
             return None
         return SideBySide([self, *others])
 
-    def model(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-        groups: torch.Tensor | None = None,
-    ) -> None:
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the targets y, shape (N,) or (N, M), given x, shape (N, D)."""
         pyro.module("moe", self)
-        with pyro.plate("data", len(x)), standing_for(weights):
-            # Assumption: c | x ~ Categorical(g(x)), the gate; the same c in the rows of a group
+        with pyro.plate("data", len(x)):
+            # Assumption: c | x ~ Categorical(g(x)), the gate
             c = pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(self.prior_temperature, logits=self.gate(x).logits),
-                infer={"groups": groups},
             )
             # Assumption: y | x, c = k ~ p_k(y | x), for the family see `experts`
             observe_target(choose(c, self.experts(x)), y)
 
-    def guide(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-        groups: torch.Tensor | None = None,
-    ) -> None:
-        """The exact posterior of c given x and, if it is known, y, of each row by itself."""
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """The exact posterior of c given x and, if it is known, y."""
         pyro.module("moe", self)
-        with pyro.plate("data", len(x)), standing_for(weights):
+        with pyro.plate("data", len(x)):
             # p(c = k | x, y) ∝ g_k(x) p_k(y | x), by Bayes' rule
             logits = self.gate(x).logits
             if y is not None:
@@ -166,26 +148,7 @@ class MixtureOfExperts(nn.Module):
                 RelaxedOneHotCategorical(
                     self.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS
                 ),
-                infer={"groups": groups},
             )
-
-
-def standing_for(weights: torch.Tensor | None) -> Any:
-    """A context in which row n counts as w_n rows, for weights w of shape (N,) or None."""
-    return pyro.poutine.scale(scale=1.0 if weights is None else weights)
-
-
-def rows_in_group(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The number of rows in the group of each row, or the sum of their weights, shape (N,).
-
-    Example:
-        >>> rows_in_group(torch.tensor([4, 7, 4]))
-        tensor([2., 1., 2.], dtype=torch.float64)
-    """
-    labels, place = groups.unique(return_inverse=True)
-    each = torch.ones(len(groups)) if weights is None else weights
-    sums = torch.zeros(len(labels), dtype=torch.float64, device=groups.device)
-    return sums.index_add(0, place, each.to(sums))[place]
 
 
 class ME(MixtureOfExperts):

@@ -76,6 +76,11 @@ class WithExperts(nn.Module):
         super().adapt(x)  # type: ignore[misc]
         adapt_experts(self.experts, x, y)
 
+    @property
+    def missing_features(self) -> bool:
+        """Whether x may lack entries, as it may if experts are functions of E[z|x]."""
+        return self.context == "z"
+
     def expert_distributions(self, x: torch.Tensor) -> dist.Distribution:
         """The experts' distributions of y given x, shape (N, D), batch shape (N, K)."""
         story: Any = self

@@ -65,6 +65,11 @@ class VAE(nn.Module):
         if self.likelihood.startswith("normal"):
             self.units.adapt(x)
 
+    @property
+    def missing_features(self) -> bool:
+        """Whether x may lack entries: the encoder reads their means, the bound leaves them out."""
+        return True
+
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
         pyro.module("vae", self)

@@ -81,6 +81,11 @@ class Rows:
         return self.take(has_target(self.y).nonzero().flatten())
 
 
+def as_double(column: torch.Tensor) -> torch.Tensor:
+    """A column in double precision, or as it is if it has whole numbers."""
+    return column.double() if column.is_floating_point() else column
+
+
 def has_target(y: Any) -> torch.Tensor:
     """Which rows of y, shape (N,) or (N, M), have no NaN, as a boolean tensor of shape (N,).
 
@@ -119,7 +124,11 @@ def _looks_like_classes(column: torch.Tensor) -> bool:
 
 
 def as_tensors(
-    data: Data, *, dtype: torch.dtype | None = None, missing_targets: bool = False
+    data: Data,
+    *,
+    dtype: torch.dtype | None = None,
+    missing_targets: bool = False,
+    missing_features: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """Convert data to a tuple of validated tensors, ``(x,)`` or ``(x, y)``.
 
@@ -130,6 +139,7 @@ def as_tensors(
         dtype: Type of x and of floating-point columns; torch's default type if None. Integers and
             booleans in y become int64.
         missing_targets: Whether values of y may be NaN.
+        missing_features: Whether values of x may be NaN.
 
     Returns:
         The tensors, x first.
@@ -149,11 +159,10 @@ def as_tensors(
     named = dict(zip(names, map(as_tensor, columns, names), strict=True))
     _check_shapes(named)
     dtype = dtype or torch.get_default_dtype()
+    missing = {"x": missing_features, "y": missing_targets}
     labels = {"x": column_names(data), "y": data.targets if isinstance(data, Rows) else None}
     return tuple(
-        _as_type(
-            column, name, dtype, labels=labels.get(name), missing=missing_targets and name == "y"
-        )
+        _as_type(column, name, dtype, labels=labels.get(name), missing=missing.get(name, False))
         for name, column in named.items()
     )
 
@@ -405,8 +414,14 @@ def _as_type(
         value = column.reshape(len(column), -1)[row, place]
         limit = f", which {dtype} cannot hold," if value.isfinite() else ""
         label = f", column {labels[place]!r}" if labels is not None else ""
+        gap = name == "x" and value.isnan()
+        hint = (
+            ": leave these rows out, impute them (evaluation.impute), or fit a story with a "
+            "density of x, such as GMMMoE, with missing_features=True"
+        )
         raise DataError(
             f"expected finite values in {name}; got {value.item()}{limit} in row {row}{label} "
             f"({(~finite.all(-1)).sum()} of {len(column)} rows have such values)"
+            + (hint if gap else "")
         )
     return result

@@ -1,7 +1,8 @@
-"""Choice of the number of components by the log density of held-out rows."""
+"""Choice of the story and the number of components by the log density of held-out rows."""
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,69 +13,87 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from pyro_moe.evaluation.bounds import importance_weighted_bound
+from pyro_moe.evaluation import importance_weighted_bound, information_criteria, predict
+from pyro_moe.evaluation.criteria import NAMES as CRITERIA
+from pyro_moe.evaluation.traces import observed_sites
 from pyro_moe.inference.context import reproducible, without_warnings
 from pyro_moe.inference.errors import DataError, EmptyComponentWarning
 from pyro_moe.plots.style import PALETTE
 
 from .fitted import Fit, strange_rows_expected
 from .fitting import fit
-from .rows import Data, as_tensors
+from .rows import Data, as_tensors, has_target
+
+Story = Callable[[int], Any]
+MISSING = ("missing_targets", "missing_features")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Held-out log densities by number of components, and a fit with the recommended number.
+    """Stories and numbers of components compared, and a fit of the recommended one.
 
     Attributes:
         log_densities: Log densities of held-out rows in nats. The index is the number of the row
-            in the data; there is a column for each K.
-        table: For each K the mean over rows, its standard error, the difference from the best K,
-            and the standard error of that difference, paired by row. See `compare_log_densities`.
-        best: K with the highest mean.
-        num_components: The smallest K within one standard error of the best.
-        fit: The story with the recommended number of components, refitted to all rows.
+            in the data; there is a column for each choice: K, or (story, K) of several stories.
+        table: For each choice the mean over rows, its standard error, the difference from the
+            best, and the standard error of that difference, paired by row, see
+            `compare_log_densities`; of its fit to all rows the ``log_likelihood``, the number of
+            ``parameters``, ``aic``, ``bic`` and ``icl``, see `evaluation.information_criteria`;
+            and the ``seconds`` of all of its fits.
+        best: The choice with the highest mean.
+        num_components: K of the recommended choice: the smallest within one standard error of
+            the best.
+        fit: The recommended choice, refitted to all rows.
+        story: Its name, or None if there is one story.
     """
 
     log_densities: pd.DataFrame
     table: pd.DataFrame
-    best: int
+    best: Any
     num_components: int
     fit: Fit
+    story: str | None = None
 
     def plot(self) -> Figure:
-        """Plot the mean held-out log density by K.
+        """Plot the mean held-out log density by K, a curve for each story.
 
-        Error bars are standard errors of the difference from the best K.
+        Error bars are standard errors of the difference from the best.
         """
         table = self.table[np.isfinite(self.table["log_density"])]
-        means = table["log_density"]
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
-        axes.errorbar(
-            means.index,
-            means,
-            yerr=table["difference_standard_error"],
-            color=PALETTE[1],
-            marker=".",
-            capsize=3,
-            label="mean ± standard error of the difference from the best",
-        )
-        for name, k, marker, size in (
+        several = self.story is not None
+        names = list(table.index.unique(0)) if several else [None]
+        for number, name in enumerate(names):
+            own = table.loc[name] if several else table
+            axes.errorbar(
+                own.index,
+                own["log_density"],
+                yerr=own["difference_standard_error"],
+                color=PALETTE[(number + 1) % len(PALETTE)],
+                marker=".",
+                capsize=3,
+                label=name or "mean ± standard error of the difference from the best",
+            )
+        chosen: Any = (self.story, self.num_components) if several else self.num_components
+        marked: list[tuple[str, Any, str, int]] = [
             ("best", self.best, "s", 7),
-            ("smallest within one standard error", self.num_components, "o", 13),
-        ):
+            ("smallest within one standard error", chosen, "o", 13),
+        ]
+        for text, choice, marker, size in marked:
+            k = choice[1] if several else choice
+            of = f"{choice[0]}, {k}" if several else k
             axes.scatter(
                 k,
-                means[k],
+                table["log_density"][choice],
                 s=size**2,
                 marker=marker,
                 facecolor="none",
                 edgecolor=PALETTE[0],
-                label=f"{name}: {k}",
+                label=f"{text}: {of}",
             )
         axes.set(xlabel="number of components", ylabel="held-out log density (nats per row)")
-        axes.set_xticks(list(means.index))
+        axes.set_xticks(sorted(set(table.index.get_level_values(-1))))
         axes.margins(y=0.15)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -82,7 +101,7 @@ class Selection:
 
 
 def select(
-    story: Callable[[int], Any],
+    story: Story | Mapping[str, Story],
     data: Data,
     *,
     num_components: Iterable[int] = range(1, 9),
@@ -93,22 +112,27 @@ def select(
     progress: bool = True,
     **fit_options: Any,
 ) -> Selection:
-    r"""Choose the number of components by the log density of held-out rows.
+    r"""Choose the number of components, or the story, by the log density of held-out rows.
 
     .. math:: \hat\ell_K = \frac{1}{|H|} \sum_{n \in H} \log p(x_n, y_n \mid \hat\theta_K)
 
-    with the parameters fitted by `fit` to the rows outside H. The density is that of the observed
-    sites: of y given x, if x is not a site. It is exact for stories without z. For others it is
+    with the parameters fitted by `fit` to the rows outside H. The density of one story is that of
+    the observed sites: of y given x, if x is not a site. That of several is the density of y given
+    x, if there are targets. It is exact for stories without z. For others it is
     the bound of `evaluation.importance_weighted_bound`. If experts have a prior, the density is
     averaged over their posterior. Do not include test rows in the data.
 
     The recommendation follows the one-standard-error rule of Breiman et al.: the smallest K whose
-    difference from the best is at most one standard error. The standard error is that of the
-    difference, paired by row, so that variation between rows that is common to all K cancels.
-    With folds, rows scored by the same fit are treated as independent.
+    difference from the best is at most one standard error; of several stories the better. The
+    standard error is that of the difference, paired by row, so that variation between rows that is
+    common to all K cancels. With folds, rows scored by the same fit are treated as independent.
+
+    The table also has information criteria, of a fit to all rows by EM. They are NaN for stories
+    that EM does not fit, and, if several are compared by y given x, for those that model x, whose
+    likelihood is that of other data.
 
     Args:
-        story: A function from K to a story with ``model`` and ``guide``.
+        story: A function from K to a story with ``model`` and ``guide``; or several by name.
         data: x (N, D), or a pair (x, y), as for `fit`. Labels are ignored.
         num_components: Values of K to compare.
         held_out: Share of the rows to hold out, if ``folds`` is None.
@@ -117,10 +141,11 @@ def select(
         num_samples: Samples of z, or of other latent variables, for each row's density.
         seed: Seed of the split, and of every random draw.
         progress: Whether to show a progress bar, with one step for each fit.
-        **fit_options: Further arguments of `fit`, such as ``loss``, ``epochs`` or ``restarts``.
+        **fit_options: Further arguments of `fit`, such as ``loss``, ``epochs``, ``restarts`` or
+            ``weights``.
 
     Returns:
-        The log densities, the comparison, the recommended K and its fit to all rows.
+        The log densities, the comparison, the recommended choice and its fit to all rows.
 
     Raises:
         DataError: If there are too few rows, or no K gives the held-out rows a finite density.
@@ -141,42 +166,67 @@ def select(
         2
     """
     numbers = _numbers(num_components)
-    _check_options(story, fit_options)
-    missing = fit_options.get("missing_targets", False)
+    stories = dict(story) if isinstance(story, Mapping) else {"": story}
+    for each in stories.values():
+        _check_options(each, fit_options)
+    missing = {name: fit_options.get(name, False) for name in MISSING}
     # Double precision loses no digits; each fit converts to the type of its story.
-    columns = as_tensors(data, dtype=torch.float64, missing_targets=missing)
+    columns = as_tensors(data, dtype=torch.float64, **missing)
     parts = _parts(len(columns[0]), held_out, folds, seed)
     rows = torch.cat(parts).tolist()
-    with tqdm(total=len(numbers) * len(parts) + 1, disable=not progress) as bar:
+    by_target = len(stories) > 1 and len(columns) > 1
+    choices = [(name, k) for name in stories for k in numbers]
+    with tqdm(total=len(choices) * (len(parts) + 1), disable=not progress) as bar:
 
-        def fitted(number: int, data: Data) -> Fit:
-            bar.set_postfix(num_components=number)
+        def fitted(choice: Any, data: Data, rows: torch.Tensor | None = None) -> Fit:
+            name, number = choice
+            bar.set_postfix(num_components=number, **({"story": name} if name else {}))
             with reproducible(seed, 0, 11):
-                untrained = story(number)
-            result = _fit(untrained, data, seed, fit_options)
+                untrained = stories[name](number)
+            # the density shows the effect of an empty component
+            with without_warnings(EmptyComponentWarning):
+                result = _fit(untrained, data, seed, _of_rows(fit_options, rows))
             bar.update()
             return result
 
-        def scores(number: int) -> torch.Tensor:
-            # the density shows the effect of an empty component
-            with without_warnings(EmptyComponentWarning):
-                fits = [fitted(number, _without(columns, held)) for held in parts]
-            held_rows = [tuple(column[held] for column in columns) for held in parts]
-            pairs = zip(fits, held_rows, strict=True)
-            with strange_rows_expected():
-                each = [
-                    importance_weighted_bound(*pair, num_samples=num_samples, seed=seed)
-                    for pair in pairs
-                ]
-            return torch.cat(each).double().cpu()
+        def scores(choice: Any) -> tuple[np.ndarray, bool]:
+            each, loss = [], ""
+            for held in parts:
+                kept = _others(len(columns[0]), held)
+                one = fitted(choice, tuple(column[kept] for column in columns), kept)
+                test = tuple(column[held] for column in columns)
+                with strange_rows_expected():
+                    each.append(_log_density(one, test, by_target, num_samples, seed))
+                loss = one.settings["loss"]
+            return torch.cat(each).double().cpu().numpy(), loss == "em"
 
-        densities = {number: scores(number).numpy() for number in numbers}
+        densities: dict[Any, np.ndarray] = {}
+        details: dict[Any, dict[str, float]] = {}
+        whole: dict[Any, Fit] = {}
+        for choice in choices:
+            started = time.perf_counter()
+            densities[choice], by_em = scores(choice)
+            details[choice] = dict.fromkeys(CRITERIA, math.nan)
+            if by_em:
+                whole[choice] = fitted(choice, data)
+                models_x = by_target and "x" in observed_sites(whole[choice])
+                if not models_x:
+                    details[choice] = information_criteria(whole[choice])
+            details[choice]["seconds"] = time.perf_counter() - started
         log_densities = pd.DataFrame(densities, index=rows).sort_index()
+        criteria = pd.DataFrame(list(details.values()))
+        log_densities.columns = pd.MultiIndex.from_tuples(choices, names=["story", "K"])
         table = compare_log_densities(log_densities)
-        best = int(table["difference"].eq(0).idxmax())
-        enough = table["difference"] >= -table["difference_standard_error"]
-        chosen = int(enough.idxmax())
-        return Selection(log_densities, table, best, chosen, fitted(chosen, data))
+        table = table.join(criteria.set_axis(table.index))
+        best = table["difference"].eq(0).idxmax()
+        enough = table[table["difference"] >= -table["difference_standard_error"]]
+        smallest = enough[enough.index.get_level_values("K") == min(k for _, k in enough.index)]
+        chosen = smallest["log_density"].idxmax()
+        found = whole.get((chosen[0], int(chosen[1]))) or fitted(chosen, data)
+    if not isinstance(story, Mapping):
+        table, best = table.droplevel(0).rename_axis(None), best[1]
+        log_densities = log_densities.droplevel(0, axis=1).rename_axis(None, axis=1)
+    return Selection(log_densities, table, best, int(chosen[1]), found, chosen[0] or None)
 
 
 def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
@@ -233,6 +283,8 @@ def _check_options(story: Any, fit_options: dict[str, Any]) -> None:
             f"lambda k: models.GMM(2, k); got {type(story).__name__}"
         )
     start = fit_options.get("initialize")
+    if fit_options.get("groups") is not None:
+        raise ValueError("expected no groups, whose rows have no density of their own; got groups")
     if not (start is None or isinstance(start, str)):
         raise ValueError("expected initialize by name, valid for every K; got responsibilities")
 
@@ -255,9 +307,33 @@ def _parts(
     return (order[:num_held].sort().values,)
 
 
-def _without(columns: tuple[torch.Tensor, ...], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    kept = torch.ones(len(columns[0]), dtype=torch.bool).index_fill(0, rows, False)
-    return tuple(column[kept] for column in columns)
+def _others(number: int, rows: torch.Tensor) -> torch.Tensor:
+    """The numbers of the other rows."""
+    kept = torch.ones(number, dtype=torch.bool).index_fill(0, rows, False)
+    return kept.nonzero().flatten()
+
+
+def _of_rows(fit_options: dict[str, Any], rows: torch.Tensor | None) -> dict[str, Any]:
+    """The options of `fit` for some of the rows, or for all."""
+    if rows is None:
+        return fit_options
+    found = dict(fit_options)
+    for name in ("labels", "weights"):
+        if found.get(name) is not None:
+            found[name] = np.asarray(found[name])[rows.numpy()]
+    return found
+
+
+def _log_density(
+    fit: Fit, data: tuple[torch.Tensor, ...], by_target: bool, num_samples: int, seed: int
+) -> torch.Tensor:
+    """The log density of held-out rows, or of their targets alone, shape (N,)."""
+    if not by_target:
+        return importance_weighted_bound(fit, data, num_samples=num_samples, seed=seed)
+    known = has_target(data[1])
+    found = torch.zeros(len(known), dtype=torch.float64)  # rows without a target say nothing
+    prediction = predict(fit, data[0][known], num_samples=max(8, num_samples), seed=seed)
+    return found.masked_scatter(known, prediction.log_prob(data[1][known]).double().cpu())
 
 
 def _fit(story: Any, data: Data, seed: int, fit_options: dict[str, Any]) -> Fit:

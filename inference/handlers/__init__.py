@@ -1,5 +1,6 @@
 """Effect handlers for the assignment ``c`` and for other sites."""
 
+from .annotations import UNANNOTATED, Annotate, Annotations, annotated
 from .assignment import (
     CategoricalKL,
     Discretize,
@@ -10,12 +11,12 @@ from .assignment import (
     is_assignment,
     log_probabilities,
 )
+from .incomplete import Incomplete, lacks_entries, where_incomplete
 from .values import (
     REPLICATES,
     AtTheMean,
     Given,
     MinibatchScale,
-    RowWeights,
     SameNoise,
     SobolSamples,
     Undrawn,
@@ -25,21 +26,27 @@ from .values import (
 
 __all__ = [
     "REPLICATES",
+    "UNANNOTATED",
+    "Annotate",
+    "Annotations",
     "AtTheMean",
     "CategoricalKL",
     "Discretize",
     "Enumerate",
     "EnumerateInParallel",
     "Given",
+    "Incomplete",
     "MinibatchScale",
     "Relax",
-    "RowWeights",
     "SameNoise",
     "SobolSamples",
     "Undecided",
     "Undrawn",
     "WithDistribution",
+    "annotated",
     "is_assignment",
+    "lacks_entries",
     "log_probabilities",
     "standard_normal_points",
+    "where_incomplete",
 ]

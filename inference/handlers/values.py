@@ -80,22 +80,6 @@ class MinibatchScale(Messenger):
             msg["scale"] = msg["scale"] * self.share
 
 
-class RowWeights(Messenger):
-    """Scale sites in the plate ``"data"`` by the weight of their row.
-
-    Args:
-        weights: Shape (N,), or None for weights of one.
-    """
-
-    def __init__(self, weights: torch.Tensor | None) -> None:
-        super().__init__()
-        self.weights = weights
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self.weights is not None and is_in_plate(msg):
-            msg["scale"] = msg["scale"] * self.weights
-
-
 class SobolSamples(Messenger):
     """Draw S quasi-random values of each normal latent site along a new leftmost dimension.
 

@@ -10,6 +10,7 @@ import torch
 from ..context import reproducible, stream
 from ..em import EM
 from .clustering import few_places, unit_variance
+from .labels import matched, with_labels
 from .together import iterate, m_steps
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
@@ -37,9 +38,7 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
     if number == 1 or num_components in (None, 1):
         return first
     rows = _some(first)
-    whole = first.data
-    runs = [first, *(begin(index) for index in range(1, number))]
-    runs = [replace(run, data=tuple(part[rows] for part in whole)) for run in runs]
+    runs = [run.on(rows) for run in (first, *(begin(index) for index in range(1, number)))]
     others = [(run, index % 3 == 2) for index, run in enumerate(runs) if index % 3]
     m_steps(
         [run for run, _ in others],
@@ -49,8 +48,8 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
         runs = sorted(runs, key=_objective, reverse=True)[: math.ceil(share * len(runs))]
         iterate(runs, iterations, best_only=share < 1)
     best = max(runs, key=_objective)
-    history = best.history if len(rows) == len(whole[0]) else []
-    return replace(best, data=whole, history=history)
+    history = best.history if len(rows) == len(first.data[0]) else []
+    return replace(best, data=first.data, annotations=first.annotations, history=history)
 
 
 def _some(run: EM) -> torch.Tensor:
@@ -66,6 +65,12 @@ def _objective(run: EM) -> float:
 
 
 def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
+    """Responsibilities (N, K) of a start that agree with the known components."""
+    start = matched(_clustered(run, num_components, random=random), run.annotations)
+    return with_labels(start, run.annotations)
+
+
+def _clustered(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
     """Responsibilities (N, K): one-hot at random, or of a k-means clustering."""
     x = run.data[0]
     seed = stream(run.seed, 0, 8)
@@ -84,7 +89,12 @@ def _assigned(run: EM, num_components: int, *, random: bool) -> torch.Tensor:
 
 
 def _standardized(data: tuple[torch.Tensor, ...]) -> np.ndarray:
-    """x, and y if it has real values in all rows, as columns of unit variance."""
-    parts = [part.reshape(len(part), -1) for part in data[:2]]
-    parts = [part for part in parts if part.is_floating_point() and not part.isnan().any()]
+    """x, and y if it has real values in all rows, as columns of unit variance.
+
+    Missing entries of x are the means of their columns.
+    """
+    x, *targets = [part.reshape(len(part), -1) for part in data[:2]]
+    means = x.nanmean(0)
+    parts = [x.where(~x.isnan(), means)]
+    parts += [y for y in targets if y.is_floating_point() and not y.isnan().any()]
     return unit_variance(torch.cat([part.double() for part in parts], -1)).cpu().numpy()

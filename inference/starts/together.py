@@ -95,7 +95,9 @@ def together(runs: Sequence[EM]) -> Together | None:
     """The runs as one, or None if their story cannot do so or if they differ in more."""
     first, *others = runs
     names = ("log_joint", "m_step", "side_by_side")
-    if not others or any(beside(first.model, name) is None for name in names):
+    if not others or first.annotations.names:
+        return None
+    if any(beside(first.model, name) is None for name in names):
         return None
     if not first.is_direct(first.data):
         return None

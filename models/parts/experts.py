@@ -266,6 +266,14 @@ class NormalExperts(Experts):
         scale_tril = scale.unsqueeze(-1) * (self.correlation.tril(-1) + eye)
         return rounded(MultivariateNormal(loc, scale_tril=scale_tril), self.log_scale.dtype)
 
+    def num_free_parameters(self) -> int:
+        """The number of coefficients, scales and correlations."""
+        number = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        if self.covariance != "full":
+            return number
+        experts, size, _ = self.correlation.shape
+        return number - experts * size * (size + 1) // 2
+
     def covariances(self) -> torch.Tensor:
         """The covariances of y in its units, shape (K, M, M) or (1, M, M)."""
         scale = self.scales() * torch.ones_like(self.units.scale)

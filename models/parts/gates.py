@@ -59,6 +59,12 @@ class SoftmaxGate(nn.Module):
         """The distribution of c given x, shape (..., D), event shape ``(K,)``."""
         return dist.OneHotCategorical(logits=self.maps(x).squeeze(-2))
 
+    def num_free_parameters(self) -> int:
+        """The number of coefficients of all components but one."""
+        number = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        components = self.maps.weight.shape[1]
+        return number // components * (components - 1)
+
     def squared_weights(self) -> torch.Tensor:
         """The sum of squares of the weights w."""
         return self.maps.weight.square().sum() / max(self.maps.weight.shape[-1], 1)

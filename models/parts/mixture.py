@@ -4,10 +4,17 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_moe.distributions import MultivariateNormal, Normal, in_double, one_hot_of
+from pyro_moe.distributions import (
+    MultivariateNormal,
+    Normal,
+    in_double,
+    one_hot_of,
+    rows_are_incomplete,
+)
 
+from ..m_steps.completion import marginal_log_prob
 from ..m_steps.moments import distant_rows, shrunk, weighted_moments
-from .networks import Standardize
+from .networks import Standardize, filled
 
 COVARIANCES = ("full", "diagonal", "tied")
 WEIGHTS = ("uniform", "learned")
@@ -85,6 +92,13 @@ class GaussianMixture(nn.Module):
         if self.covariance != "diagonal":
             nn.init.zeros_(self.correlation)
 
+    def num_free_parameters(self) -> int:
+        """The number of weights but one, of means and of variances and covariances."""
+        below = 0 if self.covariance == "diagonal" else self.dim * (self.dim - 1) // 2
+        weights = self.num_components - 1 if self.weights == "learned" else 0
+        each = self.log_scale.shape[0] * (self.dim + below)
+        return weights + self.loc.numel() + each
+
     @property
     def scale_tril(self) -> torch.Tensor:
         """The Cholesky factors L_k, shape (K, L, L), or (1, L, L) when tied."""
@@ -139,8 +153,10 @@ class GaussianMixture(nn.Module):
         return self._log_joint(z).to(z.dtype)
 
     def _log_joint(self, z: torch.Tensor) -> torch.Tensor:
-        normals = in_double(self.normals)
-        return self.logits.double().log_softmax(-1) + normals.log_prob(z.double().unsqueeze(-2))
+        normals, log_weights = in_double(self.normals), self.logits.double().log_softmax(-1)
+        if rows_are_incomplete():
+            return log_weights + marginal_log_prob(normals, z)
+        return log_weights + normals.log_prob(z.double().unsqueeze(-2))
 
     @torch.no_grad()
     def spread_over(self, x: torch.Tensor) -> None:
@@ -149,6 +165,7 @@ class GaussianMixture(nn.Module):
         Args:
             x: Points, shape (N, L), at least K of them.
         """
+        x = filled(x)
         self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
         u = x if self.units is None else self.units(x)
         self.loc.copy_(u[distant_rows(u, self.num_components)])
@@ -172,7 +189,7 @@ class GaussianMixture(nn.Module):
         """
         z, r = z.double(), responsibilities.double()
         counts = r.sum(0)
-        variance, mean = torch.var_mean(z, 0, correction=0)
+        variance, mean = _moments(z, r.sum(-1))
         if self.units is not None:
             mean, variance = self.units(mean), self.units.slope.square() * variance
         if not (counts > 0).all():
@@ -198,3 +215,13 @@ class GaussianMixture(nn.Module):
             self.correlation.copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
         if self.weights == "learned":
             self.logits.copy_(counts.clamp_min(torch.finfo(torch.float32).tiny).log())
+
+
+def _moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The variance and the mean of each column of points (N, L) with weights (N,)."""
+    least, most = weights.aminmax()
+    if most - least <= 1e-9 * most:
+        variance, mean = torch.var_mean(z, 0, correction=0)
+        return variance, mean
+    mean = weights @ z / weights.sum()
+    return weights @ (z - mean).square() / weights.sum(), mean

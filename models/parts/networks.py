@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pyro_moe.distributions import rows_are_incomplete
+
 from ..m_steps.least_squares import weighted_least_squares
 
 
@@ -45,6 +47,12 @@ class MLP(nn.Sequential):
             (part.weight.square().sum() for part in self if isinstance(part, nn.Linear)),
             torch.zeros((), dtype=torch.float64),
         )
+
+
+def filled(x: torch.Tensor) -> torch.Tensor:
+    """Rows x, shape (N, D), with the mean of the observed entries in place of missing ones."""
+    missing = x.isnan()
+    return torch.where(missing, x.nanmean(0), x) if missing.any() else x
 
 
 class Columns(nn.Module):
@@ -103,8 +111,10 @@ class Standardize(nn.Module):
         self.register_buffer("varies", torch.ones(dim))
 
     def adapt(self, x: torch.Tensor) -> None:
-        """Set m and s from training rows x, shape (N, D)."""
+        """Set m and s from the observed entries of training rows x, shape (N, D)."""
         x = x.detach().double()
+        known = ~x.isnan()
+        x = filled(x)
         varies = (x != x[0]).any(0)
         if self.robust:
             low, loc, high = np.quantile(x.cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
@@ -112,6 +122,7 @@ class Standardize(nn.Module):
             scale = torch.where(middle > 0, middle, x.std(0, correction=0))
         else:
             loc, scale = x.mean(0), x.std(0, correction=0)
+            scale = scale / known.double().mean(0).clamp_min(1e-300).sqrt()
         scale = torch.where(varies, scale, 0.0)  # a computed deviation may be a rounding error
         if len(self.scale) == 1:
             scale = scale.square().mean(0, keepdim=True).sqrt()
@@ -125,8 +136,9 @@ class Standardize(nn.Module):
         return self.varies / self.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardize x, shape (..., D)."""
-        return self.varies * (x - self.loc) / self.scale
+        """Standardize x, shape (..., D). A missing entry becomes that of the mean, zero."""
+        u = self.varies * (x - self.loc) / self.scale
+        return u.nan_to_num(0.0) if rows_are_incomplete() else u
 
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
         """Map standardized values u, shape (..., D), back to the units of the data."""

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 
 from pyro_moe import evaluation
-from pyro_moe.evaluation.conditioning import Marginal
+from pyro_moe.evaluation.marginals import of_column
 from pyro_moe.evaluation.novelty import feature_log_density
 from pyro_moe.evaluation.traces import as_tensors, observed_sites, shared_latents
 from pyro_moe.fitted import Fit, strange_rows_expected
@@ -197,7 +197,7 @@ def _of_targets(
         replace(
             prediction,
             log_weights=log_weights.unsqueeze(0),
-            distributions=(p if chosen is None else Marginal(p, chosen),),
+            distributions=(p if chosen is None else of_column(p, chosen),),
         ).log_prob(y)
         for log_weights, p in parts
     ]
@@ -237,7 +237,7 @@ def _log_density(
     guide, only = (
         (fit.guide, nullcontext())
         if column is None
-        else (lambda *columns: None, WithDistribution("x", lambda p: Marginal(p, column)))
+        else (lambda *columns: None, WithDistribution("x", lambda p: of_column(p, column)))
     )
     with reproducible(seed), Given(shared_latents(fit)), only:
         return feature_log_density(fit, fit.features(x), particles, guide=guide)

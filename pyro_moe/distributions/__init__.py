@@ -1,6 +1,7 @@
 """Distributions that both models and inference use."""
 
 from .concatenation import concatenate
+from .conditioning import Conditional, Observed, condition, incomplete, rows_are_incomplete
 from .double import (
     Binomial,
     ContinuousBernoulli,
@@ -31,23 +32,28 @@ __all__ = [
     "PRIOR_TEMPERATURE",
     "TEMPERATURE",
     "Binomial",
+    "Conditional",
     "ContinuousBernoulli",
     "Joint",
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",
     "Normal",
+    "Observed",
     "Poisson",
     "RelaxedOneHotCategorical",
     "Stacked",
     "StudentT",
     "choose",
     "concatenate",
+    "condition",
     "in_double",
+    "incomplete",
     "is_precise",
     "log_of",
     "log_probabilities_of",
     "one_hot_of",
     "rounded",
     "rounding_error",
+    "rows_are_incomplete",
 ]

@@ -1,7 +1,6 @@
 """The story of an estimator, by its name, its class or as it is, and its fit."""
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch import nn
 
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
-from pyro_moe.fitting.weights import unweighted, weighted
 from pyro_moe.rows import Rows
 from pyro_moe.stories import arguments_of, class_of
 
@@ -48,11 +46,4 @@ def fitted(story: Any, rows: Rows, weights: np.ndarray | None, options: dict[str
         weights: Weights, shape (N,), or None.
         options: Arguments of `fit`.
     """
-    if weights is None:
-        return fit(story.model, story.guide, rows, **options)
-    data = tuple(c for c in (rows.x, rows.y, torch.from_numpy(weights)) if c is not None)
-    if rows.y is None and options["prior"] == "auto":  # its choice would take them for a target
-        options = options | {"prior": "weak"}
-    story = weighted(story)
-    found = unweighted(fit(story.model, story.guide, data, **options))
-    return replace(found, columns=rows.columns, targets=rows.targets)
+    return fit(story.model, story.guide, rows, weights=weights, **options)

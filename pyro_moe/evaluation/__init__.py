@@ -7,6 +7,7 @@ threads, and the epochs of fits, wait for one another.
 
 from .baseline import linear_baseline, linear_model
 from .bounds import elbo, importance_weighted_bound
+from .criteria import information_criteria
 from .gating import gate
 from .imputation import Imputation, impute
 from .latent import encode, reconstruct, sample
@@ -25,6 +26,7 @@ __all__ = [
     "gate",
     "importance_weighted_bound",
     "impute",
+    "information_criteria",
     "linear_baseline",
     "linear_model",
     "novelty",

@@ -13,6 +13,7 @@ from pyro_moe.rows import Data, has_target
 from .marginals import families
 from .prediction import predict
 
+Array = np.ndarray
 Found = tuple[np.ndarray, np.ndarray, int]
 
 
@@ -47,8 +48,8 @@ def linear_baseline(fit: Fit, data: Data) -> torch.Tensor | None:
 
     Returns:
         The log-densities in nats, or None if there is no linear model of this kind: a family that
-        is none of these, fewer fitted rows than coefficients, or a restored fit, whose rows are
-        not known.
+        is none of these, fewer fitted rows than coefficients, rows of x with gaps, or a
+        restored fit, whose rows are not known.
 
     Raises:
         DataError: As in `Fit.as_tensors`.
@@ -75,51 +76,55 @@ def linear_model(fit: Fit, data: Data) -> Line | None:
 
     if fit.restored is not None or not fit.has_target:
         return None
-    known = has_target(fit.data[1]).cpu()
-    x, y = (part.cpu()[known].double().numpy() for part in fit.data[:2])
+    weights = fit.annotations.weights
+    weights = torch.ones(len(fit.data[0])) if weights is None else weights.cpu()
+    known = has_target(fit.data[1]).cpu() & (weights > 0)
+    x, y, w = (part.cpu()[known].double().numpy() for part in (*fit.data[:2], weights))
     new_x, new_y = (part.double().cpu().numpy() for part in fit.as_tensors(data)[:2])
+    if np.isnan(x).any() or np.isnan(new_x).any():
+        return None
     names = {type(p).__name__ for p in families(predict(fit, fit.data[0][:1]).distributions[0])}
     model = next((MODELS[name] for name in names if name in MODELS), None)
     if len(names) != 1 or model is None or len(x) < x.shape[1] + 2:
         return None
-    scaler = StandardScaler().fit(x)
+    scaler = StandardScaler().fit(x, sample_weight=w)
     x, new_x = scaler.transform(x), scaler.transform(new_x)
     columns = zip(y.reshape(len(y), -1).T, new_y.reshape(len(new_y), -1).T, strict=True)
     with without_warnings(ConvergenceWarning):
-        each = [model(x, column, new_x, new) for column, new in columns]
+        each = [model(x, column, w, new_x, new) for column, new in columns]
     densities, means, sizes = zip(*each, strict=True)
     return Line(
         torch.as_tensor(np.sum(densities, axis=0)), torch.as_tensor(np.stack(means, -1)), sum(sizes)
     )
 
 
-def _normal(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
+def _normal(x: Array, y: Array, w: Array, new_x: Array, new_y: Array) -> Found:
     from scipy.stats import norm
     from sklearn.linear_model import LinearRegression
 
-    line = LinearRegression().fit(x, y)
-    freedom = max(len(y) - x.shape[1] - 1, 1)
-    scale = np.sqrt(np.square(y - line.predict(x)).sum() / freedom)
+    line = LinearRegression().fit(x, y, w)
+    freedom = max(w.sum() - x.shape[1] - 1, 1)
+    scale = np.sqrt((w * np.square(y - line.predict(x))).sum() / freedom)
     tiny = 1e-9 * np.ptp(y) + np.finfo(float).eps * np.abs(y).max() + 1e-300
     mean = line.predict(new_x)
     return norm.logpdf(new_y, mean, max(scale, tiny)), mean, x.shape[1] + 2
 
 
-def _poisson(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
+def _poisson(x: Array, y: Array, w: Array, new_x: Array, new_y: Array) -> Found:
     from scipy.stats import poisson
     from sklearn.linear_model import PoissonRegressor
 
-    line = PoissonRegressor(alpha=1e-6, max_iter=1000).fit(x, y)
+    line = PoissonRegressor(alpha=1e-6, max_iter=1000).fit(x, y, w)
     mean = line.predict(new_x)
     return poisson.logpmf(new_y, mean), mean, x.shape[1] + 1
 
 
-def _classes(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, new_y: np.ndarray) -> Found:
+def _classes(x: Array, y: Array, w: Array, new_x: Array, new_y: Array) -> Found:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(y)) == 1:
         return np.where(new_y == y[0], 0.0, -np.inf), np.full(len(new_y), y[0]), 0
-    line: Any = LogisticRegression(max_iter=1000).fit(x, y)
+    line: Any = LogisticRegression(max_iter=1000).fit(x, y, w)
     place = np.searchsorted(line.classes_, new_y).clip(max=len(line.classes_) - 1)
     found = np.take_along_axis(line.predict_log_proba(new_x), place[:, None], axis=1)[:, 0]
     found = np.where(line.classes_[place] == new_y, found, -np.inf)

@@ -9,14 +9,13 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
-from pyro_moe.distributions import in_double
+from pyro_moe.distributions import condition, in_double
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.programs import Program
 from pyro_moe.inference.traces import enumerated_traces, row_log_weights
 from pyro_moe.rows import Data, Rows, as_tensor
 
-from .conditioning import condition
 from .traces import is_shared, node
 
 WORST = -1e30  # replaces a log-weight of -inf, so that the weights of outlying rows are defined

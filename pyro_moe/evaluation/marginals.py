@@ -17,7 +17,7 @@ from torch.distributions import (
     constraints,
 )
 
-from pyro_moe.distributions import Joint, Mixture, Stacked
+from pyro_moe.distributions import Joint, Mixture, Observed, Stacked
 from pyro_moe.inference.errors import DataError
 
 MIXTURES = (Mixture, MixtureSameFamily)
@@ -144,3 +144,13 @@ def _average(p: Any, each: torch.Tensor, event_dim: int) -> torch.Tensor:
     """The average of values of a mixture's components by its weights."""
     weights = p.mixture_distribution.probs
     return (weights.reshape(*weights.shape, *(1,) * event_dim) * each).sum(-1 - event_dim)
+
+
+def of_column(p: Any, column: int) -> Observed:
+    """A distribution of rows whose density is the marginal density of one column.
+
+    Args:
+        p: A distribution that `condition` accepts.
+        column: The number of the column.
+    """
+    return Observed(p, torch.arange(p.event_shape[-1], device=p.mean.device) == column)

@@ -350,7 +350,9 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
     )
 
 
-def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
+def posterior(
+    fit: Fit, data: Data, *, groups: Any = None, num_samples: int = 64, seed: int = 0
+) -> torch.Tensor:
     r"""Compute the probability of each component given x and y.
 
     .. math:: p(c = k \mid x, y) \propto g_k(x)\, p_k(y \mid x)
@@ -360,7 +362,9 @@ def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> 
 
     Args:
         fit: A fitted story with a site ``y``.
-        data: Rows (x, y), or (x, y, weights, groups).
+        data: Rows (x, y).
+        groups: Numbers of the groups of the rows, shape (N,). If None, those of the fit for its
+            training rows, and the column of groups for a data frame of a formula.
         num_samples: As in `predict`.
         seed: Seed of the draws.
 
@@ -373,7 +377,8 @@ def posterior(fit: Fit, data: Data, *, num_samples: int = 64, seed: int = 0) -> 
     """
     x, y = fit.as_tensors(data)[:2]
     prediction = predict(fit, x, num_samples=num_samples, seed=seed)
-    return prediction.posterior(y.cpu(), fit.groups_of(data))
+    groups = fit.groups_of(data) if groups is None else torch.as_tensor(groups)
+    return prediction.posterior(y.cpu(), groups)
 
 
 def _few(features: Columns) -> Columns:

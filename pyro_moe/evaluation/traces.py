@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_moe.distributions import Observed
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError, SiteError
@@ -80,6 +81,8 @@ def check_support(name: str, site: Any, first_row: int = 0) -> None:
         DataError: If a value is not.
     """
     support, value = site["fn"].support, site["value"]
+    if isinstance(site["fn"], Observed):
+        value = torch.where(site["fn"].observed, value, site["fn"].p.mean)
     possible = support.check(value)
     if possible.all():
         return

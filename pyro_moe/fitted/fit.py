@@ -12,6 +12,7 @@ import torch
 
 from pyro_moe.inference.context import running
 from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations, where_incomplete
 from pyro_moe.inference.pickling import dumps
 from pyro_moe.inference.programs import Program, Programs, isolated, owner
 from pyro_moe.lazy import method
@@ -47,6 +48,7 @@ class Fit:
         image_shape: ``(channels, height, width)`` if a row of x is a flattened image, or None.
         restored: What the run folder says of the training rows, if ``data`` are other rows; None
             if ``data`` are the training rows.
+        annotations: The weights, groups and labels of the training rows.
         run: The run of SVI or EM that `resume` continues; None for a restored fit.
         predict: The function `evaluation.predict` as a method.
         score: The function `evaluation.score` as a method.
@@ -67,6 +69,7 @@ class Fit:
     targets: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
     restored: Training | None = field(default=None, repr=False)
+    annotations: Annotations = field(default=UNANNOTATED, repr=False)
     run: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -158,12 +161,10 @@ class Fit:
         """The numbers of the groups of rows, whose rows have one component, shape (N,), or None.
 
         Args:
-            data: Rows, such as (x, y, weights, groups); the training rows if None.
+            data: Rows; the training rows if None. Others than these have no groups.
         """
         columns = self.training_rows if data is None else data
-        if not isinstance(columns, tuple) or len(columns) < 4:
-            return None
-        return torch.as_tensor(columns[3])
+        return self.annotations.groups if columns is self.data else None
 
     def rows(self, data: Data | None = None) -> Rows:
         """Rows like the fitted ones with the names of the fitted columns, on the CPU.
@@ -226,7 +227,7 @@ class Fit:
         """
         x, *others = self._converted(in_order(data, self.columns, self.targets))
         _, *fitted = self.example
-        if len(others) < min(len(fitted), 1):  # weights and groups of rows may be absent
+        if len(others) < min(len(fitted), 1):  # further columns of a story may be absent
             raise DataError("expected data (x, y), as fitted; got x alone")
         pairs = zip(others, fitted, strict=False)
         return (x, *(as_fitted(column, like) for column, like in pairs))
@@ -248,8 +249,12 @@ class Fit:
 
     def _converted(self, data: Data) -> tuple[torch.Tensor, ...]:
         like = self.data[0]
-        missing = self.settings.get("missing_targets", False)
-        columns = as_tensors(data, dtype=like.dtype, missing_targets=missing)
+        columns = as_tensors(
+            data,
+            dtype=like.dtype,
+            missing_targets=self.settings.get("missing_targets", False),
+            missing_features=getattr(self.story, "missing_features", False),
+        )
         expect_width(columns[0], like, "x")
         columns = tuple(column.to(like.device) for column in columns)
         if self.history:  # without training, no rows are like those of training
@@ -270,7 +275,7 @@ Fit.resume = method("pyro_moe.fitting", "resume")
 def _in_store(program: Program, store: dict[str, Any]) -> Program:
     @functools.wraps(program)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with running(store):
+        with running(store), where_incomplete(*args):
             return program(*args, **kwargs)
 
     return run

@@ -43,10 +43,10 @@ class Training:
             >>> Training.of((torch.tensor([[1.0, 5.0], [3.0, 5.0]]),)).high
             (tensor([3., 5.]),)
         """
-        x, *others = data
-        low = (x.amin(0), *(_filled(y, torch.inf).amin(0) for y in others))
-        high = (x.amax(0), *(_filled(y, -torch.inf).amax(0) for y in others))
-        mean = x.mean(0).clamp(low[0], high[0])  # that of a constant may be off by rounding
+        x = data[0]
+        low = tuple(_filled(column, torch.inf).amin(0) for column in data)
+        high = tuple(_filled(column, -torch.inf).amax(0) for column in data)
+        mean = x.nanmean(0).clamp(low[0], high[0])  # that of a constant may be off by rounding
         return cls(len(x), low, high, mean)
 
     def warn_of_far(
@@ -72,7 +72,8 @@ class Training:
         if of_images:
             low, high = low.min().expand_as(low), high.max().expand_as(high)
         most = FAR * (high - low)
-        columns = (torch.maximum(low - x.amin(0), x.amax(0) - high) > most).nonzero().flatten()
+        least, largest = _filled(x, torch.inf).amin(0), _filled(x, -torch.inf).amax(0)
+        columns = (torch.maximum(low - least, largest - high) > most).nonzero().flatten()
         if len(columns) == 0:
             return
         column = int(columns[0])

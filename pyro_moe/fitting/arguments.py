@@ -12,9 +12,12 @@ from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
-from pyro_moe.inference.programs import Program
+from pyro_moe.inference.programs import Program, owner
+from pyro_moe.inference.protocols import TakesIncomplete
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
 from pyro_moe.rows import as_tensor, has_target
+
+from .annotations import responsibilities_of
 
 PRIORS = {"weak": WEAK, "none": FLAT}
 
@@ -50,7 +53,7 @@ def check_prior(prior: Any) -> Prior | None:
 
 
 def check_start(initialize: Any, num_rows: int, num_components: int | None) -> str | torch.Tensor:
-    """The name of a start, or responsibilities as a tensor (N, K), one-hot for labels (N,)."""
+    """The name of a start, or responsibilities (N, K), equal where a label is missing."""
     if isinstance(initialize, str):
         if initialize not in STARTS:
             raise ValueError(
@@ -63,35 +66,42 @@ def check_start(initialize: Any, num_rows: int, num_components: int | None) -> s
                 f"expected at least {least} rows for initialize={initialize!r}; got {num_rows}"
             )
         return initialize
-    responsibilities = as_tensor(initialize, "initialize").double().cpu()
     if num_components is None:
-        return responsibilities  # `phases` raises the error
-    if responsibilities.shape == (num_rows,):
-        return _one_hot(responsibilities, num_components)
-    if responsibilities.shape != (num_rows, num_components):
-        raise DataError(
-            f"expected responsibilities of shape ({num_rows}, {num_components}); "
-            f"got {tuple(responsibilities.shape)}"
-        )
-    sums = responsibilities.sum(-1)
-    if not ((responsibilities >= 0).all() and (sums - 1).abs().max() < 1e-3):
-        raise DataError(
-            "expected responsibilities that are probabilities in each row; got entries from "
-            f"{responsibilities.min().item():.3g} and row sums from {sums.min().item():.3g} "
-            f"to {sums.max().item():.3g}"
-        )
-    return responsibilities
+        return as_tensor(initialize, "initialize").double().cpu()  # `phases` raises the error
+    shares = responsibilities_of(initialize, "initialize", num_rows, num_components)
+    if shares.isnan().all():
+        raise DataError("expected initialize with the component of some row; got that of none")
+    return shares.nan_to_num(1.0 / num_components)
 
 
-def _one_hot(labels: torch.Tensor, num_components: int) -> torch.Tensor:
-    known = (labels == labels.round()) & (labels >= 0) & (labels < num_components)
-    if not known.all():
-        row = int((~known).nonzero()[0])
-        raise DataError(
-            f"expected labels from 0 to {num_components - 1}, or responsibilities "
-            f"({len(labels)}, {num_components}); got {labels[row].item():g} in row {row}"
+def check_takes_incomplete(model: Program) -> None:
+    """Check that a story takes rows whose x lacks entries.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    story = owner(model)
+    if not (isinstance(story, TakesIncomplete) and story.missing_features):
+        raise ValueError(
+            "expected a story with a density of x and of y given what is observed of it, such as "
+            "GMM, GMMMoE with normal experts, VaDE, DMVAE, or VaDEMoE and DVMoE with context='z', "
+            f"for missing_features=True; got {type(story).__name__}: choose one of these, leave "
+            "rows with gaps out, or impute them, see evaluation.impute"
         )
-    return torch.nn.functional.one_hot(labels.long(), num_components).double()
+
+
+def check_restarts(restarts: int | None, start: str | torch.Tensor, *, by_em: bool) -> None:
+    """Check that several starts of EM would differ.
+
+    Raises:
+        ValueError: If they would not.
+    """
+    name = start if isinstance(start, str) else "responsibilities"
+    if by_em and restarts is not None and restarts > 1 and name != "random":
+        raise ValueError(
+            f"expected initialize='random' with restarts={restarts} of EM, which has the same "
+            f"result from equal starts; got {name!r}"
+        )
 
 
 def held_share(validation: float | None, num_rows: int, *, early: bool, restarts: int) -> float:

@@ -51,7 +51,6 @@ class Checkpoint:
     def __init__(self, folder: str | Path, plan: Plan, resume: str | Path | None = None) -> None:
         self.folder, self.plan = Path(folder), _fingerprint(plan)
         self.source = None if resume is None else Path(resume)
-        self.width = len(plan.columns)
         try:
             if self.source is None or self.source.resolve() != self.folder.resolve():
                 for path in _states(self.folder):
@@ -83,7 +82,7 @@ class Checkpoint:
             for path in sorted(_states(self.source, phase), key=_epoch, reverse=True):
                 found = self._read(path)
                 if found is not None:
-                    return _set(run, *found, self.width)
+                    return _set(run, *found)
         return []
 
     def keep(self, phase: str, run: Any, *, now: bool = False) -> None:
@@ -137,7 +136,8 @@ def _fingerprint(plan: Plan) -> str:
     start = (plan.start,) if torch.is_tensor(plan.start) else ()
     named = state({"params": {}}, plan.model, plan.guide)
     shapes = {name: tuple(value.shape) for name, value in named.items()}
-    parts = [plain, fingerprint((*plan.columns, *start)), shapes]
+    rows = fingerprint((*plan.columns, *plan.annotations.columns, *start))
+    parts = [plain, rows, shapes]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -162,15 +162,15 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
 
 
 def _set(
-    run: Any, tensors: dict[str, torch.Tensor], values: dict[str, Any], width: int
+    run: Any, tensors: dict[str, torch.Tensor], values: dict[str, Any]
 ) -> list[dict[str, float]]:
-    """Set a run to a state. The first columns of its data, so many, are those of the model."""
+    """Set a run to a state."""
     parts: dict[str, dict[str, torch.Tensor]] = {"now": {}, "best": {}}
     device = run.data[0].device
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value.to(device)
-    _create_parameters(run, set(parts["now"]), width)
+    _create_parameters(run, set(parts["now"]))
     restore(parts["now"], run.store, run.model, run.guide)
     records = values["history"][len(run.history) :]
     run.history[:] = values["history"]
@@ -186,10 +186,10 @@ def _set(
     return records
 
 
-def _create_parameters(run: Any, names: set[str], width: int) -> None:
+def _create_parameters(run: Any, names: set[str]) -> None:
     """Create the `pyro.param`s of programs, which their first step would have created."""
     if names <= set(state(run.store, run.model, run.guide)):
         return
-    example = tuple(column[:1] for column in run.data[:width])
+    example = tuple(column[:1] for column in run.data)
     with torch.no_grad(), reproducible(run.seed), running(run.store):
         enumerated_traces(run.model, run.guide, *example)

@@ -10,6 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_moe.inference.context import reproducible, stream
 from pyro_moe.inference.em import EM
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations
 from pyro_moe.inference.prior import WEAK, Prior, penalized
 from pyro_moe.inference.programs import Program, isolated, owner
 from pyro_moe.inference.protocols import HasShallow
@@ -49,6 +50,7 @@ def chosen_prior(
     loss: str | ELBO,
     learns: bool,
     seed: int,
+    annotations: Annotations = UNANNOTATED,
 ) -> Prior:
     r"""The weak prior, or a stronger one if cross-validation is in its favor.
 
@@ -70,8 +72,10 @@ def chosen_prior(
         loss: The objective. Only ``"em"`` and ``"marginal"`` have a prior.
         learns: Whether the parameters are to be learned.
         seed: Seed of the folds and of the starts.
+        annotations: What is known of the rows besides their data.
     """
-    number, width = columns[0].shape
+    width = columns[0].shape[1]
+    number = annotations.total(len(columns[0]))
     few = number <= min(MOST_ROWS, ROWS_PER_COEFFICIENT * (num_components or 1) * (width + 2))
     few = few and width <= MOST_COLUMNS
     if not learns or num_components is None or not few or number < FOLDS * (num_components + 1):
@@ -81,15 +85,20 @@ def chosen_prior(
     story = owner(model)
     if isinstance(story, HasShallow):
         shallow: Any = story.shallow()
+        if shallow.num_components != num_components:
+            annotations = replace(annotations, labels=None)
         model, guide, num_components = shallow.model, shallow.guide, shallow.num_components
     if standardizes(model, guide):
         columns = tuple(c.double() if c.is_floating_point() else c for c in columns)
-    first = _begin(model, guide, columns, seed, 0)
+    first = _begin(model, guide, columns, annotations, seed, 0)
     if not has_em(first.model, first.guide, columns):
         return WEAK
-    folds = _folds(model, guide, columns, num_components, seed)
-    ends = _scores(folds, (WEAK, ONE_MODEL)).mean(-1)
-    return WEAK if ends[0] >= ends[1] else PATH[_strongest(_scores(folds, PATH))]
+    folds = _folds(model, guide, columns, num_components, seed, annotations)
+    ones = torch.ones(len(columns[0]), dtype=torch.float64)
+    parts = [about.weights for *_, about in folds if about.weights is not None]
+    weights = torch.cat(parts).double().cpu() if parts else ones
+    ends = _means(_scores(folds, (WEAK, ONE_MODEL)), weights)
+    return WEAK if ends[0] >= ends[1] else PATH[_strongest(_scores(folds, PATH), weights)]
 
 
 def with_networks(prior: Prior, num_rows: int, *programs: Program) -> Prior:
@@ -99,24 +108,32 @@ def with_networks(prior: Prior, num_rows: int, *programs: Program) -> Prior:
 
 
 def _folds(
-    model: Program, guide: Program, columns: Columns, num_components: int, seed: int
-) -> list[tuple[EM, Columns]]:
+    model: Program,
+    guide: Program,
+    columns: Columns,
+    num_components: int,
+    seed: int,
+    annotations: Annotations,
+) -> list[tuple[EM, Columns, Annotations]]:
     """A short fit to all folds but one, and the rows of that one, for each fold."""
     with reproducible(seed, 0, 10):
         order = torch.randperm(len(columns[0])).to(columns[0].device)
     folds = []
     for held in order.tensor_split(FOLDS):
         others = torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False)
-        data = tuple(column[others] for column in columns)
-        run = best_start(partial(_begin, model, guide, data, seed), STARTS, num_components)
-        folds.append((run, tuple(column[held] for column in columns)))
+        data, about = tuple(column[others] for column in columns), annotations.take(others)
+        run = best_start(partial(_begin, model, guide, data, about, seed), STARTS, num_components)
+        test = tuple(column[held] for column in columns)
+        folds.append((run, test, annotations.take(held)))
     return folds
 
 
-def _scores(folds: Sequence[tuple[EM, Columns]], priors: Sequence[Prior]) -> torch.Tensor:
+def _scores(
+    folds: Sequence[tuple[EM, Columns, Annotations]], priors: Sequence[Prior]
+) -> torch.Tensor:
     """The log-density of each row by a fit to the other folds, shape (number of priors, N)."""
     scores = []
-    for first, test in folds:
+    for first, test, _ in folds:
         run = first.copy(epochs=ITERATIONS)
         of_priors = []
         for prior in priors:
@@ -128,14 +145,21 @@ def _scores(folds: Sequence[tuple[EM, Columns]], priors: Sequence[Prior]) -> tor
     return torch.cat(scores, -1).nan_to_num(-torch.inf)
 
 
-def _strongest(scores: torch.Tensor) -> int:
+def _means(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The means over rows, each as many times as its weight says."""
+    return (weights * scores).sum(-1) / weights.sum()
+
+
+def _strongest(scores: torch.Tensor, weights: torch.Tensor) -> int:
     """The last place whose mean is at most one standard error below the best.
 
     The standard error is that of the difference, paired by row.
     """
-    lags = scores - scores[scores.mean(-1).argmax()]
-    errors = lags.std(-1) / lags.shape[1] ** 0.5
-    return int((lags.mean(-1) >= -errors).nonzero()[-1])  # NaN for infinite lags: not in
+    lags = scores - scores[_means(scores, weights).argmax()]
+    means, number = _means(lags, weights), weights.sum()
+    squares = _means((lags - means.unsqueeze(-1)).square(), weights)
+    errors = (squares / (number - 1)).sqrt()
+    return int((means >= -errors).nonzero()[-1])  # NaN for infinite lags: not in
 
 
 def _log_density(run: EM, data: Columns) -> torch.Tensor:
@@ -147,8 +171,10 @@ def _log_density(run: EM, data: Columns) -> torch.Tensor:
     return density - run.log_joint((x, *(None for _ in others))).logsumexp(0)
 
 
-def _begin(model: Program, guide: Program, data: Columns, seed: int, number: int) -> EM:
+def _begin(
+    model: Program, guide: Program, data: Columns, about: Annotations, seed: int, number: int
+) -> EM:
     model, guide = isolated(model, guide)
     seed = stream(seed, number)
-    reset(model, guide, data, seed)
-    return EM(model, guide, data, ITERATIONS, seed, WEAK, tolerance=0.01)
+    reset(model, guide, data, seed, weights=about.weights)
+    return EM(model, guide, data, ITERATIONS, seed, WEAK, tolerance=0.01, annotations=about)

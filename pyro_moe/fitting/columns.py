@@ -16,6 +16,7 @@ def columns_of(
     *,
     device: str | torch.device | None,
     missing_targets: bool,
+    missing_features: bool,
     double: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Data as tensors, of the type that the fit will have.
@@ -29,13 +30,14 @@ def columns_of(
     parts = modules(model, guide)
     parameters = [p for part in parts for p in part.parameters()]
     like = parameters[0] if parameters else torch.empty(0)
-    exact = as_tensors(data, dtype=torch.float64, missing_targets=missing_targets)
+    missing = {"missing_targets": missing_targets, "missing_features": missing_features}
+    exact = as_tensors(data, dtype=torch.float64, **missing)
     problems = [] if like.dtype == torch.float64 else unresolved(exact, like.dtype)
     if standardizes(model, guide) and (double or problems):
         return tuple(column.to(device or like.device) for column in exact)
     for problem in problems:
         warn(problem, DataWarning)
-    columns = as_tensors(data, dtype=like.dtype, missing_targets=missing_targets)
+    columns = as_tensors(data, dtype=like.dtype, **missing)
     return tuple(column.to(device or like.device) for column in columns)
 
 

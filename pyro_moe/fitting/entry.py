@@ -34,6 +34,9 @@ def fit(
     guide: Program,
     data: Data,
     *,
+    labels: Any = None,
+    weights: Any = None,
+    groups: Any = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: Schedule | None = None,
@@ -47,6 +50,7 @@ def fit(
     tolerance: float = TOLERANCE,
     prior: str | Prior = "auto",
     missing_targets: bool = False,
+    missing_features: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     compile: bool | str = "auto",
@@ -69,9 +73,14 @@ def fit(
         model: The generative model, called with the columns of a minibatch.
         guide: The variational posterior, called with the same arguments.
         data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
-            ``Dataset`` of such rows. For a story that takes them, such as `models.ME`, also
-            (x, y, weights) and (x, y, weights, groups): row n stands for w_n rows, and the rows
-            of a group have one assignment.
+            ``Dataset`` of such rows.
+        labels: The component of each row where it is known: numbers (N,) from 0 to K - 1, and -1,
+            NaN or None where it is not known. Or responsibilities (N, K), rows of NaN where they
+            are not known. The term of a labeled row is log p(d_n, c_n = k), or the sum
+            Σ_k r_nk log(p(d_n, c_n = k) / r_nk). For ``"em"`` and ``"marginal"``.
+        weights: w (N,) of at least 0: row n stands for w_n rows.
+        groups: Numbers or names (N,). The rows of a group are from one component. For mixtures of
+            experts such as `models.ME`, and ``"em"``.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
             4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
@@ -94,13 +103,15 @@ def fit(
             it. ``"keep"``: the given parameters. ``"autoencoder"``: train an autoencoder without
             noise and prior, and cluster its codes, see `inference.clustering`. ``"tsne"`` and
             ``"umap"``: the same with a neighbor embedding of the codes. Or responsibilities
-            (N, K) of any clustering, or labels (N,) from 0 to K - 1. With all but the first two, a
-            phase of training with fixed assignments comes before the training itself.
+            (N, K) of any clustering, or labels (N,) from 0 to K - 1, -1 where they are not known.
+            With all but the first two, a phase of training with fixed assignments comes before
+            the training itself. Here labels are only a start; see ``labels``.
         initial_epochs: Epochs of the autoencoder. If None, ``epochs``, or a third of the training
             if ``epochs`` is None, too. The phase with fixed assignments takes a fifth as many.
         restarts: Number of starts. If None, EM has twelve short ones, see
             `inference.starts.several`, and gradients have one. EM takes the start with the best
-            objective, gradients that with the best marginal ELBO on held-out rows.
+            objective, gradients that with the best marginal ELBO on held-out rows. More than one
+            start of EM needs ``initialize="random"``.
         validation: Share of rows to hold out during training by gradients. If None, it is a tenth
             of the rows, or up to a quarter if a tenth is less than 50. It is zero if ``epochs``
             is given with one start, or if the rows are so few that the prior is strong. At the
@@ -116,6 +127,11 @@ def fit(
             `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
         missing_targets: Whether y may have NaN. Rows without a target contribute to a model of x,
             but not to the experts.
+        missing_features: Whether x may have NaN. The likelihood is then that of the observed
+            entries of each row, with the others summed out, which is right if entries are missing
+            at random. For `models.GMM`, and `models.GMMMoE` with normal experts, it is exact. VAEs
+            have its bound: their encoders read means in place of missing entries. In a VaDEMoE or
+            DVMoE the experts must be functions of z.
         seed: Seed of all random numbers.
         device: Device of the training; that of the model's parameters if None.
         compile: Whether steps by gradients are compiled by torch's inductor, which needs a C++
@@ -160,6 +176,9 @@ def fit(
         model,
         guide,
         data,
+        labels=labels,
+        weights=weights,
+        groups=groups,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -173,6 +192,7 @@ def fit(
         tolerance=tolerance,
         prior=prior,
         missing_targets=missing_targets,
+        missing_features=missing_features,
         seed=seed,
         device=device,
         compile=compile,

@@ -9,6 +9,7 @@ from pyro.infer import ELBO
 
 from pyro_moe.inference.em import ITERATIONS
 from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
@@ -16,11 +17,14 @@ from pyro_moe.inference.svi import steps_in_epoch
 from pyro_moe.rows import Data, column_names
 from pyro_moe.validation import check, check_columns, check_range
 
+from .annotations import annotations_of, check_annotations
 from .arguments import (
     check_numbers,
     check_prior,
+    check_restarts,
     check_schedules,
     check_start,
+    check_takes_incomplete,
     has_em,
     held_share,
     split,
@@ -41,6 +45,7 @@ class Plan:
         model: The caller's model, which is not changed.
         guide: The caller's guide.
         columns: All rows, in the type and on the device of the fit.
+        annotations: What is known of the rows besides their data.
         held: Numbers of the held-out rows.
         kept: Numbers of the training rows.
         num_components: K, or None for a model without ``c``.
@@ -53,6 +58,7 @@ class Plan:
     model: Program
     guide: Program
     columns: tuple[torch.Tensor, ...]
+    annotations: Annotations
     held: torch.Tensor
     kept: torch.Tensor
     num_components: int | None
@@ -90,15 +96,21 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     learns = not (options["epochs"] == 0 and keep)
     columns, loss, num_components = _resolved(model, guide, data, options, learns=learns)
     by_em = isinstance(loss, str) and loss == "em"
-    if len(columns) > 3 and not by_em:
-        raise ValueError(f"expected loss='em' for rows in groups; got {loss!r}")
+    annotations = annotations_of(
+        len(columns[0]),
+        num_components,
+        like=columns[0],
+        **{name: options[name] for name in ("weights", "groups", "labels")},
+    )
+    check_annotations(annotations, model, loss)
     start = check_start(initialize, len(columns[0]), num_components)
+    check_restarts(options["restarts"], start, by_em=by_em)
     restarts, epochs, seed = options["restarts"], options["epochs"], options["seed"]
     if restarts is None:
         several = by_em and epochs is None and isinstance(start, str) and start == "random"
         restarts = STARTS_OF_EM if several else 1
     if prior is None:
-        prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed)
+        prior = chosen_prior(model, guide, columns, num_components, loss, learns, seed, annotations)
         prior = with_networks(prior, len(columns[0]), model, guide)
     share = 0.0
     if not by_em:
@@ -127,7 +139,19 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "compile": options["compile"],
     }
     start = start if isinstance(start, str) else start[kept]
-    return Plan(model, guide, columns, held, kept, num_components, loss, start, prior, settings)
+    return Plan(
+        model,
+        guide,
+        columns,
+        annotations,
+        held,
+        kept,
+        num_components,
+        loss,
+        start,
+        prior,
+        settings,
+    )
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -150,7 +174,9 @@ def _resolved(
 ) -> tuple[tuple[torch.Tensor, ...], str | ELBO, int | None]:
     """The columns, the objective and K, after all checks of model and data."""
     loss = options["loss"]
-    to_tensors = {name: options[name] for name in ("device", "missing_targets")}
+    to_tensors = {name: options[name] for name in ("device", "missing_targets", "missing_features")}
+    if options["missing_features"]:
+        check_takes_incomplete(model)
     columns = columns_of(
         model, guide, data, double=isinstance(loss, str) and loss == "em", **to_tensors
     )

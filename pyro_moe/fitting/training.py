@@ -6,16 +6,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from pyro.infer import ELBO
 
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import stream
+from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
 from pyro_moe.inference.prior import with_ridge
-from pyro_moe.inference.programs import Programs, isolated
+from pyro_moe.inference.programs import Program, Programs, isolated
 from pyro_moe.inference.svi import SVI, NonFiniteError, at
+from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.progress import Progress
 
 from .checkpoint import Checkpoint
@@ -50,14 +52,22 @@ def run_of(plan: Plan, number: int) -> Any:
         number: The number of the start.
     """
     held, kept, settings = plan.held, plan.kept, plan.settings
-    data = tuple(column[kept] for column in plan.columns)
+    data, about = tuple(column[kept] for column in plan.columns), plan.annotations.take(kept)
     model, guide = isolated(plan.model, plan.guide)
     seed = stream(settings["seed"], number)
-    reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
+    keep = settings["initialize"] == "keep"
+    reset(model, guide, data, seed, weights=about.weights, keep=keep)
     if plan.by_em:
-        return EM(model, guide, data, settings["epochs"], seed, plan.prior, settings["tolerance"])
+        epochs, tolerance = settings["epochs"], settings["tolerance"]
+        return EM(model, guide, data, epochs, seed, plan.prior, tolerance, about)
     with_ridge(plan.prior, model, guide)
-    elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(kept))
+    elbo, treatment = objective(
+        plan.loss,
+        prior=plan.prior,
+        num_rows=len(kept),
+        mean_weight=about.total(len(kept)) / len(kept),
+        teaches=about.labels is not None and not has_exact_posterior(model, guide, data, seed),
+    )
     temperature = settings["temperature"]
     return SVI(
         model,
@@ -72,6 +82,8 @@ def run_of(plan: Plan, number: int) -> Any:
         as_written=temperature is None and not has_temperatures(model, guide),
         seed=seed,
         held_out=tuple(column[held] for column in plan.columns) if len(held) else None,
+        annotations=about,
+        held_annotations=plan.annotations.take(held),
         patience=settings["patience"],
         compile=settings["compile"],
     )
@@ -81,7 +93,27 @@ def begun(run: SVI | EM, plan: Plan, **described: Any) -> Fit:
     """A fit before its training, with the history of the run."""
     programs = Programs(run.model, run.guide, run.store)
     history = [{"phase": "training", **record} for record in run.history]
-    return Fit(programs, plan.columns, history, plan.settings, run=run, **described)
+    return Fit(
+        programs,
+        plan.columns,
+        history,
+        plan.settings,
+        annotations=plan.annotations,
+        run=run,
+        **described,
+    )
+
+
+def has_exact_posterior(
+    model: Program, guide: Program, data: tuple[torch.Tensor, ...], seed: int
+) -> bool:
+    """Whether the guide has no q(c), or that of Bayes' rule given all else, on some rows."""
+    some = tuple(column[:64] for column in data)
+    with torch.no_grad(), reproducible(seed), running({"params": {}, "constraints": {}}):
+        traces = enumerated_traces(*isolated(model, guide), *some)
+    log_q = log_assignment(traces[1])
+    bayes = row_log_weights(*traces).softmax(0)
+    return log_q is None or torch.allclose(log_q.exp().to(bayes), bayes, atol=1e-3)
 
 
 def train(
@@ -155,7 +187,8 @@ def finish(
     last = replace(
         run,
         data=fitted.data,
-        elbo=_of_rows(run.elbo, len(fitted.data[0])),
+        annotations=fitted.annotations,
+        elbo=_of_rows(run.elbo, fitted),
         epochs=max(1, round(0.1 * len(run.history))),
         learning_rate=peak,
         temperature=temperature,
@@ -169,8 +202,15 @@ def finish(
     return train(fitted, runs, Progress(progress), callback, checkpoint)
 
 
-def _of_rows(elbo: ELBO, num_rows: int) -> ELBO:
-    """The same objective for another number of rows, which its prior depends on."""
-    if isinstance(elbo, MarginalELBO):
-        return MarginalELBO(elbo.num_particles, prior=elbo.prior, num_rows=num_rows)
-    return elbo
+def _of_rows(elbo: ELBO, fitted: Fit) -> ELBO:
+    """The same objective for all rows of a fit, on whose number its prior depends."""
+    if not isinstance(elbo, MarginalELBO):
+        return elbo
+    number = len(fitted.data[0])
+    return MarginalELBO(
+        elbo.num_particles,
+        prior=elbo.prior,
+        num_rows=number,
+        mean_weight=fitted.annotations.total(number) / number,
+        teaches=elbo.teaches,
+    )

@@ -5,18 +5,19 @@ from inspect import signature
 from typing import Any
 
 from pyro_moe.fitting import fit
-from pyro_moe.fitting.weights import unweighted, weighted
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
 
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
-from .formulas import Design, as_frame, columns_of, designed, stated, weighing
+from .formulas import Design, annotations_of, as_frame, columns_of, designed, stated, weighing
 from .information import polish
 from .result import MixtureFit
 from .stories import Made, made_of
 
+WEIGHT_TYPES = ("replication", "sampling")
+ANNOTATIONS = ("weights", "groups", "labels")
 FAMILIES = (
     "normal",
     "normal-full",
@@ -42,6 +43,8 @@ def mixture(
     trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
+    labels: str | None = None,
+    weight_type: str = "replication",
     shared: Sequence[str] = (),
     missing: str = "raise",
     unseen: str = "raise",
@@ -84,17 +87,21 @@ def mixture(
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
-        weights: A column that says for how many rows each row stands. Rows of weight zero are
-            left out.
+        weights: A column of weights. Rows of weight zero are left out.
         groups: A column. The rows of a group are from one component. The gate's columns must not
             differ in a group.
+        labels: A column with the component of each row, 0 to K - 1, where it is known; missing
+            or -1 elsewhere.
+        weight_type: ``"replication"``: a row of weight w is w rows. Or ``"sampling"``: a row
+            stands for others in proportion to w, as in a survey. The weights then are scaled to
+            a mean of one, and standard errors are those of the sandwich.
         shared: Terms whose coefficients are the same in all experts, such as ``["treatment"]``;
             ``"Intercept"``; and ``"sigma"``, for one scale.
         missing: What is done with rows with gaps: ``"raise"`` an error, or ``"drop"`` them.
         unseen: What is done in new rows with levels of a factor that the training rows lack:
             ``"raise"`` an error, or code them as the ``"reference"``.
-        order: The order of the components of ``"me"``, see `MixtureFit.relabel`, ``"size"`` if
-            None; ``"fitted"`` for that of EM.
+        order: The order of the components of ``"me"``, see `MixtureFit.relabel`; ``"fitted"`` for
+            that of EM. If None, ``"size"``; with labels, their order.
         initialize: Responsibilities (N, K) or labels (N,) to start from, instead of several
             starts.
         restarts: The number of starts, 12 if None.
@@ -130,6 +137,10 @@ def mixture(
     families = [family] if isinstance(family, str) else list(family)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
+    if weight_type == "sampling" and weights is None:
+        raise ValueError("expected weights, the name of a column, with weight_type='sampling'")
     is_me = isinstance(story, str) and story == "me"
     expect_possible(story, is_me, groups=groups, order=order)
     formulas = stated(formula, target, experts, gate)
@@ -144,6 +155,7 @@ def mixture(
         trials=trials,
         weights=weights,
         groups=groups,
+        labels=labels,
         missing=missing,
         unseen=unseen,
         shared=shared,
@@ -159,9 +171,18 @@ def mixture(
         "seed": seed,
         "progress": progress,
     }
-    options |= further(fit_options, {*options, *(["loss"] if is_me else [])})
+    about = annotations_of(design, table, weight_type)
+    options |= further(fit_options, {*options, *ANNOTATIONS, *(["loss"] if is_me else [])})
     fitting = fitted_to if is_me else fitted_otherwise
-    found = fitting(made, design, columns_of(design, table), " and ".join(families), **options)
+    found = fitting(
+        made,
+        design,
+        columns_of(design, table),
+        " and ".join(families),
+        weight_type=weight_type,
+        **about,
+        **options,
+    )
     if not is_me:
         return found
     if not found.converged:
@@ -170,7 +191,8 @@ def mixture(
             f"{found.remaining:.2g} nats: give more epochs, more restarts, or fewer components",
             ConvergenceWarning,
         )
-    order = "size" if order is None else order
+    if order is None:
+        order = "size" if labels is None else "fitted"
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
@@ -204,15 +226,22 @@ def further(given: Mapping[str, Any] | None, own: set[str]) -> dict[str, Any]:
 
 
 def fitted_to(
-    made: Made, design: Design, columns: tuple[Any, ...], family: str, **options: Any
+    made: Made,
+    design: Design,
+    columns: tuple[Any, ...],
+    family: str,
+    *,
+    weight_type: str = "replication",
+    **options: Any,
 ) -> MixtureFit:
     """A story fitted to the columns of a design, by EM and then by Newton's method.
 
     Args:
         made: A story `models.ME`.
         design: Its design.
-        columns: x and y, and weights and groups, if any.
+        columns: x and y.
         family: The name of the family.
+        weight_type: See `mixture`.
         **options: Arguments of `fit`.
     """
     fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
@@ -223,19 +252,25 @@ def fitted_to(
             lambda: named_parameters(fitted.story, design)[1],
             at_limit(fitted.story, design),
         )
+    cov_type = "sandwich" if weight_type == "sampling" else "observed"
     values = {"design": design, "family": family, "remaining": remaining}
+    values |= {"weight_type": weight_type, "cov_type": cov_type}
     return by_formula(MixtureFit, fitted, **values, **named(made))
 
 
 def fitted_otherwise(
-    made: Made, design: Design, columns: tuple[Any, ...], family: str, **options: Any
+    made: Made,
+    design: Design,
+    columns: tuple[Any, ...],
+    family: str,
+    *,
+    weight_type: str = "replication",
+    **options: Any,
 ) -> FormulaFit:
     """A story fitted to the columns of a design as by `fit`, see `fitted_to`."""
-    weighs = len(columns) > 2
-    story = weighted(made.story) if weighs else made.story
-    fitted = fit(story.model, story.guide, columns, **options)
-    fitted = unweighted(fitted) if weighs else fitted
-    return by_formula(FormulaFit, fitted, design=design, family=family, **named(made))
+    fitted = fit(made.story.model, made.story.guide, columns, **options)
+    values = {"design": design, "family": family, "weight_type": weight_type}
+    return by_formula(FormulaFit, fitted, **values, **named(made))
 
 
 def named(made: Made) -> dict[str, Any]:

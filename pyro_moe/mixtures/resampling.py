@@ -1,7 +1,7 @@
 """The bootstrap of a mixture: standard errors, intervals, and a test of K components."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from joblib import Parallel, delayed
 
 from pyro_moe.inference.context import reproducible, stream, without_warnings
 from pyro_moe.inference.errors import ConvergenceWarning, EmptyComponentWarning
+from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.prior import Prior
 
 from .entry import fitted_to
@@ -21,6 +22,7 @@ from .stories import Made
 KINDS = ("parametric", "rows")
 COARSE = 0.01  # nats, of a statistic
 Columns = tuple[torch.Tensor, ...]
+Table = tuple[Columns, Annotations]
 
 
 @dataclass(frozen=True)
@@ -133,46 +135,55 @@ def bootstrap_test(
     """
     if number < 1:
         raise ValueError(f"expected number of at least 1; got {number}")
-    columns = fit.training_rows
-    larger = _larger(fit, columns, restarts, fit.settings["seed"])
+    table = fit.training_rows, fit.annotations
+    larger = _larger(fit, table, restarts, fit.settings["seed"])
     run = partial(_statistic, fit, restarts)
     null = Parallel(n_jobs=n_jobs)(delayed(run)(stream(seed, i)) for i in range(number))
     return BootstrapTest(2.0 * (larger.llf - fit.llf), np.array(null), larger)
 
 
-def simulated(fit: MixtureFit, seed: int) -> Columns:
-    """The training rows with targets drawn from a fit; one component for each group."""
-    x, y, *others = fit.training_rows
+def simulated(fit: MixtureFit, seed: int) -> Table:
+    """The training rows with targets drawn from a fit; one component for each group.
+
+    Known components stay as they are.
+    """
+    x, y = fit.training_rows
+    labels, groups = fit.annotations.labels, fit.annotations.groups
     with torch.no_grad(), reproducible(seed):
         gate, experts = fit.story.gate(x).probs, fit.story.experts(x)
+        if labels is not None:
+            gate = torch.where(labels.isnan(), gate, labels)
         drawn = torch.multinomial(gate, 1).squeeze(-1)
-        if len(others) > 1:
-            _, place = others[1].unique(return_inverse=True)
+        if groups is not None:
+            _, place = groups.unique(return_inverse=True)
             first = torch.zeros(int(place.max()) + 1, dtype=torch.long)
             first[place] = torch.arange(len(place))
             drawn = drawn[first[place]]
         values = experts.sample()[torch.arange(len(x)), drawn]
-    return (x, values.reshape(y.shape).to(y.dtype), *others)
+    return (x, values.reshape(y.shape).to(y.dtype)), fit.annotations
 
 
-def resampled(fit: MixtureFit, seed: int) -> Columns:
+def resampled(fit: MixtureFit, seed: int) -> Table:
     """The training rows, or whole groups of them, drawn with replacement."""
-    columns = fit.training_rows
+    columns, about = fit.training_rows, fit.annotations
     generator = np.random.default_rng(seed)
-    if len(columns) > 3:
-        place = columns[3].unique(return_inverse=True)[1].numpy()
+    if about.groups is not None:
+        place = about.groups.unique(return_inverse=True)[1].numpy()
         drawn = generator.integers(0, place.max() + 1, place.max() + 1)
         rows = [np.flatnonzero(place == group) for group in drawn]
-        groups = np.repeat(np.arange(len(drawn)), [len(each) for each in rows])
+        groups = torch.from_numpy(np.repeat(np.arange(len(drawn)), [len(each) for each in rows]))
         chosen = np.concatenate(rows)
-        return (*(column[chosen] for column in columns[:3]), torch.from_numpy(groups))
-    if len(columns) > 2:  # a row of weight w is w rows
-        weights = columns[2].double().numpy()
+        about = replace(about.take(chosen), groups=groups)
+    elif about.weights is not None and fit.weight_type == "replication":
+        weights = about.weights.double().numpy()  # a row of weight w is w rows
         counts = generator.multinomial(round(weights.sum()), weights / weights.sum())
-        kept = counts > 0
-        return (*(c[kept] for c in columns[:2]), torch.from_numpy(counts[kept]).to(columns[2]))
-    chosen = generator.integers(0, len(columns[0]), len(columns[0]))
-    return tuple(column[chosen] for column in columns)
+        chosen = np.flatnonzero(counts)
+        drawn = torch.from_numpy(counts[chosen]).to(about.weights)
+        about = replace(about.take(chosen), weights=drawn)
+    else:
+        chosen = generator.integers(0, len(columns[0]), len(columns[0]))
+        about = about.take(chosen)
+    return tuple(column[chosen] for column in columns), about
 
 
 def _estimates(fit: MixtureFit, draw: Any, seed: int) -> np.ndarray:
@@ -180,29 +191,35 @@ def _estimates(fit: MixtureFit, draw: Any, seed: int) -> np.ndarray:
 
 
 def _statistic(fit: MixtureFit, restarts: int, seed: int) -> float:
-    columns = simulated(fit, seed)
-    smaller, larger = _refitted(fit, columns), _larger(fit, columns, restarts, seed)
+    table = simulated(fit, seed)
+    smaller, larger = _refitted(fit, table), _larger(fit, table, restarts, seed)
     return max(0.0, 2.0 * (larger.llf - smaller.llf))
 
 
-def _refitted(fit: MixtureFit, columns: Columns) -> MixtureFit:
+def _refitted(fit: MixtureFit, table: Table) -> MixtureFit:
     """The mixture fitted to other rows, from its estimates."""
-    return _fitted(fit, copy.deepcopy(fit.story), columns, initialize="keep")
+    return _fitted(fit, copy.deepcopy(fit.story), table, initialize="keep")
 
 
-def _larger(fit: MixtureFit, columns: Columns, restarts: int, seed: int) -> MixtureFit:
+def _larger(fit: MixtureFit, table: Table, restarts: int, seed: int) -> MixtureFit:
     """A mixture of one more component."""
     story = fit.story.resized(fit.num_components + 1)
-    return _fitted(fit, story, columns, restarts=restarts, seed=seed, tolerance=COARSE)
+    columns, about = table
+    if about.labels is not None:  # of which none is the further component
+        labels = torch.cat([about.labels, 0.0 * about.labels[:, :1]], -1)
+        table = columns, replace(about, labels=labels)
+    return _fitted(fit, story, table, restarts=restarts, seed=seed, tolerance=COARSE)
 
 
-def _fitted(fit: MixtureFit, story: Any, columns: Columns, **options: Any) -> MixtureFit:
+def _fitted(fit: MixtureFit, story: Any, table: Table, **options: Any) -> MixtureFit:
     given = {
         "prior": Prior(**fit.settings["prior"]),
         "tolerance": fit.settings["tolerance"],
+        "weight_type": fit.weight_type,
+        **dict(zip(table[1].names, table[1].columns, strict=True)),
         **options,
     }
     arguments = {**(fit.story_arguments or {}), "num_components": story.num_components}
     made = Made(story, fit.story_name, arguments)
     with without_warnings(EmptyComponentWarning), without_warnings(ConvergenceWarning):
-        return fitted_to(made, fit.design, columns, fit.family, progress=False, **given)
+        return fitted_to(made, fit.design, table[0], fit.family, progress=False, **given)

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.stats import norm
 from pyro_moe.evaluation import Prediction, predict
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
+from pyro_moe.rows import as_double
 
 from .coefficients import GATE, at_limit, named_parameters, permute
 from .fit import FormulaFit
@@ -183,8 +184,7 @@ class MixtureFit(FormulaFit):
     @property
     def nobs(self) -> float:
         """The number of rows, or the sum of their weights."""
-        rows = self.training_rows
-        return float(rows[2].sum()) if len(rows) > 2 else float(len(rows[0]))
+        return self.annotations.total(len(self.training_rows[0]))
 
     @property
     def aic(self) -> float:
@@ -204,18 +204,17 @@ class MixtureFit(FormulaFit):
         """
         em = self._em()
         with torch.no_grad():
-            largest = em.log_joint().log_softmax(0).amax(0)
-            share = em.shares()
+            largest, share = em.e_step()[0].amax(-1).log(), em.shares()
         return self.bic - 2.0 * float((share * largest).sum())
 
     @property
     def sizes(self) -> pd.DataFrame:
         """Of each component: the mean gate, the sum of posteriors, and the rows assigned to it."""
         with torch.no_grad():
-            q = self._em().log_joint().softmax(0)
+            q = self._em().e_step()[0].T
             gate = self.story.gate(self.training_rows[0]).probs.double()
-        weights = self.training_rows[2] if len(self.training_rows) > 2 else torch.ones_like(q[0])
-        weights = weights.to(q)
+        weights = self.annotations.weights
+        weights = torch.ones_like(q[0]) if weights is None else weights.to(q)
         hard = torch.zeros_like(q).scatter(0, q.argmax(0, keepdim=True), 1.0)
         found = {
             "gate": gate.mT @ weights / weights.sum(),
@@ -226,9 +225,11 @@ class MixtureFit(FormulaFit):
         return pd.DataFrame({name: each.cpu().numpy() for name, each in found.items()}, index)
 
     def posterior(self) -> pd.DataFrame:
-        """The probability of each component given x and y of each training row or its group."""
-        with torch.no_grad():
-            q = self._em().log_joint().softmax(0).T
+        """The probability of each component given x and y of each training row or its group.
+
+        In rows with a label it is the given one.
+        """
+        q = self._em().e_step()[0]
         return pd.DataFrame(q.cpu().numpy())
 
     def classify(self) -> pd.Series:
@@ -265,27 +266,37 @@ class MixtureFit(FormulaFit):
         for name in ("params", "information", "undetermined", "llf", "training"):
             vars(result).pop(name, None)
         permute(result.story, found)
-        return result
+        labels = self.annotations.labels
+        if labels is None:
+            return result
+        before = self.design.label_order or range(len(found))
+        design = replace(self.design, label_order=tuple(before[k] for k in found))
+        annotations = replace(self.annotations, labels=labels[:, found])
+        return replace(result, annotations=annotations, design=design)
 
     # Behind it
 
     def _em(self) -> EM:
         """A run of EM at the present parameters, in double precision."""
         programs = self.programs
-        data = tuple(c.double() if c.is_floating_point() else c for c in self.training_rows)
-        return EM(programs.model, programs.guide, data, 0, self.settings["seed"])
+        data = tuple(map(as_double, self.training_rows))
+        about = self.annotations.each(as_double)
+        seed = self.settings["seed"]
+        return EM(programs.model, programs.guide, data, 0, seed, annotations=about)
 
     def _values(self) -> torch.Tensor:
         return named_parameters(self.story, self.design)[1]
 
     def _scores(self) -> torch.Tensor:
-        """Scores of rows, or of groups, times the root of their weights."""
+        """Scores of rows, or of groups, times their weights, or the root of replication weights."""
         each = scores(self._em(), self._values, self.information.lift)
-        columns = self.training_rows
-        if len(columns) > 3:
-            place = columns[3].unique(return_inverse=True)[1]
+        weights, groups = self.annotations.weights, self.annotations.groups
+        if groups is not None:
+            place = groups.unique(return_inverse=True)[1]
             return each.new_zeros(int(place.max()) + 1, each.shape[1]).index_add(0, place, each)
-        return each / columns[2].double().sqrt().unsqueeze(-1) if len(columns) > 2 else each
+        if weights is None or self.weight_type == "sampling":
+            return each
+        return each / weights.double().sqrt().unsqueeze(-1)
 
     @property
     def _of_experts(self) -> np.ndarray:

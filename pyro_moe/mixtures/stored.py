@@ -11,7 +11,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.rows import Rows, as_tensors
 
 from .fit import FormulaFit, by_formula
-from .formulas import Design, columns_of
+from .formulas import Design, annotations_of, columns_of
 from .formulas.coding import terms
 from .formulas.rows import kept
 from .formulas.stored import as_data, from_data, program_in
@@ -28,7 +28,8 @@ def formula_of(fit: FormulaFit) -> dict[str, Any]:
     """
     names = OF_MIXTURES_ALONE if isinstance(fit, MixtureFit) else ()
     own = {name: getattr(fit, name) for name in names}
-    return {"design": as_data(fit.design), "family": fit.family, **own}
+    own |= {"family": fit.family, "weight_type": fit.weight_type}
+    return {"design": as_data(fit.design), **own}
 
 
 def program_of(formula: Mapping[str, Any]) -> str | None:
@@ -59,32 +60,43 @@ def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **story: 
         formula: The stored formula.
         **story: Name and arguments of the story.
     """
-    own = {name: formula[name] for name in ("family", *OF_MIXTURES_ALONE) if name in formula}
+    own = {
+        name: formula[name]
+        for name in ("family", "weight_type", *OF_MIXTURES_ALONE)
+        if name in formula
+    }
     kind = MixtureFit if "remaining" in formula else FormulaFit
     found: FormulaFit = by_formula(kind, fit, design=design, **own, **story)
     return found
 
 
-def fitted_rows(design: Design, table: pd.DataFrame, *, whole: bool) -> Any:
-    """The rows of a table as they were fitted; x alone if the table has no target.
+def fitted_rows(
+    design: Design, table: pd.DataFrame, weight_type: str = "replication"
+) -> tuple[Any, dict[str, Any]]:
+    """The rows of a table as they were fitted, and their weights, groups and labels.
 
     Args:
         design: The design.
         table: A table with the variables of the formula.
-        whole: Whether the fit has weights and groups, if the design does.
+        weight_type: See `mixture`.
+
+    Returns:
+        The rows x and y, or x alone if the table has no target; and further arguments of `fit`,
+        of which there are none if the table lacks a column of them.
     """
     targets = {str(name) for spec in design.targets for name in variables_of(spec)}
     if not targets <= set(table.columns):
-        return design.features(table)
-    others = {design.weights, design.groups} - {None}
+        return design.features(table), {}
+    others = {design.weights, design.groups, design.labels} - {None}
     if not others <= set(table.columns):
-        design = replace(design, weights=None, groups=None)
-    return columns_of(design, kept(design, table))[: 4 if whole else 2]
+        design = replace(design, weights=None, groups=None, labels=None)
+    table = kept(design, table)
+    return columns_of(design, table), annotations_of(design, table, weight_type)
 
 
 def as_rows(design: Design, table: pd.DataFrame) -> Rows:
     """The rows x and y of a table, or x alone, as tensors with names."""
-    data = fitted_rows(design, table, whole=False)
+    data, _ = fitted_rows(design, table)
     x, *y = as_tensors(data, dtype=torch.float64)
     return Rows(
         x, y[0] if y else None, columns=design.columns, targets=design.target_names if y else None

@@ -82,7 +82,7 @@ def facts(fit: Any) -> pd.DataFrame:
     """Formula, log-likelihood and criteria, two in a row."""
     rows = f"{fit.nobs:g}"
     if fit.design.groups is not None:
-        rows += f" in {int(fit.training_rows[3].max()) + 1} groups"
+        rows += f" in {int(fit.annotations.groups.max()) + 1} groups"
     left = {"Rows:": rows, "Parameters:": str(fit.df_model), "Covariance:": fit.cov_type}
     right = {"Log-likelihood:": fit.llf, "AIC:": fit.aic, "BIC:": fit.bic}
     entries = [

@@ -17,7 +17,7 @@ from pyro_moe.inference.errors import SiteError
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import isolated
 from pyro_moe.models import ME, DeepMoE, GMMMoE, HierarchicalME, Predictor
-from pyro_moe.rows import numbered
+from pyro_moe.rows import as_double, numbered
 
 from .coefficients import GATE, at_limit, named_parameters
 from .formulas import SIGMA
@@ -120,8 +120,9 @@ def estimated(fit: Fit) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
     errors = torch.full_like(values, torch.nan)
     learned = [p for p in story.parameters() if p.requires_grad]
     if fit.restored is None and sum(p.numel() for p in learned) <= MOST_PARAMETERS:
-        data = tuple(c.double() if c.is_floating_point() else c for c in fit.training_rows)
-        run = EM(model, guide, data, 0, fit.settings["seed"], Prior(**fit.settings["prior"]))
+        data, about = tuple(map(as_double, fit.training_rows)), fit.annotations.each(as_double)
+        prior = Prior(**fit.settings["prior"])
+        run = EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)
         errors = standard_errors(run, values, at_limit(story, design))
     return index, values.detach().cpu().numpy(), errors.cpu().numpy()
 

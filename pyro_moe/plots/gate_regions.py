@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe import evaluation
 from pyro_moe.fitted import Fit, strange_rows_expected
+from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows
 
 from .points import expect_image_or_plane, label_plane, number_groups
@@ -25,11 +26,15 @@ def gate_map(fit: Fit, rows: Rows, *, resolution: int = 200, seed: int = 0) -> F
         seed: Seed of the random subset.
 
     Raises:
-        DataError: If rows are not points in the plane.
+        DataError: If rows are not points in the plane, or if no row is without gaps.
         SiteError: If neither guide nor model has a site ``c``.
     """
     expect_image_or_plane(fit, None)
-    shown = fit.in_order(rows).subsample(2000, seed)
+    known = fit.in_order(rows)
+    known = known.take(~known.x.isnan().any(-1))  # others are no points
+    shown = known.subsample(2000, seed)
+    if len(shown) == 0:
+        raise DataError("expected rows without gaps; got none")
     points = shown.x.cpu().numpy()
     low, high = points.min(0), points.max(0)
     beyond = max(margin(*ends, 0.08) for ends in zip(low, high, strict=True))

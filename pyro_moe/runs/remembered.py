@@ -22,7 +22,7 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
     """
     training = fit.restored
     if training is None:
-        found = fingerprint(fit.data)
+        found = fingerprint((*fit.data, *fit.annotations.columns))
         if before is not None and remembered(before).fingerprint == found:
             return before
         training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))

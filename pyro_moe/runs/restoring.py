@@ -35,7 +35,8 @@ def fit_of(folder: str | Path, data: Data, *, trust_code: bool = False) -> Fit:
         folder: A folder written by `save`.
         data: Rows with all columns that were fitted, or x alone. They need not be the training
             rows, of which the folder has a summary. Columns with names are matched by name. For a
-            fit by formula, also a data frame with the variables of the formula.
+            fit by formula, also a data frame with the variables of the formula, and with its
+            weights, groups and labels. Without these, rows are not the training rows.
         trust_code: Whether to execute the story file of the run, if it has one, see `load`; and
             functions in its formula that are not known.
 
@@ -60,29 +61,33 @@ def _fit_of(run: Run, data: Data) -> Fit:
     }
     training, results = _training(run), _results(run)
     design = run.design
+    about: dict[str, Any] = {}
     if design is not None and isinstance(data, pd.DataFrame):
-        data = fitted_rows(design, data, whole="remaining" in settings["formula"])
+        data, about = fitted_rows(design, data, settings["formula"]["weight_type"])
     data = in_order(data, names["columns"], names["targets"])
-    columns = as_tensors(  # float64 loses no digits
-        data, dtype=torch.float64, missing_targets=asked["missing_targets"]
-    )
+    missing = {
+        "missing_targets": asked["missing_targets"],
+        "missing_features": getattr(story, "missing_features", False),
+    }
+    columns = as_tensors(data, dtype=torch.float64, **missing)  # float64 loses no digits
     columns = _like_those_of(training, *columns)
     with without_warnings(DataWarning):  # of training rows, which these need not be
         kept = fit(
             story.model,
             story.guide,
             columns,
+            **about,
             initialize="keep",
             epochs=0,
             loss="em" if asked["loss"] == "em" else "marginal",
-            missing_targets=asked["missing_targets"],
+            **missing,
             seed=asked["seed"],
             progress=False,
         )
     if run.params:
         _give_back(run, kept)
     restored = replace(kept, run=None, settings=asked, **results, **names)
-    if fingerprint(kept.data) != training.fingerprint:
+    if fingerprint((*kept.data, *kept.annotations.columns)) != training.fingerprint:
         restored = replace(restored, restored=training)
     if design is None:
         return restored

@@ -227,6 +227,8 @@ DESIGN = _record(
         "trials": _or_none(CODING),
         "weights": _or_none(_text),
         "groups": _or_none(_text),
+        "labels": _or_none(_text),
+        "label_order": _list(_whole()),
         "classes": _or_none(_list(_level, least=1)),
         "missing": _choice("raise", "drop"),
         "unseen": _choice("raise", "reference"),
@@ -234,7 +236,7 @@ DESIGN = _record(
     }
 )
 FORMULA = _record(
-    {"design": DESIGN, "family": _text},
+    {"design": DESIGN, "family": _text, "weight_type": _choice("replication", "sampling")},
     {"remaining": _number(0.0, finite=False), "cov_type": _choice("observed", "sandwich")},
 )
 SETTINGS = _record(

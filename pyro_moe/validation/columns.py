@@ -84,13 +84,17 @@ def check_columns(columns: Sequence[torch.Tensor], names: tuple[str, ...] | None
     """Check the columns that are to be fitted.
 
     Raises:
-        DataError: If no row has a target.
+        DataError: If no row has a target, or no row has a value of a column of x.
 
     Warns:
         DataWarning: If a column of y is constant, or if a column has values far from all others,
             such as -999 for a missing value.
     """
     x, *targets = columns
+    empty = x.isnan().all(0).nonzero().flatten().tolist()
+    if empty:
+        name = (names or numbered("x", x.shape[1]))[empty[0]]
+        raise DataError(f"expected an observed value in each column of x; got none in {name!r}")
     for y in targets[:1]:
         _check_target(y)
     _check_far(x, names or numbered("x", x.shape[1]))

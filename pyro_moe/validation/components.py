@@ -22,16 +22,22 @@ def check_components(fit: Fit, rows: int = 10_000) -> None:
     """
     apart = -(-len(fit.data[0]) // rows)  # rows are often sorted by regime
     columns = [column[::apart] for column in fit.data]
+    about = fit.annotations.take(slice(None, None, apart))
+    ones = torch.ones(len(columns[0]), device=columns[0].device)
+    weights = ones if about.weights is None else about.weights
+    labels = about.labels if about.labels is not None else ones[:, None] * torch.nan
+    columns += [weights, labels]
     counts = torch.tensor(0.0)
     with torch.no_grad(), reproducible(fit.settings["seed"], 0, 6):
-        for batch in zip(*(column.split(4096) for column in columns), strict=True):
+        for *batch, w, r in zip(*(column.split(4096) for column in columns), strict=True):
             model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
             if "c" not in model_trace.nodes:
                 return
             log_q = log_assignment(guide_trace)
             if log_q is None:
                 log_q = row_log_weights(model_trace, guide_trace)
-            counts = counts + log_q.softmax(0).sum(-1).cpu()
+            q = torch.where(r.T.isnan(), log_q.softmax(0), r.T)
+            counts = counts + (w * q).sum(-1).cpu()
     found = {"none": empty(counts), "few": starving(counts, fit.x_dim)}
     for number, components in found.items():
         if components:

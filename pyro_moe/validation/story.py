@@ -11,7 +11,7 @@ from pyro_moe.evaluation.marginals import discrete_columns, has_classes, mean_of
 from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError, warn
-from pyro_moe.inference.handlers import Discretize
+from pyro_moe.inference.handlers import Discretize, where_incomplete
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive, HasWidth
 
@@ -54,7 +54,9 @@ def check(
     for program in (model, guide):
         _check_arguments(program, columns)
     num_components = None
-    with torch.no_grad(), reproducible(0), running({"params": {}, "constraints": {}}), Discretize():
+    store: dict[str, Any] = {"params": {}, "constraints": {}}
+    incomplete = where_incomplete(x)
+    with torch.no_grad(), reproducible(0), running(store), incomplete, Discretize():
         for first in range(0, len(x), 4096):
             batch = tuple(column[first : first + 4096] for column in columns)
             trace, guide_trace = _traced(model, guide, batch, first)

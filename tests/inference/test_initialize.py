@@ -17,6 +17,7 @@ from pyro_moe.inference import (
     Reconstruction,
     SiteError,
 )
+from pyro_moe.inference.handlers import annotated
 from pyro_moe.inference.initialize import (
     corrected,
     latent_means,
@@ -107,7 +108,7 @@ def test_each_phase_has_its_objective_and_its_epochs(x, responsibilities):
     runs = dict(phases(training, responsibilities, epochs=11, num_components=K))
     assert [type(run.elbo) for run in runs.values()] == [Reconstruction, AssignedELBO, MarginalELBO]
     assert [run.epochs for run in runs.values()] == [11, 3, 3]  # 11 / 5, rounded up
-    assert_close(runs["assigned"].data[1], responsibilities)
+    assert_close(runs["assigned"].annotations.labels, responsibilities)
     assert runs["training"] is training
 
 
@@ -412,11 +413,14 @@ def test_the_assigned_phase_has_the_prior_of_the_training(x, y, responsibilities
     run = run_of(DVMoE(D, 1, K, 1, hidden=(4,)), x, y)
     run.elbo, _ = objective("marginal", prior=Prior(rows=7.0, networks=2.0), num_rows=N)
     phase = dict(phases(run, responsibilities, epochs=0, num_components=K))["assigned"]
-    rows = x, y, responsibilities
+    known = annotated(run.model, phase.annotations.names)
 
     def loss(elbo):
         torch.manual_seed(0)
-        return elbo.loss(run.model, run.guide, *rows[: 3 if elbo is phase.elbo else 2])
+        if elbo is phase.elbo:
+            guide = annotated(run.guide, phase.annotations.names)
+            return elbo.loss(known, guide, x, y, *phase.annotations.columns)
+        return elbo.loss(run.model, run.guide, x, y)
 
     def difference(elbo):
         of_prior = loss(elbo)

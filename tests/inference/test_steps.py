@@ -11,7 +11,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from pyro_moe.inference import AssignedELBO, Reconstruction
+from pyro_moe.inference import AssignedELBO, MarginalELBO, Reconstruction
+from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.steps import gradients
@@ -91,8 +92,22 @@ def test_temperatures_and_missing_targets_are_replayed(loss, monkeypatch):
 
 @pytest.mark.parametrize("elbo", [AssignedELBO(), Reconstruction(), AssignedELBO(num_particles=2)])
 def test_the_phases_of_a_start_are_replayed(elbo, monkeypatch):
-    data = (torch.randn(N, D), torch.full((N, K), 1 / K))[: 1 + isinstance(elbo, AssignedELBO)]
-    assert_same(lambda: of(STORIES["dmvae"]()), monkeypatch, data, elbo, replays=8)
+    labels = Annotations(labels=torch.full((N, K), 1 / K))
+    about = labels if isinstance(elbo, AssignedELBO) else Annotations()
+    data = (torch.randn(N, D),)
+    make = lambda: of(STORIES["dmvae"]())  # noqa: E731
+    assert_same(make, monkeypatch, data, elbo, replays=8, annotations=about)
+
+
+@pytest.mark.parametrize("name", ["dmvae", "gmm"])
+def test_rows_with_weights_and_labels_are_replayed(name, monkeypatch):
+    labels = torch.eye(K)[torch.arange(N) % K]
+    labels[::3] = torch.nan
+    about = Annotations(weights=torch.rand(N) + 0.5, labels=labels)
+    data = (torch.randn(N, D),)
+    make = lambda: of(STORIES[name]())  # noqa: E731
+    elbo = MarginalELBO(teaches=True)
+    assert_same(make, monkeypatch, data, elbo, replays=8, annotations=about)
 
 
 def test_dropout_and_batch_normalization_are_replayed(monkeypatch):

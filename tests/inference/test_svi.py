@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe.inference import AssignedELBO, MarginalELBO, NonFiniteWarning
 from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.svi import (
     SVI,
@@ -417,7 +418,7 @@ def test_a_site_that_is_not_finite_is_named(x):
 def test_a_value_that_is_not_finite_is_found_while_assignments_are_held(x):
     r = torch.rand(N, K).softmax(-1)
     run = svi(GMM(D, K), x, learning_rate=rate_that_explodes, epochs=3)
-    run.elbo, run.data = AssignedELBO(), (x, r)
+    run.elbo, run.annotations = AssignedELBO(), Annotations(labels=r)
     with pytest.raises(NonFiniteError, match=r"non-finite value at site '[cx]' at epoch 2, step 2"):
         list(run)
 

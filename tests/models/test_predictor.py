@@ -1,7 +1,6 @@
 """Experts and gates of some columns, offsets, shared coefficients, several families, weights."""
 
 import numpy as np
-import pyro
 import pytest
 import torch
 
@@ -9,6 +8,7 @@ from pyro_moe import Prior, fit
 from pyro_moe.distributions import Joint
 from pyro_moe.inference import MarginalELBO
 from pyro_moe.inference.em import EM
+from pyro_moe.inference.handlers import Annotations, annotated
 from pyro_moe.models import ME, Predictor
 from pyro_moe.models.parts.networks import AffineMaps, PartlySharedMaps, Standardize
 
@@ -106,17 +106,10 @@ def test_families_of_several_targets_multiply():
     assert joint.support.check(impossible[:, None]).all(-1).tolist() == [i != 3 for i in range(60)]
 
 
-def test_weights_scale_the_rows_for_plain_pyro_too():
+def test_weights_scale_the_rows():
     moe = story()
     weights = torch.linspace(0.5, 2.0, 60).double()
-    elbo = pyro.infer.Trace_ELBO()
-    once = [
-        elbo.loss(moe.model, moe.guide, X[i : i + 1], COUNTS[i : i + 1], weights[i : i + 1])
-        / weights[i]
-        for i in (0, 9)
-    ]
-    assert all(np.isfinite(float(each)) for each in once)
-    run = EM(moe.model, moe.guide, (X, COUNTS, weights), 0, 0, NONE)
+    run = EM(moe.model, moe.guide, (X, COUNTS), 0, 0, NONE, annotations=Annotations(weights))
     rows = EM(moe.model, moe.guide, (X, COUNTS), 0, 0, NONE).log_likelihoods()
     torch.testing.assert_close(run.log_likelihoods(), weights * rows)
     torch.testing.assert_close(run.log_posterior(), (weights * rows).sum())
@@ -125,12 +118,11 @@ def test_weights_scale_the_rows_for_plain_pyro_too():
 def test_the_likelihood_of_a_group_counts_its_component_once():
     moe = story(gate_columns=[])
     groups = torch.arange(60) // 5
-    ones = torch.ones(60).double()
-    run = EM(moe.model, moe.guide, (X, COUNTS, ones, groups), 0, 0, NONE)
+    run = EM(moe.model, moe.guide, (X, COUNTS), 0, 0, NONE, annotations=Annotations(groups=groups))
     each = moe.experts(X).log_prob(COUNTS.unsqueeze(1)).reshape(12, 5, 2).sum(1)
     expected = (each + moe.gate(X[:1]).logits.log_softmax(-1)).logsumexp(-1)
     torch.testing.assert_close(run.log_posterior(), expected.sum())
-    in_minibatches = run._joint(run.data, 7)[0]
+    in_minibatches = run._whole(run.data, run.annotations, 7).log_joint
     torch.testing.assert_close(in_minibatches, run.log_joint())
 
 
@@ -151,8 +143,9 @@ def test_what_experts_cannot_have(options, message):
 
 def test_a_fit_takes_weights_and_groups():
     moe = ME(3, 1, 2, experts="poisson", gate_columns=[])
-    data = (X, COUNTS, torch.ones(60).double(), torch.arange(60) // 5)
+    data = (X, COUNTS)
     options = {"epochs": 3, "progress": False, "prior": "none"}
+    options |= {"weights": torch.ones(60), "groups": [f"group {n // 5}" for n in range(60)]}
     fitted = fit(moe.model, moe.guide, data, loss="em", **options)
     assert len(fitted.history) == 3
     with pytest.raises(ValueError, match="expected loss='em' for rows in groups; got 'marginal'"):
@@ -162,6 +155,7 @@ def test_a_fit_takes_weights_and_groups():
 def test_the_marginal_objective_weighs_rows_as_em_does():
     moe = story(experts="poisson")
     weights = torch.linspace(0.5, 2.0, 60).double()
-    run = EM(moe.model, moe.guide, (X, COUNTS, weights), 0, 0, NONE)
-    loss = MarginalELBO().loss(moe.model, moe.guide, X, COUNTS, weights)
+    run = EM(moe.model, moe.guide, (X, COUNTS), 0, 0, NONE, annotations=Annotations(weights))
+    programs = [annotated(each, ("weights",)) for each in (moe.model, moe.guide)]
+    loss = MarginalELBO().loss(*programs, X, COUNTS, weights)
     torch.testing.assert_close(-loss, run.log_posterior().item())

@@ -427,7 +427,7 @@ def test_a_random_start_is_drawn_anew_and_takes_the_units_of_the_data(x):
         (torch.arange(N - 1) % K, r"of shape \(30, 3\); got \(29,\)"),
         (torch.full((N, K), 0.5), "probabilities in each row; .* row sums from 1.5 to 1.5"),
         (torch.tensor([[1.5, -0.5, 0.0]]).expand(N, K), "probabilities .*got entries from -0.5"),
-        (torch.full((N, K), math.nan), "probabilities in each row; got entries from nan"),
+        (torch.full((N, K), math.nan).index_fill(1, torch.tensor([0]), 1.0), "row sums from nan"),
     ],
 )
 def test_responsibilities_that_are_none_are_an_error(x, responsibilities, message):

@@ -82,6 +82,8 @@ def fitted(case, data, labels, **choices):
 @pytest.mark.parametrize("choices", [{}, {"batch_size": 2}, {"restarts": 2}], ids=str)
 def test_stories_learn_from_rows_some_of_which_lack_a_target(case, x, y, labels, choices):
     """Minibatches may be without any target."""
+    if FITS[case][1].get("loss") == "em" and "restarts" in choices:
+        choices = choices | {"initialize": "random"}  # equal starts of EM are refused
     fit = fitted(case, (x, y), labels, **choices)
     assert fit.stopped is None
     assert fit.settings["missing_targets"]

@@ -328,7 +328,7 @@ BAD = {
 def test_bad_data_is_named(data: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         as_tensors(data)
-    assert str(caught.value) == message
+    assert str(caught.value).partition(": leave these rows out")[0] == message
 
 
 def test_dataset_of_rows_of_several_lengths() -> None:

@@ -218,3 +218,35 @@ def test_an_interruption_ends_the_comparison(monkeypatch):
     monkeypatch.setattr(selection, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pyro_moe.select(gmm, clusters(1, 20)[0], num_components=[1], **EM)
+
+
+# Several stories
+
+
+def test_stories_and_criteria_are_in_one_table():
+    x, y = lines(2, 120)
+    stories = {"me": me, "gmmmoe": lambda k: models.GMMMoE(1, 1, k)}
+    options = {"num_components": [1, 2], "prior": "weak", "progress": False}
+    chosen = pyro_moe.select(stories, (x, y), **options)
+    table = chosen.table
+    assert list(table.index) == [(name, k) for name in stories for k in (1, 2)]
+    assert table["log_density"]["me", 1] == pytest.approx(table["log_density"]["gmmmoe", 1])
+    assert chosen.num_components == 2
+    assert chosen.fit.story.num_components == 2
+    assert table["aic"].isna().tolist() == [False, False, True, True]  # densities of x and y
+    assert (table["seconds"] > 0).all()
+    rows = table.loc["me"]
+    assert rows["parameters"].tolist() == [3, 8]  # lines and scales; a gate of one line
+    expected = 2 * rows["parameters"] - 2 * rows["log_likelihood"]
+    np.testing.assert_allclose(rows["aic"], expected)
+    assert rows["bic"][1] == pytest.approx(rows["icl"][1])
+    residuals = (
+        y
+        - torch.cat([x, torch.ones_like(x)], -1)
+        @ torch.linalg.lstsq(torch.cat([x, torch.ones_like(x)], -1), y).solution
+    )
+    scale = residuals.square().mean().sqrt()
+    by_hand = Normal(0.0, scale).log_prob(residuals).sum().item()
+    assert rows["log_likelihood"][1] == pytest.approx(by_hand, abs=0.05)
+    axes = chosen.plot().axes[0]
+    assert {"me", "gmmmoe"} <= {text.get_text() for text in axes.get_legend().get_texts()}

@@ -15,7 +15,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.rows import Rows
 from pyro_moe.text import in_one_line
 
-from .. import scoring
+from . import scoring
 
 CHECKPOINT = "checkpoint"
 

@@ -6,11 +6,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from . import check, compare, demo, fit, new, predict, report, reproduce
+from . import check, compare, demo, fit, new, predict, report, reproduce, select
 
 __all__ = ["parser"]
 
-COMMANDS = (new, fit, predict, check, compare, report, reproduce, demo)
+COMMANDS = (new, fit, select, predict, check, compare, report, reproduce, demo)
 
 EXAMPLES = """examples:
   pyro-moe fit dmvae --data spiral
@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   pyro-moe fit vade --data mnist --data-dir folder/of/mnist --epochs 30
   pyro-moe fit gmm --data table.csv --num-components 4
   pyro-moe fit dvmoe --data table.csv --target price
+  pyro-moe select me gmmmoe --data table.csv --target price --num-components 1 2 3
   pyro-moe predict runs/dvmoe-table --data new.csv --out predictions.csv
   pyro-moe check runs/dvmoe-table
   pyro-moe new my_story.py --from dvmoe

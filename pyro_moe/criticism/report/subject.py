@@ -1,5 +1,6 @@
 """What a report is about: a fit, the rows it is judged by, and what is computed once of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -217,7 +218,8 @@ class Subject:
             return None
         if not {"GMM", "GMMMoE", "ME", "DeepMoE", "HierarchicalME"} & {self.name}:
             return None
-        return float(evaluation.elbo(fit, fit.training_rows, seed=self.seed).double().sum())
+        found = evaluation.information_criteria(fit)["log_likelihood"]
+        return None if math.isnan(found) else found
 
     def _grouped(self, data: Data | None, rows: Rows) -> Data | None:
         """The data as they were given if they have groups, and the rows of them otherwise."""

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, without_warnings
 from pyro_moe.inference.em import EM
-from pyro_moe.inference.errors import ConvergenceWarning, warn
+from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
 from pyro_moe.inference.steps import Recording, simplify
 
 from .laplace import laplace
@@ -141,7 +141,7 @@ def hmc(
         SiteError: If the story has other latent variables.
         ValueError: If a number is too small, or there are too few steps for the draws; and see
             `laplace`.
-        DataError: If the fit was restored without its training rows.
+        DataError: If the fit was restored without its training rows, or if x has gaps.
 
     Warns:
         ConvergenceWarning: If the chains do not agree about a parameter, R̂ > 1.1.
@@ -159,6 +159,8 @@ def hmc(
         torch.Size([512, 1, 1])
     """
     _check(num_samples, num_chains, num_steps)
+    if fit.training_rows[0].isnan().any():
+        raise DataError("expected rows without missing entries of x; got some: use laplace")
     normal = laplace(fit).story
     loc, (values, vectors) = normal.loc.double(), torch.linalg.eigh(normal.covariance.double())
     root = vectors * values.clamp_min(1e-9 * values.max()).sqrt()  # it may have been rounded

@@ -13,6 +13,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Programs, isolated
+from pyro_moe.rows import as_double
 
 PRIOR_SCALE = 10.0
 LARGEST = 2000
@@ -115,8 +116,9 @@ def in_double(fit: Fit) -> tuple[nn.Module, EM]:
         raise ValueError(f"expected at most {LARGEST:,} parameters; got {number:,}")
     model, guide = isolated(fit.programs.model, fit.programs.guide)
     story = model.__self__.double()
-    data = tuple(c.double() if c.is_floating_point() else c for c in columns)
-    return story, EM(model, guide, data, 0, fit.settings["seed"], Prior(**fit.settings["prior"]))
+    data = tuple(map(as_double, columns))
+    prior, about = Prior(**fit.settings["prior"]), fit.annotations.each(as_double)
+    return story, EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)
 
 
 def with_story(fit: Fit, story: ParameterPosterior) -> Fit:

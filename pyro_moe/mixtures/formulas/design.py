@@ -37,7 +37,7 @@ HINT = (
 
 @dataclass(frozen=True)
 class Design:
-    """How a table becomes x, y, weights and groups.
+    """How a table becomes x, y, weights, groups and labels.
 
     Attributes:
         formula: The formula, ``y ~ experts | gate``, or several, joined by semicolons.
@@ -50,6 +50,8 @@ class Design:
         trials: The coding of the number of trials, or None.
         weights: Name of the column of weights, or None.
         groups: Name of the column of groups, or None.
+        labels: Name of the column of components, or None.
+        label_order: The label of each component, if they are in another order.
         classes: The values of a categorical target, in the order of their numbers, or None.
         missing: What is done with rows with gaps, ``"raise"`` or ``"drop"``.
         unseen: What is done with levels of a factor that the training rows lack.
@@ -65,6 +67,8 @@ class Design:
     trials: ModelSpec | None = None
     weights: str | None = None
     groups: str | None = None
+    labels: str | None = None
+    label_order: tuple[int, ...] = ()
     classes: tuple[Any, ...] | None = None
     missing: str = "raise"
     unseen: str = "raise"
@@ -181,6 +185,7 @@ def designed(
     trials: str | None = None,
     weights: str | None = None,
     groups: str | None = None,
+    labels: str | None = None,
     missing: str = "raise",
     unseen: str = "raise",
     shared: Sequence[str] = (),
@@ -197,6 +202,7 @@ def designed(
         trials: A column or an expression, or None.
         weights: A column, or None.
         groups: A column, or None.
+        labels: A column, which may have gaps, or None.
         missing: ``"raise"`` or ``"drop"``.
         unseen: ``"raise"`` or ``"reference"``.
         shared: Terms whose coefficients all experts share, and ``"sigma"``.
@@ -242,10 +248,11 @@ def designed(
         codings.get("trials"),
         weights,
         groups,
-        known_classes,
-        missing,
-        unseen,
-        tuple(each for name in shared for each in shared_names(experts, name)),
+        labels,
+        classes=known_classes,
+        missing=missing,
+        unseen=unseen,
+        shared=tuple(each for name in shared for each in shared_names(experts, name)),
     )
     for spec, of in [*((each, "experts") for each in experts), (gate_spec, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)

@@ -1,10 +1,9 @@
-"""The rows of a table as a design makes them: x, y, weights and groups."""
+"""The rows of a table as a design makes them: x, y, and what else is known of them."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pyro_moe.inference.errors import DataError
 
@@ -46,7 +45,7 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
-    """The rows x and y as data frames, and the weights and the groups, if any.
+    """The rows x and y as data frames.
 
     Raises:
         DataError: If a variable is absent or a value is missing or invalid.
@@ -54,14 +53,33 @@ def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
     x, y = design.features(table), design.target(table)
     if design.trials is not None:
         check_trials(design, x, y)
-    if design.weights is None and design.groups is None:
-        return x, y
-    weights = np.ones(len(x)) if design.weights is None else weighing(table, design.weights)
-    if design.groups is None:
-        return x, y, torch.from_numpy(weights)
-    place, _ = pd.factorize(variable(table, design.groups))
-    check_groups(design, x, place)
-    return x, y, torch.from_numpy(weights), torch.from_numpy(place.astype(np.int64))
+    if design.groups is not None:
+        check_groups(design, x, pd.factorize(variable(table, design.groups))[0])
+    return x, y
+
+
+def annotations_of(design: Design, table: pd.DataFrame, weight_type: str) -> dict[str, Any]:
+    """The weights, groups and labels of the rows, arguments of `fit`.
+
+    Args:
+        design: The design.
+        table: A table with these columns.
+        weight_type: See `mixture`.
+
+    Raises:
+        DataError: If a column is absent or a weight is invalid.
+    """
+    found: dict[str, Any] = {}
+    if design.weights is not None:
+        weights = weighing(table, design.weights)
+        found["weights"] = weights / weights.mean() if weight_type == "sampling" else weights
+    if design.groups is not None:
+        found["groups"] = variable(table, design.groups).to_numpy()
+    if design.labels is not None:
+        labels = variable(table, design.labels)
+        places = {label: place for place, label in enumerate(design.label_order)}
+        found["labels"] = labels.map(lambda label: places.get(label, label)) if places else labels
+    return found
 
 
 def kept(design: Design, table: pd.DataFrame) -> pd.DataFrame:

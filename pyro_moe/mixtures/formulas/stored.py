@@ -18,7 +18,8 @@ from pyro_moe.inference.errors import DataError
 from .design import Design
 from .known import unknown_part
 
-PLAIN = ("formula", "weights", "groups", "missing", "unseen")
+PLAIN = ("formula", "weights", "groups", "labels", "missing", "unseen")
+TUPLES = ("columns", "shared", "label_order")
 CODINGS = ("offset", "trials")
 
 
@@ -38,7 +39,7 @@ def as_data(design: Design) -> dict[str, Any]:
         found[name] = [coding_as_data(spec) for spec in getattr(design, name)]
     classes = design.classes
     found["classes"] = None if classes is None else levels_as_data("the target", classes)
-    return found | {"columns": list(design.columns), "shared": list(design.shared)}
+    return found | {name: list(getattr(design, name)) for name in TUPLES}
 
 
 def from_data(data: Mapping[str, Any]) -> Design:
@@ -55,7 +56,8 @@ def from_data(data: Mapping[str, Any]) -> Design:
         given[name] = tuple(coding_from_data(each) for each in data[name])
     classes = data["classes"]
     given["classes"] = None if classes is None else tuple(classes)
-    return Design(**given, columns=tuple(data["columns"]), shared=tuple(data["shared"]))
+    given |= {name: tuple(data[name]) for name in TUPLES}
+    return Design(**given)
 
 
 def program_in(data: Mapping[str, Any]) -> str | None:

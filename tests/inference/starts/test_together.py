@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -6,6 +7,7 @@ from torch.testing import assert_close
 
 from pyro_moe.fitting.reset import reset
 from pyro_moe.inference import EM
+from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.prior import WEAK, Prior
 from pyro_moe.inference.starts.together import iterate, m_steps, together
 from pyro_moe.models import GMM, ME, Predictor
@@ -151,3 +153,22 @@ def test_stories_without_side_by_side_run_one_by_one():
     assert together(runs) is None
     iterate(runs, 1)
     assert [len(run.history) for run in runs] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["weights", "groups", "labels"])
+def test_runs_with_annotations_run_one_by_one(name):
+    data = table("normal")
+    number = len(data[0])
+    column = {
+        "weights": torch.arange(number).double() % 3,
+        "groups": torch.arange(number) // 4,
+        "labels": torch.eye(K).double()[torch.arange(number) % K],
+    }[name]
+    about = Annotations(**{name: column})
+    runs, others = ([replace(run, annotations=about) for run in begun(data)] for _ in range(2))
+    assert together(runs) is None
+    iterate(runs, 3)
+    single(others, 3)
+    for run, other in zip(runs, others, strict=True):
+        assert run.history[-1]["objective"] == other.history[-1]["objective"]
+        assert run.history[-1]["objective"] > run.history[0]["objective"]

@@ -128,12 +128,11 @@ def test_numbers_are_checked(line, options, message):
 
 
 def test_rows_with_weights_count_more():
-    """A story whose model scales its rows is recorded from its traces."""
     generator = torch.Generator().manual_seed(0)
     x = torch.linspace(-1, 1, N, dtype=torch.float64).unsqueeze(-1)
     y = 2 * x + torch.randn(N, 1, generator=generator, dtype=torch.float64)
     weights = torch.full((N,), 16.0, dtype=torch.float64)
-    fits = [fitted(models.ME(1, 1, 1), (x, y, *w)) for w in ((), (weights,))]
+    fits = [fitted(models.ME(1, 1, 1), (x, y), weights=w) for w in (None, weights)]
     one, many = (hmc(f, num_steps=100).story.standard_errors() for f in fits)
     name = "experts.network.weight"
     # Student's t of 10 degrees of freedom, and nearly normal.

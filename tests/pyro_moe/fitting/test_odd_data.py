@@ -111,8 +111,12 @@ def test_labels_are_one_hot_responsibilities():
 @pytest.mark.parametrize(
     ("initialize", "message"),
     [
-        (np.arange(N) % 3, "expected labels from 0 to 1, or responsibilities .*; got 2 in row 2"),
-        (np.arange(N) % 3 - 1, "expected labels from 0 to 1, .*; got -1 in row 0"),
+        (
+            np.arange(N) % 3,
+            "expected labels from 0 to 1, .*, or responsibilities .*; got 2 in row 2",
+        ),
+        (np.arange(N) % 3 - 2, "expected labels from 0 to 1, .*; got -2 in row 0"),
+        (-np.ones(N, int), "expected initialize with the component of some row; got that of none"),
         (["a"] * N, "expected numbers in initialize; got 'a' in row 0"),
         (np.zeros(N - 1, int), r"expected responsibilities of shape \(24, 2\); got \(23,\)"),
     ],

@@ -68,14 +68,15 @@ def test_groups_stay_together(table):
     fit = mixture(
         "y ~ x", table, groups="group", initialize=table["component"].to_numpy(), order="fitted"
     )
-    x, y, _, groups = simulated(fit, 1)
+    (x, y), about = simulated(fit, 1)
+    groups = about.groups
     lines = [fit.params[k, "y"] for k in range(2)]
     near = [(y[:, 0] - b["Intercept"] - b["x"] * x[:, 0]).abs() / b["sigma"] for b in lines]
     of_first = (near[0] < 4).numpy()
     for group in groups.unique():
         rows = (groups == group).numpy()
         assert of_first[rows].all() or (near[1] < 4).numpy()[rows].all()
-    _, _, _, again = resampled(fit, 1)
+    again = resampled(fit, 1)[1].groups
     assert len(again.unique()) == 40
     assert len(again) == 160
 

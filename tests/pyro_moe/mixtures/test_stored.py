@@ -28,6 +28,9 @@ CASES = {
         "shared": ["x"],
     },
     "weights": {"formula": "y ~ x", "weights": "w"},
+    "survey": {"formula": "y ~ x", "weights": "w", "weight_type": "sampling"},
+    "labels": {"formula": "y ~ x", "labels": "known"},
+    "labels in another order": {"formula": "y ~ x", "labels": "known", "order": [1, 0]},
     "two targets": {"formula": ["y ~ x", "count ~ x"], "family": ["normal", "poisson"]},
     "classes": {"formula": "level ~ x", "family": "categorical"},
     "two classes": {"formula": "flag ~ x", "family": "bernoulli"},
@@ -40,6 +43,7 @@ CASES = {
 def rows(table):
     number = np.arange(len(table))
     rows = table.assign(w=np.where(number % 7 == 0, 0.0, 1.5), **{"lead time": table["time"]})
+    rows["known"] = np.where(number % 3 == 0, rows["component"], -1)
     rows["flag"] = np.where(rows["component"] == 1, "yes", "no")
     rows["level"] = pd.array(rows["level"], dtype="string")
     rows.loc[[3, 9], "x"] = np.nan
@@ -60,6 +64,8 @@ def test_a_restored_fit_is_the_saved_one_bit_for_bit(case, rows, tmp_path):
     assert as_data(restored.design) == as_data(fit.design)
     if isinstance(fit, MixtureFit):
         assert restored.converged == fit.converged
+        assert restored.llf == fit.llf
+        assert restored.posterior().equals(fit.posterior())
         assert str(restored.summary()) == str(fit.summary())
 
 

@@ -109,3 +109,20 @@ def test_one_component_less_is_fitted_to_the_same_rows(table):
     one = me(table, 1, **ML)
     assert smaller.history[-1]["elbo"] == pytest.approx(one.history[-1]["elbo"], abs=1e-6)
     assert with_fewer(smaller) is None
+
+
+def test_one_component_less_has_the_weights_and_no_labels(table):
+    weights = np.arange(len(table)) % 3
+    fit = me(table, 2, **ML, weights=weights)
+    one = me(table.loc[table.index.repeat(weights)], 1, **ML)
+    assert with_fewer(fit).history[-1]["elbo"] == pytest.approx(one.history[-1]["elbo"], abs=1e-6)
+    labels = np.where(np.arange(len(table)) < 20, 0, -1)
+    assert with_fewer(me(table, 2, **ML, labels=labels)) is None
+
+
+def test_standard_errors_count_a_row_as_its_weight_says(table):
+    weights = np.arange(len(table)) % 3
+    found = me(table, 2, **ML, weights=weights).coefficients()
+    copies = me(table.loc[table.index.repeat(weights)], 2, **ML).coefficients()
+    errors = [sorted(each["standard_error"]) for each in (found, copies)]
+    np.testing.assert_allclose(*errors, rtol=1e-2)

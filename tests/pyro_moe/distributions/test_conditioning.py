@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pyro_moe.distributions import condition
 from pyro_moe.distributions.mixture import Mixture
-from pyro_moe.evaluation.conditioning import condition
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K = 16, 4, 3

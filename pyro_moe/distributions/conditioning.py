@@ -1,7 +1,9 @@
 """Conditional and marginal distributions of columns of x."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
-from pyro_moe.distributions import Mixture, in_double
+from .double import in_double
+from .mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Conditional:
         log_prob: log p(x_observed), of the batch shape of the distribution, (..., N).
         mean: E[x | x_observed], shape (..., N, D). Observed columns have their observed values.
         variance: The variance of each column, shape (..., N, D), zero for observed columns.
+        covariance: A function to the covariances of x | x_observed, shape (..., N, D, D).
         complete: A function from draws of x, shape (..., N, D), to draws of x | x_observed of the
             same type.
     """
@@ -28,6 +32,7 @@ class Conditional:
     mean: torch.Tensor
     variance: torch.Tensor
     complete: Callable[[torch.Tensor], torch.Tensor]
+    covariance: Callable[[], torch.Tensor]
 
 
 def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
@@ -64,7 +69,8 @@ def condition(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         return torch.where(observed, x.to(draws), draws)
 
     log_prob = torch.where(observed, p.base_dist.log_prob(x), 0.0).sum(-1)
-    return Conditional(log_prob, complete(p.mean), torch.where(observed, 0.0, p.variance), complete)
+    variance = torch.where(observed, 0.0, p.variance)
+    return Conditional(log_prob, complete(p.mean), variance, complete, variance.diag_embed)
 
 
 def _chosen(p: Mixture, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
@@ -79,7 +85,13 @@ def _chosen(p: Mixture, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
     def complete(draws: torch.Tensor) -> torch.Tensor:
         return take(each.complete(draws.unsqueeze(-2)), 1).to(draws)
 
-    return Conditional(take(each.log_prob, 0), take(each.mean, 1), take(each.variance, 1), complete)
+    return Conditional(
+        take(each.log_prob, 0),
+        take(each.mean, 1),
+        take(each.variance, 1),
+        complete,
+        lambda: take(each.covariance(), 2),
+    )
 
 
 def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
@@ -109,27 +121,29 @@ def _normal(p: Any, x: torch.Tensor, observed: torch.Tensor) -> Conditional:
         - 0.5 * math.log(2.0 * math.pi) * known.sum(-1)
     )
     variance = torch.where(observed, 0.0, variance.clamp_min(0.0))
-    return Conditional(log_prob, complete(p.mean), variance, complete)
+    return Conditional(
+        log_prob, complete(p.mean), variance, complete, lambda: covariance - gain.mT @ gain
+    )
 
 
-class Marginal(TorchDistribution):
-    """A distribution of rows whose density is the marginal density of one column.
+class Observed(TorchDistribution):
+    """A distribution of rows whose density is the marginal density of their observed entries.
 
     Args:
         p: A distribution that `condition` accepts.
-        column: The number of the column.
+        observed: Which entries are observed, shape (N, D), or (D,) for the same in all rows.
 
     Example:
         >>> import pyro.distributions as dist
         >>> p = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
-        >>> Marginal(p, 1).log_prob(torch.tensor([9.0, 0.0])).exp()
+        >>> Observed(p, torch.tensor([False, True])).log_prob(torch.tensor([9.0, 0.0])).exp()
         tensor([0.3989, 0.3989, 0.3989], dtype=torch.float64)
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
-    def __init__(self, p: Any, column: int) -> None:
-        self.p, self.column = p, column
+    def __init__(self, p: Any, observed: torch.Tensor) -> None:
+        self.p, self.observed = p, observed
         super().__init__(p.batch_shape, p.event_shape, validate_args=False)
 
     @property
@@ -142,6 +156,28 @@ class Marginal(TorchDistribution):
         return self.p.sample(sample_shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The marginal log-density of the column, for rows of shape (..., N, D)."""
-        observed = torch.arange(value.shape[-1], device=value.device) == self.column
-        return condition(self.p, value, observed).log_prob
+        """The log-density of the observed entries, for rows of shape (..., N, D)."""
+        value = value.nan_to_num(0.0)
+        return condition(self.p, value, self.observed.expand(value.shape)).log_prob
+
+
+_INCOMPLETE = ContextVar("rows may lack entries", default=False)
+
+
+def rows_are_incomplete() -> bool:
+    """Whether stories now run on rows of x that may have NaN where an entry is missing."""
+    return _INCOMPLETE.get()
+
+
+@contextmanager
+def incomplete() -> Iterator[None]:
+    """Run stories on rows of x with missing entries in this block.
+
+    Stories ask `rows_are_incomplete` rather than the rows: what they compute then does not
+    depend on values, so that it can be recorded.
+    """
+    token = _INCOMPLETE.set(True)
+    try:
+        yield
+    finally:
+        _INCOMPLETE.reset(token)

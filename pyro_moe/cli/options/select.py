@@ -1,0 +1,47 @@
+"""The options of ``pyro-moe select``."""
+
+from typing import Any
+
+from .inputs import add_reading
+from .names import CONTEXTS, COVARIANCES, FAMILIES, LIKELIHOODS, WITHOUT_TREES
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parsers of commands."""
+    parser = commands.add_parser(
+        "select", help="compare numbers of components, stories and families on held-out rows"
+    )
+    add = parser.add_argument
+    add("story", nargs="+", choices=WITHOUT_TREES, metavar="STORY", help=", ".join(WITHOUT_TREES))
+    add(
+        "--data",
+        required=True,
+        help="digits, spiral, mnist, or a .csv, .tsv, .txt or .parquet file",
+    )
+    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
+    add(
+        "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
+    )
+    add("--index", nargs="+", metavar="COLUMN", help="columns that identify rows and are no data")
+    add_reading(parser)
+    add("--drop-missing", action="store_true", help="leave out rows with missing values")
+    add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
+    add("--experts", nargs="+", choices=FAMILIES, help="families of y given x to compare")
+    add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
+    add("--z-dim", type=int, metavar="L", help="dimension of z")
+    add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
+    add("--covariance", choices=COVARIANCES, help="the form of the components' covariances")
+    add(
+        "--num-components",
+        nargs="+",
+        type=int,
+        default=[1, 2, 3, 4, 5, 6],
+        metavar="K",
+        help="numbers of components to compare (default: 1 to 6)",
+    )
+    add("--folds", type=int, help="folds of cross-validation (default: hold out a fifth)")
+    add("--epochs", type=int, help="passes over the data, or iterations of EM (default: auto)")
+    add("--restarts", type=int, help="number of starts, of which the best is kept")
+    add("--seed", type=int, default=0, help="seed of the fits (default: 0)")
+    add("--out", metavar="FILE", help="a picture of the curves, .png, .pdf or .svg")
+    add("--quiet", action="store_true", help="no progress bar")
