@@ -12,9 +12,9 @@ from pyro_moe.inference.prior import Prior
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
 from .formulas import Design, annotations_of, as_frame, columns_of, designed, stated, weighing
-from .information import polish
 from .result import MixtureFit
 from .stories import Made, made_of
+from .uncertainty import polish
 
 WEIGHT_TYPES = ("replication", "sampling")
 ANNOTATIONS = ("weights", "groups", "labels")

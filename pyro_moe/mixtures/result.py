@@ -20,10 +20,9 @@ from pyro_moe.rows import as_double
 from .coefficients import GATE, at_limit, named_parameters, permute
 from .fit import FormulaFit
 from .formulas import SIGMA
-from .information import Information, informed, scores
 from .labels import places
-from .profile import profile_interval
 from .summary import Summary, summarized
+from .uncertainty import Information, informed, profile_interval, scores
 
 COVARIANCES = ("observed", "sandwich")
 

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from pyro_moe.fitted import Fit
 from pyro_moe.fitting import information
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.inference.prior import Prior
@@ -22,8 +23,8 @@ from pyro_moe.rows import as_double, numbered
 from .coefficients import GATE, at_limit, named_parameters
 from .formulas import SIGMA
 from .formulas.coding import INTERCEPT
-from .information import derivative
 from .result import MixtureFit, check_alpha
+from .uncertainty import derivative
 
 MOST_PARAMETERS = 400
 STORIES = (ME, DeepMoE, HierarchicalME, GMMMoE)
@@ -99,7 +100,7 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
     return pd.DataFrame({**columns, "lower": ends[0], "upper": ends[1]}, index)
 
 
-@torch.enable_grad()
+@learning()
 def estimated(fit: Fit) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
     """Names, estimates and standard errors of the parameters of a fit, shape (P,).
 

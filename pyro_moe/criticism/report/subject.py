@@ -212,9 +212,11 @@ class Subject:
     def log_likelihood(self) -> float | None:
         """The log-likelihood of the training rows, if it is exact."""
         fit = self.fit
+        if fit.restored is not None:
+            return None
         if hasattr(fit, "llf"):
             return float(fit.llf)
-        if fit.restored is not None or fit.settings["loss"] not in ("em", "marginal"):
+        if fit.settings["loss"] not in ("em", "marginal"):
             return None
         if not {"GMM", "GMMMoE", "ME", "DeepMoE", "HierarchicalME"} & {self.name}:
             return None

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec
 from formulaic.errors import DataMismatchWarning, FormulaicError
-from formulaic.parser.types import Factor
+from formulaic.parser.types import Factor, Term
 from formulaic.utils.variables import get_expression_variables
 
 from pyro_moe.inference.errors import DataError
+
+from .known import FUNCTIONS
 
 INTERCEPT = "Intercept"
 
@@ -93,6 +95,19 @@ def levels_of(spec: ModelSpec) -> dict[str, list[Any]]:
             inside = re.fullmatch(r"C\(\s*`?([^,()`]+?)`?\s*(,.*)?\)", str(expression))
             found[inside[1] if inside else str(expression)] = list(state["categories"])
     return found
+
+
+def names_in(term: Term) -> set[str]:
+    """The variables of a term, without known functions."""
+    found: set[str] = set()
+    for factor in term.factors:
+        expression = str(factor.expr)
+        if factor.eval_method is Factor.EvalMethod.LOOKUP:
+            found.add(expression.strip("`"))
+        elif factor.eval_method is Factor.EvalMethod.PYTHON:
+            others = get_expression_variables(re.sub("`[^`]+`", "0", expression))
+            found |= {*re.findall("`([^`]+)`", expression), *(str(name.root) for name in others)}
+    return found - FUNCTIONS - {"np"}
 
 
 def variables(formula: Formula, data: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ from .coding import (
     evaluated,
     levels_of,
     matrix,
+    names_in,
     plain,
     terms,
     variable,
@@ -154,8 +155,7 @@ class Design:
             (spec.subset([structure.term]), tuple(structure.columns))
             for spec, structure in parts
             if not set(structure.columns) <= plain_columns
-            and {str(v) for v in spec.term_variables[structure.term] if v.source == "data"}
-            <= plain_columns
+            and names_in(structure.term) <= plain_columns
         ]
 
     def target(self, data: pd.DataFrame) -> pd.DataFrame | pd.Series:
