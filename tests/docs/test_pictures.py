@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 APART = {
     "progress",
     "files",
-    "lazy",
+    "lazy", "stories",
     "text",
     "images",
     "table1",
