@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[2]
 APART = {
     "progress",
     "files",
-    "lazy", "stories",
+    "lazy",
+    "stories",
     "text",
     "images",
     "table1",
