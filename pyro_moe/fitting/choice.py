@@ -15,6 +15,7 @@ from pyro_moe.inference.prior import WEAK, Prior, penalized
 from pyro_moe.inference.programs import Program, isolated, owner
 from pyro_moe.inference.protocols import HasShallow
 from pyro_moe.inference.starts.several import best_start
+from pyro_moe.rows import as_double
 
 from .arguments import has_em
 from .columns import standardizes
@@ -89,7 +90,7 @@ def chosen_prior(
             annotations = replace(annotations, labels=None)
         model, guide, num_components = shallow.model, shallow.guide, shallow.num_components
     if standardizes(model, guide):
-        columns = tuple(c.double() if c.is_floating_point() else c for c in columns)
+        columns = tuple(map(as_double, columns))
     first = _begin(model, guide, columns, annotations, seed, 0)
     if not has_em(first.model, first.guide, columns):
         return WEAK

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .inputs import add_reading
+from .inputs import add_data
 from .names import (
     CONTEXTS,
     COVARIANCES,
@@ -22,18 +22,7 @@ def add(commands: Any) -> None:
     add = parser.add_argument
     stories = f"the story: {', '.join(WITHOUT_TREES)}; or a story file such as my_story.py"
     add("story", type=_story, help=stories, metavar="STORY")
-    add(
-        "--data",
-        required=True,
-        help="digits, spiral, mnist, or a .csv, .tsv, .txt or .parquet file",
-    )
-    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
-    add(
-        "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
-    )
-    add("--index", nargs="+", metavar="COLUMN", help="columns that identify rows and are no data")
-    add_reading(parser)
-    add("--drop-missing", action="store_true", help="leave out rows with missing values")
+    add_data(parser)
     add("--missing-targets", action="store_true", help="targets may be missing")
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")

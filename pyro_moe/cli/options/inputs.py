@@ -15,6 +15,23 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", help=text)
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which data are fitted, and which of their columns."""
+    add = parser.add_argument
+    add(
+        "--data",
+        required=True,
+        help="digits, spiral, mnist, or a .csv, .tsv, .txt or .parquet file",
+    )
+    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
+    add(
+        "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
+    )
+    add("--index", nargs="+", metavar="COLUMN", help="columns that identify rows and are no data")
+    add_reading(parser)
+    add("--drop-missing", action="store_true", help="leave out rows with missing values")
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the option that allows the program in a run folder to be executed."""
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .inputs import add_reading
+from .inputs import add_data
 from .names import CONTEXTS, COVARIANCES, FAMILIES, LIKELIHOODS, WITHOUT_TREES
 
 
@@ -13,18 +13,7 @@ def add(commands: Any) -> None:
     )
     add = parser.add_argument
     add("story", nargs="+", choices=WITHOUT_TREES, metavar="STORY", help=", ".join(WITHOUT_TREES))
-    add(
-        "--data",
-        required=True,
-        help="digits, spiral, mnist, or a .csv, .tsv, .txt or .parquet file",
-    )
-    add("--target", nargs="+", metavar="COLUMN", help="columns of the table that become y")
-    add(
-        "--columns", nargs="+", metavar="COLUMN", help="columns that become x (default: all others)"
-    )
-    add("--index", nargs="+", metavar="COLUMN", help="columns that identify rows and are no data")
-    add_reading(parser)
-    add("--drop-missing", action="store_true", help="leave out rows with missing values")
+    add_data(parser)
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
     add("--experts", nargs="+", choices=FAMILIES, help="families of y given x to compare")
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")

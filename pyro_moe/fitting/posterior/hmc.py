@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import reproducible, without_warnings
+from pyro_moe.inference.context import learning, reproducible, without_warnings
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
 from pyro_moe.inference.steps import Recording, simplify
@@ -105,6 +105,7 @@ class _KernelDensity(dist.TorchDistribution):
         return kernels.log_prob(value.unsqueeze(-2)).logsumexp(-1) - math.log(len(self.points))
 
 
+@learning()
 def hmc(
     fit: Fit,
     *,

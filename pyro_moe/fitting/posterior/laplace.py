@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyro_moe.fitted import Fit
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 
@@ -43,6 +44,7 @@ class Laplace(ParameterPosterior):
         return self.named(self.covariance.diagonal().sqrt())
 
 
+@learning()
 def laplace(fit: Fit) -> Fit:
     r"""Add the uncertainty about the parameters to a fit, by a normal approximation.
 
@@ -100,7 +102,7 @@ def laplace(fit: Fit) -> Fit:
 def information(run: EM) -> torch.Tensor:
     """The negative Hessian of the objective of EM in all parameters, shape (P, P)."""
     parameters = list(run.parameters().values())
-    with torch.enable_grad():
+    with learning():
         gradients = torch.autograd.grad(-run.log_posterior(), parameters, create_graph=True)
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         rows = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_moe.fitting import information
+from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 
 STEPS = 20
@@ -66,7 +67,7 @@ def informed(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None)
         fixed: Which of them are at a limit; none if None.
     """
     learned = list(run.parameters().values())
-    with torch.enable_grad():
+    with learning():
         gradient = flat(torch.autograd.grad(run.log_posterior(), learned))
         jacobian = torch.stack([derivative(each, learned) for each in parameters()])
     scale = jacobian.norm(dim=1).clamp_min(1e-300)
@@ -84,7 +85,7 @@ def informed(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None)
 def scores(run: EM, parameters: Parameters, lift: torch.Tensor) -> torch.Tensor:
     """The derivatives of each row's log-likelihood in θ, shape (N, P)."""
     learned = list(run.parameters().values())
-    with torch.enable_grad():
+    with learning():
         rows = run.log_likelihoods()
         each = torch.stack([derivative(row, learned) for row in rows])
     return each @ lift

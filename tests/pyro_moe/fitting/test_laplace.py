@@ -100,3 +100,14 @@ def test_other_latent_variables_and_large_networks_are_errors(rows):
     large = fitted(models.DeepMoE(2, 1, 2), rows, epochs=1)
     with pytest.raises(ValueError, match="expected at most 2,000 parameters; got "):
         laplace(large)
+
+
+@pytest.mark.parametrize("state", [torch.no_grad, torch.inference_mode])
+def test_a_posterior_does_not_depend_on_the_state_of_autograd(rows, state):
+    fit = fitted(models.ME(2, 1, 1), rows)
+    options = {"num_samples": 8, "num_chains": 4, "num_steps": 40}
+    expected = laplace(fit).story.covariance, pyro_moe.hmc(fit, **options).story.draws
+    with state():
+        found = laplace(fit).story.covariance, pyro_moe.hmc(fit, **options).story.draws
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
