@@ -28,6 +28,8 @@ from .prior import (
 )
 from .programs import Program, beside, isolated, learned, modules
 from .protocols import Maximizable, MixturePart, MStep, Penalized
+from .rows import OnDisk, empty
+from .steps import Processes
 from .svi import Data
 from .traces import compute_log_prob, row_log_weights
 
@@ -35,6 +37,7 @@ ITERATIONS = 1000
 TOLERANCE = 1e-3
 ROWS = 2**15
 VALUES = 2**22
+SHARED = 10_000  # rows that are worth a message
 
 Columns = tuple[torch.Tensor | None, ...]
 Read = Callable[[torch.Tensor, torch.Tensor | None], Any]
@@ -55,6 +58,9 @@ class EM:
     `maximize`, on the rows and those of the prior. The log-likelihood plus the log-density of the
     prior does not decrease from one iteration to the next, up to the ridge and shrinkage of
     covariances.
+
+    In a process group of `torch.distributed` each process takes its share of many rows, and the
+    sums of both steps are those of all rows. All processes are given the same rows and seed.
 
     Attributes:
         model: A Pyro program without latent variables besides ``c``.
@@ -95,7 +101,9 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
-        checked = False
+        checked, processes = False, Processes.running()
+        processes.expect_alike("rows", self.data)
+        processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             with late_imports():
@@ -121,35 +129,51 @@ class EM:
         r"""The responsibilities, and sums over all rows.
 
         Returns:
-            r, shape (N, K); the log-likelihood, a scalar; and Σ_nk log p(d_n, c_n = k), a scalar.
+            r of the rows of this process, shape (N, K); the log-likelihood, a scalar; and
+            Σ_nk log p(d_n, c_n = k), a scalar.
         """
-        responsibilities = self.data[0].new_empty(0)
+        own = self._own
+        responsibilities = sums = self.data[0].new_empty(0)
         first = 0
 
-        def read(
-            log_joint: torch.Tensor, scale: torch.Tensor | None
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal responsibilities, first
+        def read(log_joint: torch.Tensor, scale: torch.Tensor | None) -> None:
+            nonlocal responsibilities, first, sums
             if not first:
-                shape = (len(log_joint), len(self.data[0]))
-                responsibilities = log_joint.new_empty(shape)
+                responsibilities, sums = _like(own[0], log_joint), log_joint.new_zeros(2)
             log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
-            torch.exp(log_joint - log_sum, out=responsibilities[:, first:last])
+            responsibilities[first:last] = torch.exp(log_joint - log_sum).T
             first = last
             terms = log_sum if scale is None else scale * log_sum
-            return terms.sum(), log_joint.sum()
+            sums += torch.stack([terms.sum(), log_joint.sum()])
 
         with torch.no_grad():
-            sums = self._by_block(read, self.data)
-        evidence, joint = (torch.stack(each).sum() for each in zip(*sums, strict=True))
-        return responsibilities.T, evidence, joint
+            self._by_block(read, own)
+        if own is not self.data:
+            Processes.running().add([sums])
+        return responsibilities, sums[0], sums[1]
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
-        """Update the parameters given responsibilities (N, K), and the rows of the prior."""
-        x = self.data[0]
-        rows = with_prior_rows(self.prior, responsibilities, x, self.data, seed=self.seed)
-        weights, points, data = rows
-        maximize(self.model, weights, points, *data)
+        """Update the parameters given responsibilities (N, K), and the rows of the prior.
+
+        In a process group the responsibilities are those of all rows, or of the rows of this
+        process.
+        """
+        number = len(self.data[0])
+        own = self.data if len(responsibilities) == number else self._own
+        with Processes.rows_shared(own is not self.data):
+            weights, points, data = with_prior_rows(
+                self.prior, responsibilities, own[0], own, seed=self.seed, num_rows=number
+            )
+            maximize(self.model, weights, points, *data)
+
+    @property
+    def _own(self) -> Data:
+        """The rows of this process; all rows if there are few, or if they are not independent."""
+        processes, number = Processes.running(), len(self.data[0])
+        if processes.size == 1 or number < SHARED or len(self.data) > 3 or self.prior.null_rows:
+            return self.data
+        rows = processes.part(number)
+        return tuple(c.part(rows) if isinstance(c, OnDisk) else c[rows] for c in self.data)
 
     def log_posterior(self) -> torch.Tensor:
         r"""The objective of all rows with its gradients, a scalar, in nats.
@@ -336,6 +360,14 @@ def _of_groups(blocks: list[_Block]) -> tuple[torch.Tensor, torch.Tensor]:
     share = scale / scale.new_zeros(len(labels)).index_add(0, place, scale)[place]
     terms = share * log_c + scale * (log_joint - log_c)
     return terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place], share
+
+
+def _like(rows: torch.Tensor, log_joint: torch.Tensor) -> torch.Tensor:
+    """An empty tensor (N, K), on disk for rows on disk."""
+    shape = (len(rows), len(log_joint))
+    if isinstance(rows, OnDisk):
+        return empty(shape, log_joint.dtype)
+    return log_joint.new_empty(*reversed(shape)).T
 
 
 def _and_weights(

@@ -20,6 +20,8 @@ from .handlers import AtTheMean
 from .objectives import AssignedELBO, Reconstruction, objective
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
+from .rows import OnDisk
+from .rows.order import chosen
 from .starts.clustering import cluster, expect_umap, unit_variance
 from .svi import SVI
 
@@ -39,6 +41,8 @@ def phases(
        the clustering, see `corrected`.
     3. ``"assigned"``: all parameters are trained with q(c) fixed at the responsibilities.
     4. ``"training"``: the requested objective.
+
+    Of rows on disk, phases 2 and 3 have a sample, and as many steps as with all rows.
 
     Args:
         training: The run of phase 4.
@@ -66,16 +70,27 @@ def phases(
     has_codes = latent_means(one_row) is not None
     if isinstance(training, SVI) and has_codes:
         yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
-    codes = latent_means(training) if has_codes else None
-    points = training.data[0] if codes is None else codes
+    rows = _rows_to_cluster(training)
+    some = replace(training, data=tuple(column[rows] for column in training.data))
+    codes = latent_means(some) if has_codes else None
+    points = some.data[0] if codes is None else codes
     if isinstance(start, str):
         embedding = start if start in ("tsne", "umap") else None
         space = standardized(training.model, points) if codes is None else codes
         start = cluster(space, num_components, embedding=embedding, seed=training.seed)
-    start = corrected(training, start.to(points), points)
+    else:
+        start = start[rows]
+    start = corrected(some, start.to(points), points)
     if isinstance(training, SVI):
-        yield "assigned", _like(training, AssignedELBO(), (*training.data, start), -(-epochs // 5))
+        share = len(points) / len(training.data[0])
+        again = math.ceil(math.ceil(epochs / 5) / share)
+        yield "assigned", _like(training, AssignedELBO(), (*some.data, start), again)
     yield "training", training
+
+
+def _rows_to_cluster(run: SVI | EM) -> Any:
+    """All rows, or the numbers of some if they are on disk."""
+    return chosen(run.data, run.seed) if isinstance(run.data[0], OnDisk) else slice(None)
 
 
 def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from pyro_moe.distributions import Mixture
 from .context import reproducible
 from .programs import Program, modules
 from .protocols import Penalized
+from .rows import OnDisk
 from .traces import is_in_plate
 
 Data = tuple[torch.Tensor, ...]
@@ -104,7 +105,13 @@ def penalized(*programs: Program) -> list[Penalized]:
 
 
 def with_prior_rows(
-    prior: Prior, responsibilities: torch.Tensor, points: torch.Tensor, data: Data, *, seed: int
+    prior: Prior,
+    responsibilities: torch.Tensor,
+    points: torch.Tensor,
+    data: Data,
+    *,
+    seed: int,
+    num_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Data]:
     """The rows of an M-step, and those of the prior.
 
@@ -114,11 +121,17 @@ def with_prior_rows(
         points: The points of the mixture, shape (N, L).
         data: x, or x and y, N rows each.
         seed: Seed of the permutations of y.
+        num_rows: The number of all rows, if these are some of them.
 
     Returns:
         Weights, points and data, of N rows, or of 5 N rows if there are rows without an effect.
     """
-    share = responsibilities + prior.rows / len(points) if prior.rows else responsibilities
+    each = prior.rows / (num_rows or len(points))
+    if prior.rows and isinstance(responsibilities, OnDisk):
+        responsibilities.change(lambda r: r + each)  # in place, as they are only used here
+    share = responsibilities
+    if prior.rows and not isinstance(share, OnDisk):
+        share = share + each
     if not prior.null_rows or len(data) < 2:
         return share, points, data
     null = torch.full_like(share, prior.null_rows / (PERMUTATIONS * len(points)))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, isolated, learned, modules, restore, state
 from .protocols import Differentiable
+from .rows import shuffled
 from .steps import Gradients, Processes
 from .traces import enumerated_traces, row_bounds
 
@@ -199,14 +201,15 @@ class SVI:
             evaluated_once(self.model, self.guide) if at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
         ):
-            order = torch.randperm(num_rows).to(self.data[0].device)
-            batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
+            batches = self._batches(epoch)
+            first = next(batches)
             if processes.size > 1:
                 torch.manual_seed(stream(self.seed, epoch, processes.rank))
             buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
-            for index, rows in enumerate(batches):
-                remaining = at_once * ((self.epochs - epoch) * len(batches) - index)
-                done = (epoch + index / len(batches)) / self.epochs
+            steps = (self.epochs - epoch) * steps_in_epoch(num_rows, self.batch_size)
+            for index, (part, rows) in enumerate(chain([first], batches)):
+                remaining = at_once * max(1, steps - index)
+                done = (epoch + part) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self.data)
                 try:
                     total += self._step(batch, len(rows), buffers, done, remaining)
@@ -221,6 +224,18 @@ class SVI:
             "learning_rate": self._learning_rate(done),
             "seconds": time.perf_counter() - started,
         }
+
+    def _batches(self, epoch: int) -> Iterator[tuple[float, torch.Tensor]]:
+        """The completed share of an epoch before each minibatch, and the rows of the minibatch."""
+        number, done = len(self.data[0]), 0
+        for window in shuffled(number, self.seed, epoch, 13):
+            parts = window.to(self.data[0].device).tensor_split(
+                steps_in_epoch(len(window), self.batch_size)
+            )
+            start, share = done / number, len(window) / number
+            for index, rows in enumerate(parts):
+                yield start + share * (index / len(parts)), rows
+            done += len(window)
 
     def _step(
         self,

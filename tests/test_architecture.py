@@ -25,9 +25,10 @@ BELOW = {
     "rows": {"inference", "lazy"},
     "datasets": {"files", "rows", "lazy", "text", "inference"},
     "fitted": {"rows", "inference", "lazy"},
+    "streams": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
-    "fitting": {"validation", "fitted", "rows", "progress", "inference", "files"},
+    "fitting": {"validation", "fitted", "streams", "rows", "progress", "inference", "files"},
     "plots": {"evaluation", "fitted", "rows", "text", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
     "criticism": {

@@ -10,6 +10,8 @@ import torch
 
 from ..context import reproducible, stream
 from ..em import EM
+from ..rows import OnDisk
+from ..rows.order import chosen
 from .clustering import few_places, unit_variance
 
 ROUNDS = ((1.0, 10), (0.34, 40))  # the share of the starts that run, and their iterations
@@ -48,15 +50,17 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
         for run in runs:
             _iterate(run, iterations)
     best = max(runs, key=_objective)
-    history = best.history if len(rows) == len(whole[0]) else []
+    history = best.history if len(best.data[0]) == len(whole[0]) else []
     return replace(best, data=whole, history=history)
 
 
 def _some(run: EM) -> torch.Tensor:
     number = len(run.data[0])
+    if isinstance(run.data[0], OnDisk):
+        return chosen(run.data, run.seed, ROWS)
     with reproducible(run.seed, 0, 7):
-        chosen = torch.randperm(number)[:ROWS].sort().values
-    return chosen.to(run.data[0].device)
+        order = torch.randperm(number)[:ROWS].sort().values
+    return order.to(run.data[0].device)
 
 
 def _iterate(run: EM, iterations: int) -> None:

@@ -1,6 +1,7 @@
 """How the gradients of a training step are computed: recorded, replayed, shared by processes."""
 
+from pyro_moe.processes import Processes
+
 from .gradients import Gradients
-from .processes import Processes
 
 __all__ = ["Gradients", "Processes"]

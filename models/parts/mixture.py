@@ -6,7 +6,8 @@ from torch import nn
 
 from pyro_moe.distributions import MultivariateNormal, Normal, in_double, one_hot_of
 
-from ..m_steps.moments import distant_rows, shrunk, weighted_moments
+from ..m_steps.blocks import some_rows, total
+from ..m_steps.moments import distant_rows, mean_and_variance, shrunk, weighted_moments
 from .networks import Standardize
 
 COVARIANCES = ("full", "diagonal", "tied")
@@ -149,8 +150,10 @@ class GaussianMixture(nn.Module):
         Args:
             x: Points, shape (N, L), at least K of them.
         """
-        self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
-        u = x if self.units is None else self.units(x)
+        equal = torch.full((1, 1), 1.0 / self.num_components, dtype=torch.float64)
+        self.maximize(x, equal.to(x.device).expand(len(x), self.num_components))
+        (some,) = some_rows(x)
+        u = some if self.units is None else self.units(some)
         self.loc.copy_(u[distant_rows(u, self.num_components)])
 
     def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
@@ -171,8 +174,8 @@ class GaussianMixture(nn.Module):
             responsibilities: r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
-        counts = r.sum(0)
-        variance, mean = torch.var_mean(z, 0, correction=0)
+        counts = total(lambda part: part.sum(0), r)
+        mean, variance = mean_and_variance(z)
         if self.units is not None:
             mean, variance = self.units(mean), self.units.slope.square() * variance
         if not (counts > 0).all():

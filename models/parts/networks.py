@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..m_steps.blocks import Column, Derived, total
 from ..m_steps.least_squares import weighted_least_squares
+from ..m_steps.moments import mean_and_variance
 
 
 class MLP(nn.Sequential):
@@ -84,14 +86,15 @@ class Standardize(nn.Module):
 
     def adapt(self, x: torch.Tensor) -> None:
         """Set m and s from training rows x, shape (N, D)."""
-        x = x.detach().double()
-        varies = (x != x[0]).any(0)
+        first = x[0]
+        varies = total(lambda part: (part != first).sum(0), x) > 0
+        loc, variance = mean_and_variance(x)
+        scale = variance.sqrt()
         if self.robust:
-            low, loc, high = np.quantile(x.cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
-            middle, loc = (torch.from_numpy(each).to(x) for each in ((high - low) / 1.349, loc))
-            scale = torch.where(middle > 0, middle, x.std(0, correction=0))
-        else:
-            loc, scale = x.mean(0), x.std(0, correction=0)
+            numbers = x.detach().double().cpu().numpy()
+            low, loc, high = map(torch.from_numpy, np.quantile(numbers, [0.25, 0.5, 0.75], axis=0))
+            middle = ((high - low) / 1.349).to(scale)
+            scale = torch.where(middle > 0, middle, scale)
         scale = torch.where(varies, scale, 0.0)  # a computed deviation may be a rounding error
         if len(self.scale) == 1:
             scale = scale.square().mean(0, keepdim=True).sqrt()
@@ -212,9 +215,7 @@ class AffineMaps(nn.Module):
         u = self.features(x).double()
         return torch.cat([u, u.new_full((len(u), 1), float(self.intercept))], -1)
 
-    def least_squares(
-        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def least_squares(self, x: torch.Tensor, targets: Column, weights: torch.Tensor) -> Derived:
         """Set each map to its weighted least-squares solution, and return the residuals.
 
         Args:
@@ -227,11 +228,11 @@ class AffineMaps(nn.Module):
         """
         with torch.no_grad():
             coefficients = weighted_least_squares(
-                self.features(x), targets, weights, intercept=self.intercept
+                Derived(self.features, x), targets, weights, intercept=self.intercept
             )
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])
-            return targets.double().unsqueeze(1) - self(x).double()
+        return Derived(lambda x, t: t.double().unsqueeze(1) - self(x).double(), x, targets)
 
 
 class PartlySharedMaps(nn.Module):
@@ -299,8 +300,8 @@ class PartlySharedMaps(nn.Module):
         return torch.cat([blocks, common.repeat(number, 1)], -1)
 
     def least_squares(
-        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, variance: torch.Tensor
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, targets: Column, weights: torch.Tensor, variance: torch.Tensor
+    ) -> Derived:
         """Set the maps to their weighted least-squares solution, and return the residuals.
 
         Args:
@@ -312,15 +313,14 @@ class PartlySharedMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        inputs, found = self.inputs(x), []
-        for values, v in zip(targets.T, variance.expand(-1, targets.shape[1]).T, strict=True):
+        inputs, found, columns = self.inputs(x), [], targets[:].T
+        for values, v in zip(columns, variance.expand(-1, len(columns)).T, strict=True):
             many = values.repeat(weights.shape[1])
             each = (weights.double() / v).T.flatten()
             solution = weighted_least_squares(inputs, many[:, None], each[:, None], intercept=False)
             found.append(solution[0, :-1, 0])
         self.take(torch.stack(found))
-        with torch.no_grad():
-            return targets.double().unsqueeze(1) - self(x).double()
+        return Derived(lambda x, t: t.double().unsqueeze(1) - self(x).double(), x, targets)
 
     def take(self, coefficients: torch.Tensor) -> None:
         """Set all coefficients, shape (P, C)."""

@@ -13,6 +13,8 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
 from pyro_moe.inference.programs import Program
+from pyro_moe.inference.rows import OnDisk
+from pyro_moe.inference.rows.order import SAMPLE, WINDOW
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
 from pyro_moe.rows import as_tensor, has_target
 
@@ -111,24 +113,25 @@ def held_share(validation: float | None, num_rows: int, *, early: bool, restarts
     return float(validation)
 
 
-def split(
-    columns: Sequence[torch.Tensor], share: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of held-out rows and of the other rows, with the same share of known targets.
+def held_rows(columns: Sequence[torch.Tensor], share: float, seed: int) -> torch.Tensor:
+    """Numbers of held-out rows in ascending order, with the same share of known targets.
 
-    If targets are missing, at least one known target is kept.
+    If targets are missing, at least one known target is kept. Of more than 262,144 rows on disk
+    at most 65,536 are held out.
     """
     number = len(columns[0])
+    if not share:
+        return torch.zeros(0, dtype=torch.int64)
     with reproducible(seed):
+        if number > WINDOW and isinstance(columns[0], OnDisk):
+            return torch.randint(number, (min(math.ceil(share * number), SAMPLE),)).unique()
         order = torch.randperm(number)
     known = has_target(columns[1]).cpu()[order] if len(columns) > 1 else torch.ones(number).bool()
     num_known = math.ceil(share * int(known.sum()))
     if not known.all():
         num_known = min(num_known, int(known.sum()) - 1)
     num_others = math.ceil(share * int((~known).sum()))
-    parts = (order[known].tensor_split([num_known]), order[~known].tensor_split([num_others]))
-    held, kept = (torch.cat(each).sort().values for each in zip(*parts, strict=True))
-    return held, kept
+    return torch.cat([order[known][:num_known], order[~known][:num_others]]).sort().values
 
 
 def has_em(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> bool:

@@ -25,7 +25,7 @@ from pyro_moe.validation import check_components
 
 from .checkpoint import Checkpoint
 from .plan import Plan, planned
-from .training import LAST_PHASE, begun, finish, run_of, train
+from .training import LAST_PHASE, begun, finish, run_of, train, with_a_sample
 
 
 @learning()
@@ -67,10 +67,11 @@ def fit(
     Args:
         model: The generative model, called with the columns of a minibatch.
         guide: The variational posterior, called with the same arguments.
-        data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
-            ``Dataset`` of such rows. For a story that takes them, such as `models.ME`, also
-            (x, y, weights) and (x, y, weights, groups): row n stands for w_n rows, and the rows
-            of a group have one assignment.
+        data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames; or a torch
+            ``Dataset`` or ``DataLoader`` of such rows, `streams.Parquet`, or memory maps of numpy,
+            which stay on disk if they have more than four megabytes, see `streams.on_disk`. For a
+            story that takes them, such as `models.ME`, also (x, y, weights) and (x, y, weights,
+            groups): row n stands for w_n rows, and the rows of a group have one assignment.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
             4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
@@ -184,7 +185,7 @@ def fit(
             f"increase by more than {tolerance:g} nats: give more epochs, or a larger tolerance",
             ConvergenceWarning,
         )
-    return best
+    return with_a_sample(best) if plan.streamed else best
 
 
 def _trained(
@@ -225,11 +226,14 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
         A new fit. The given one is unchanged.
 
     Raises:
-        ValueError: If training stopped in an initial phase, or if the fit was restored from a run
-            folder, which does not contain the optimizer.
+        ValueError: If training stopped in an initial phase, if the fit was restored from a run
+            folder, which does not contain the optimizer, or if its rows were on disk.
     """
     if fit.run is None:
-        raise ValueError("expected a fit with its optimizer; got one of a run folder")
+        raise ValueError(
+            "expected a fit with its rows and optimizer; "
+            "got one of a run folder, or of rows on disk"
+        )
     phase = fit.history[-1]["phase"] if fit.history else "training"
     if not fit.run.history and phase == "training" and fit.history:
         phase = LAST_PHASE  # which was stopped in its first epoch

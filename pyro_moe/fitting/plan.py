@@ -2,18 +2,22 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 
+from pyro_moe.fitted import described
 from pyro_moe.inference.em import ITERATIONS
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
+from pyro_moe.inference.rows import OnDisk, without
 from pyro_moe.inference.svi import steps_in_epoch
-from pyro_moe.rows import Data, column_names
+from pyro_moe.rows import Data
+from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns
 
 from .arguments import (
@@ -22,8 +26,8 @@ from .arguments import (
     check_schedules,
     check_start,
     has_em,
+    held_rows,
     held_share,
-    split,
 )
 from .choice import chosen_prior, with_networks
 from .columns import columns_of
@@ -41,8 +45,7 @@ class Plan:
         model: The caller's model, which is not changed.
         guide: The caller's guide.
         columns: All rows, in the type and on the device of the fit.
-        held: Numbers of the held-out rows.
-        kept: Numbers of the training rows.
+        held: Numbers of the held-out rows, in ascending order.
         num_components: K, or None for a model without ``c``.
         loss: The objective, which is not ``"auto"`` any more.
         start: The name of a start, or responsibilities of the training rows.
@@ -54,7 +57,6 @@ class Plan:
     guide: Program
     columns: tuple[torch.Tensor, ...]
     held: torch.Tensor
-    kept: torch.Tensor
     num_components: int | None
     loss: str | ELBO
     start: str | torch.Tensor
@@ -65,6 +67,16 @@ class Plan:
     def by_em(self) -> bool:
         """Whether the objective is maximized by EM."""
         return isinstance(self.loss, str) and self.loss == "em"
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are on disk."""
+        return any(isinstance(column, OnDisk) for column in self.columns)
+
+    @cached_property
+    def training_columns(self) -> tuple[torch.Tensor, ...]:
+        """The rows that are not held out."""
+        return tuple(without(column, self.held) for column in self.columns)
 
 
 def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
@@ -81,6 +93,8 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         ValueError: If an argument is invalid.
     """
     _check(options)
+    names = described(data)["columns"]
+    data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
     initialize = options["initialize"]
     if initialize is None:
@@ -88,7 +102,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         initialize = story.start if isinstance(story, HasStart) else "random"
     keep = isinstance(initialize, str) and initialize == "keep"
     learns = not (options["epochs"] == 0 and keep)
-    columns, loss, num_components = _resolved(model, guide, data, options, learns=learns)
+    columns, loss, num_components = _resolved(model, guide, data, names, options, learns=learns)
     by_em = isinstance(loss, str) and loss == "em"
     if len(columns) > 3 and not by_em:
         raise ValueError(f"expected loss='em' for rows in groups; got {loss!r}")
@@ -104,15 +118,16 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if not by_em:
         early = epochs is None and prior.rows < 1.0
         share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
-    held, kept = split(columns, share if learns else 0.0, seed)
-    if learns and len(kept) < (num_components or 1):
+    held = held_rows(columns, share if learns else 0.0, seed)
+    kept = len(columns[0]) - len(held)
+    if learns and kept < (num_components or 1):
         raise DataError(
             f"expected at least as many rows as components, {num_components or 1}; "
-            f"got {len(kept)}, with {len(held)} held out"
+            f"got {kept}, with {len(held)} held out"
         )
     patience = options["patience"]
     settings = {
-        **_lengths(options, len(columns[0]), share, by_em=by_em, start=start),
+        **_lengths(options, len(columns[0]), kept, by_em=by_em, start=start),
         "learning_rate": 5e-3 if options["learning_rate"] is None else options["learning_rate"],
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
         "temperature": options["temperature"],
@@ -125,8 +140,8 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "missing_targets": options["missing_targets"],
         "seed": seed,
     }
-    start = start if isinstance(start, str) else start[kept]
-    return Plan(model, guide, columns, held, kept, num_components, loss, start, prior, settings)
+    start = start if isinstance(start, str) else without(start, held)
+    return Plan(model, guide, columns, held, num_components, loss, start, prior, settings)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -143,7 +158,13 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _resolved(
-    model: Program, guide: Program, data: Data, options: dict[str, Any], *, learns: bool
+    model: Program,
+    guide: Program,
+    data: Data,
+    names: tuple[str, ...] | None,
+    options: dict[str, Any],
+    *,
+    learns: bool,
 ) -> tuple[tuple[torch.Tensor, ...], str | ELBO, int | None]:
     """The columns, the objective and K, after all checks of model and data."""
     loss = options["loss"]
@@ -153,11 +174,11 @@ def _resolved(
     )
     one, other = isolated(model, guide)
     for part in modules(one, other):
-        part.to(columns[0]).eval()
+        part.to(columns[0][:1]).eval()
     assigns = isinstance(loss, str) and loss == "categorical-kl"
     num_components = check(one, other, columns, learns=learns, assigns=assigns)
     if learns:
-        check_columns(columns, column_names(data))
+        check_columns(columns, names)
     if isinstance(loss, str) and loss == "auto":
         of_gradients = ("batch_size", "learning_rate", "temperature", "validation", "patience")
         em = all(options[name] is None for name in of_gradients) and has_em(one, other, columns)
@@ -168,7 +189,7 @@ def _resolved(
 
 
 def _lengths(
-    options: dict[str, Any], num_rows: int, share: float, *, by_em: bool, start: Any
+    options: dict[str, Any], num_rows: int, kept: int, *, by_em: bool, start: Any
 ) -> dict[str, Any]:
     """Rows of a minibatch, and epochs of the initial phases and of the training.
 
@@ -176,7 +197,6 @@ def _lengths(
     """
     epochs, initial_epochs = options["epochs"], options["initial_epochs"]
     batch_size = options["batch_size"]
-    kept = num_rows - math.ceil(share * num_rows)
     steps = steps_in_epoch(num_rows if batch_size is None else kept, batch_size or 256)
     size = -(-kept // steps) if batch_size is None else batch_size
     found: dict[str, Any] = {"batch_size": max(1, min(size, kept))}

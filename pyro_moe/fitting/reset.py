@@ -12,7 +12,7 @@ def reset(
 ) -> None:
     """Initialize the parameters, and set the units of stories from the data."""
     for part in modules(model, guide):
-        part.to(data[0]).eval()  # only the epochs of `SVI` are in training mode
+        part.to(data[0][:1]).eval()  # only the epochs of `SVI` are in training mode
         if keep:
             continue
         with reproducible(seed):

@@ -8,13 +8,15 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, Training
+from pyro_moe.fitted.training import fingerprint
 from pyro_moe.inference.context import stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
 from pyro_moe.inference.prior import with_ridge
 from pyro_moe.inference.programs import Programs, isolated
+from pyro_moe.inference.rows import sample
 from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.progress import Progress
 
@@ -49,15 +51,14 @@ def run_of(plan: Plan, number: int) -> Any:
         plan: The plan of the fit.
         number: The number of the start.
     """
-    held, kept, settings = plan.held, plan.kept, plan.settings
-    data = tuple(column[kept] for column in plan.columns)
+    held, data, settings = plan.held, plan.training_columns, plan.settings
     model, guide = isolated(plan.model, plan.guide)
     seed = stream(settings["seed"], number)
     reset(model, guide, data, seed, keep=settings["initialize"] == "keep")
     if plan.by_em:
         return EM(model, guide, data, settings["epochs"], seed, plan.prior, settings["tolerance"])
     with_ridge(plan.prior, model, guide)
-    elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(kept))
+    elbo, treatment = objective(plan.loss, prior=plan.prior, num_rows=len(data[0]))
     temperature = settings["temperature"]
     return SVI(
         model,
@@ -129,6 +130,13 @@ def train(
     if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
         elbo = fitted.run.held_out_elbo
     return replace(fitted, stopped=stopped, held_out_elbo=elbo)
+
+
+def with_a_sample(fitted: Fit) -> Fit:
+    """A fit that has a sample of its rows, and what is to be remembered of all of them."""
+    training = replace(Training.of(fitted.data), fingerprint=fingerprint(fitted.data), sampled=True)
+    data = sample(fitted.data, fitted.settings["seed"])
+    return replace(fitted, data=data, restored=training, run=None)
 
 
 def finish(

@@ -21,8 +21,8 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
             rows, since log-densities of deep stories take time.
     """
     training = fit.restored
-    if training is None:
-        found = fingerprint(fit.data)
+    if training is None or training.sampled:
+        found = fingerprint(fit.data) if training is None else training.fingerprint
         if before is not None and remembered(before).fingerprint == found:
             return before
         training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))
