@@ -24,6 +24,19 @@ from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
+NewOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+
+
+def adam(parameters: list[torch.Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Adam, or AdamW with a decay of the parameters that is not part of the gradients.
+
+    Args:
+        parameters: The parameters.
+        weight_decay: The share of a parameter that a step takes off, times the learning rate.
+    """
+    if weight_decay:
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=1.0, fused=True)
 
 
 class NonFiniteError(Exception):
@@ -40,7 +53,7 @@ class NonFiniteError(Exception):
 
 @dataclass
 class SVI:
-    """A run of Adam on an ELBO, which can be stopped and continued with the same results.
+    """A run of an optimizer on an ELBO, which can be stopped and continued with equal results.
 
     The random numbers of an epoch depend only on the seed and the number of the epoch. Learning
     rate and temperature depend only on the share of the run that is completed.
@@ -67,8 +80,9 @@ class SVI:
         history: One record for each epoch: epoch, elbo (nats per row), temperature,
             learning_rate, seconds, and held_out_elbo where it was computed.
         store: The state of Pyro's parameter store that belongs to this run.
-        optimizer: Adam with its moments, or None before the first step.
+        optimizer: The optimizer with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
+        new_optimizer: A function of the parameters that makes the optimizer, see `adam`.
         gradients: How the gradients of a minibatch are computed.
     """
 
@@ -87,8 +101,9 @@ class SVI:
     patience: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
-    optimizer: torch.optim.Adam | None = None
+    optimizer: torch.optim.Optimizer | None = None
     best: dict[str, torch.Tensor] | None = None
+    new_optimizer: NewOptimizer = adam
     gradients: Gradients = field(default_factory=Gradients, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
@@ -289,17 +304,20 @@ class SVI:
             return self.learning_rate(done)
         return self.learning_rate * one_cycle(done)
 
-    def _optimizer(self) -> torch.optim.Adam:
-        """Adam over all parameters that the programs have registered so far."""
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of all parameters that the programs have registered so far."""
         self.store.update(pyro.get_param_store().get_state())
         parameters = list(self.parameters().values())
         if not parameters:
             raise ValueError("expected a model or guide with parameters to learn; got none")
         if self.optimizer is None:
-            self.optimizer = torch.optim.Adam(parameters, lr=1.0, fused=True)
+            self.optimizer = self.new_optimizer(parameters)
         (group,) = self.optimizer.param_groups
         known = {id(p) for p in group["params"]}
-        group["params"] += [p for p in parameters if id(p) not in known]
+        others = [p for p in parameters if id(p) not in known]
+        if others:
+            group["params"] += others
+            self.optimizer.state.update(self.new_optimizer(others).state)
         return self.optimizer
 
     def _culprit(self, batch: Data, temperature: float) -> str:
@@ -353,7 +371,10 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A copy of an optimizer's state."""
     found = optimizer.state_dict()
     found["state"] = {
-        number: {name: value.clone() for name, value in tensors.items()}
+        number: {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in tensors.items()
+        }
         for number, tensors in found["state"].items()
     }
     return found

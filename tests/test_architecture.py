@@ -16,8 +16,9 @@ FOLDERS = {
 # inference.
 BELOW = {
     "distributions": set(),
-    "inference": {"distributions"},
-    "models": {"distributions"},
+    "processes": set(),
+    "inference": {"distributions", "processes"},
+    "models": {"distributions", "processes"},
     "progress": set(),
     "lazy": set(),
     "files": {"inference"},

@@ -14,7 +14,7 @@ import torch
 from ..errors import DataError
 
 IN_MEMORY = 2**22  # bytes of rows that are not left on disk
-READ = 2**23  # bytes that are read before their pages are given back
+READ = 2**22  # bytes that are read before their pages are given back
 PAGES = 2**16  # bytes that the system may map for one row
 
 

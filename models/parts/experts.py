@@ -180,7 +180,7 @@ class GeneralizedLinear(Experts):
             start = maps.coefficients.double()
             blocks: Any = Derived(maps.inputs, context)
             found = self.newton_step(blocks, y, weights, start, context)
-            many = total(lambda r: (r > 1e-12).sum(0), weights)
+            many = total(lambda r: (r > 1e-12).double().sum(0), weights)
             used = (many > 0)[:, None, None]  # the others stay as they are
             coefficients = torch.where(used, found, start)
             maps.weight.copy_(coefficients[..., :-1])

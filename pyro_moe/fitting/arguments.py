@@ -16,6 +16,7 @@ from pyro_moe.inference.programs import Program
 from pyro_moe.inference.rows import OnDisk
 from pyro_moe.inference.rows.order import SAMPLE, WINDOW
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
+from pyro_moe.inference.svi import adam
 from pyro_moe.rows import as_tensor, has_target
 
 PRIORS = {"weak": WEAK, "none": FLAT}
@@ -38,6 +39,40 @@ def check_schedules(learning_rate: Any, temperature: Any) -> None:
     tau = 1.0 if temperature is None or callable(temperature) else temperature
     if not (isinstance(tau, Real) and float(tau) > 0):
         raise ValueError(f"expected temperature above 0, or a function; got {tau!r}")
+
+
+def check_optimizer(optimizer: Any, weight_decay: Any) -> torch.optim.Optimizer:
+    """The optimizer of one number, for which a step has been tried.
+
+    Args:
+        optimizer: A function of a list of parameters, or None for Adam.
+        weight_decay: The decay of the parameters by Adam.
+
+    Raises:
+        ValueError: If it is no optimizer of one group of parameters, or its steps need more than
+            gradients; or if there is a decay for another optimizer than Adam.
+    """
+    if not (isinstance(weight_decay, Real) and 0 <= float(weight_decay) < math.inf):
+        raise ValueError(f"expected weight_decay of at least 0; got {weight_decay!r}")
+    if optimizer is not None and weight_decay:
+        raise ValueError(
+            "expected weight_decay as an argument of the optimizer; got optimizer=… and "
+            f"weight_decay={weight_decay!r}"
+        )
+    number = torch.zeros(1, requires_grad=True)
+    number.grad = torch.zeros(1)
+    try:
+        found = adam([number], weight_decay) if optimizer is None else optimizer([number])
+        (group,) = found.param_groups
+        found.step()
+        float(group["lr"])
+    except Exception as error:  # whatever a function of the caller's raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            "expected optimizer to be a function of a list of parameters that returns an optimizer "
+            f"of torch, whose steps need their gradients alone; got {optimizer!r}: {reason}"
+        ) from error
+    return found
 
 
 def check_prior(prior: Any) -> Prior | None:

@@ -30,7 +30,7 @@ _NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{16})\.safetensors")
 class Checkpoint:
     """The states of the phases of a fit in a folder, the last two of each.
 
-    A state has the parameters and buffers, Adam's moments, the best state so far, and the
+    A state has the parameters and buffers, the optimizer's moments, the best state so far, and the
     history, on which early stopping and the schedules depend. The random numbers of an epoch
     depend on the seed and its number alone. The name of a file has a hash of its content, so that
     a damaged file is passed over, and the one before it is used.
@@ -151,14 +151,18 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
             names = {id(value): name for name, value in run.parameters().items()}
             (group,) = run.optimizer.param_groups
             values["optimized"] = [names[id(p)] for p in group["params"]]
+            values["numbers"] = {}
             for p, moments in run.optimizer.state.items():
-                parts |= {f"moments.{names[id(p)]}": moments}
-    tensors = {
+                tensors = {k: v for k, v in moments.items() if torch.is_tensor(v)}
+                parts[f"moments.{names[id(p)]}"] = tensors
+                others = {k: v for k, v in moments.items() if k not in tensors}
+                values["numbers"][names[id(p)]] = others
+    found = {
         f"{part}/{name}": value.detach().contiguous()
         for part, named in parts.items()
         for name, value in named.items()
     }
-    return tensors, {"values": json.dumps(values)}
+    return found, {"values": json.dumps(values)}
 
 
 def _set(
@@ -179,10 +183,10 @@ def _set(
         if "optimized" in values:
             named = run.parameters()
             learned = [named[name] for name in values["optimized"]]
-            run.optimizer = torch.optim.Adam(learned, lr=1.0, fused=True)
-            for name in values["optimized"]:
-                if f"moments.{name}" in parts:
-                    run.optimizer.state[named[name]] = parts[f"moments.{name}"]
+            run.optimizer = run.new_optimizer(learned)
+            for name, numbers in values["numbers"].items():
+                moments = {**numbers, **parts.get(f"moments.{name}", {})}
+                run.optimizer.state[named[name]] = moments
     return records
 
 

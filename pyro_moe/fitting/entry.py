@@ -18,7 +18,7 @@ from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs
 from pyro_moe.inference.starts.several import best_start
-from pyro_moe.inference.svi import Schedule
+from pyro_moe.inference.svi import NewOptimizer, Schedule
 from pyro_moe.progress import Progress
 from pyro_moe.rows import Data
 from pyro_moe.validation import check_components
@@ -37,6 +37,8 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: Schedule | None = None,
+    optimizer: NewOptimizer | None = None,
+    weight_decay: float = 0.0,
     loss: str | ELBO = "auto",
     temperature: Schedule | None = None,
     initialize: Any = None,
@@ -77,9 +79,14 @@ def fit(
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
             ``initialize="keep"`` returns a fit with the given parameters.
         batch_size: Maximum number of rows in a minibatch, 256 if None. All are nearly equal.
-        learning_rate: Peak step size of Adam, 5e-3 if None. It is reached after 30 % of the run,
+        learning_rate: Peak step size, 5e-3 if None. It is reached after 30 % of the run,
             and the step size falls to zero at the end. Or a function of the completed share of
-            the run. For large networks choose a smaller value, such as 1e-3.
+            the run. For large networks choose a smaller value, such as 1e-3. With ``optimizer``,
+            None is the step size of the optimizer.
+        optimizer: A function of a list of parameters that returns an optimizer of torch, or its
+            class; Adam if None. One with one group of parameters, whose steps need no closure.
+        weight_decay: The decay of all parameters in a step of Adam, times the step size, as in
+            `torch.optim.AdamW`.
         loss: ``"auto"``: ``"em"`` if the model is that of a shipped story with an M-step for every
             parameter, and no argument is given that belongs to gradients; ``"marginal"``
             otherwise. Or ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's
@@ -158,6 +165,8 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
         loss=loss,
         temperature=temperature,
         initialize=initialize,
@@ -231,8 +240,7 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
     """
     if fit.run is None:
         raise ValueError(
-            "expected a fit with its rows and optimizer; "
-            "got one of a run folder, or of rows on disk"
+            "expected a fit with its optimizer; got one of a run folder, or of rows on disk"
         )
     phase = fit.history[-1]["phase"] if fit.history else "training"
     if not fit.run.history and phase == "training" and fit.history:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.rows import OnDisk, without
-from pyro_moe.inference.svi import steps_in_epoch
+from pyro_moe.inference.svi import NewOptimizer, adam, steps_in_epoch
 from pyro_moe.rows import Data
 from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns
 
 from .arguments import (
     check_numbers,
+    check_optimizer,
     check_prior,
     check_schedules,
     check_start,
@@ -51,6 +52,7 @@ class Plan:
         start: The name of a start, or responsibilities of the training rows.
         prior: The prior of the parameters.
         settings: The arguments of `fit`, including defaults.
+        new_optimizer: A function of the parameters that makes the optimizer.
     """
 
     model: Program
@@ -62,6 +64,7 @@ class Plan:
     start: str | torch.Tensor
     prior: Prior
     settings: dict[str, Any]
+    new_optimizer: NewOptimizer
 
     @property
     def by_em(self) -> bool:
@@ -93,6 +96,10 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         ValueError: If an argument is invalid.
     """
     _check(options)
+    optimizer = check_optimizer(options["optimizer"], options["weight_decay"])
+    rate = options["learning_rate"]
+    if rate is None:
+        rate = 5e-3 if options["optimizer"] is None else optimizer.param_groups[0]["lr"]
     names = described(data)["columns"]
     data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
@@ -128,7 +135,9 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     patience = options["patience"]
     settings = {
         **_lengths(options, len(columns[0]), kept, by_em=by_em, start=start),
-        "learning_rate": 5e-3 if options["learning_rate"] is None else options["learning_rate"],
+        "learning_rate": rate,
+        "optimizer": type(optimizer).__name__,
+        "weight_decay": float(options["weight_decay"]),
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
         "temperature": options["temperature"],
         "initialize": initialize if isinstance(initialize, str) else "responsibilities",
@@ -141,7 +150,10 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "seed": seed,
     }
     start = start if isinstance(start, str) else without(start, held)
-    return Plan(model, guide, columns, held, num_components, loss, start, prior, settings)
+    new_optimizer = options["optimizer"] or partial(adam, weight_decay=options["weight_decay"])
+    return Plan(
+        model, guide, columns, held, num_components, loss, start, prior, settings, new_optimizer
+    )
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -180,8 +192,16 @@ def _resolved(
     if learns:
         check_columns(columns, names)
     if isinstance(loss, str) and loss == "auto":
-        of_gradients = ("batch_size", "learning_rate", "temperature", "validation", "patience")
-        em = all(options[name] is None for name in of_gradients) and has_em(one, other, columns)
+        of_gradients = (
+            "batch_size",
+            "learning_rate",
+            "temperature",
+            "validation",
+            "patience",
+            "optimizer",
+        )
+        plain = all(options[name] is None for name in of_gradients) and not options["weight_decay"]
+        em = plain and has_em(one, other, columns)
         loss = "em" if em else "marginal"
         if em and learns:
             columns = columns_of(model, guide, data, double=True, **to_tensors)

@@ -74,6 +74,7 @@ def run_of(plan: Plan, number: int) -> Any:
         seed=seed,
         held_out=tuple(column[held] for column in plan.columns) if len(held) else None,
         patience=settings["patience"],
+        new_optimizer=plan.new_optimizer,
     )
 
 

@@ -146,7 +146,12 @@ FIT = _record(
         "missing_targets": _flag,
         "seed": _whole(most=2**128),
     },
-    {"learning_rate": RATE, "temperature": _or_none(RATE)},  # which may be functions
+    {
+        "learning_rate": RATE,  # which may be a function, as the next
+        "temperature": _or_none(RATE),
+        "optimizer": _text,  # which older runs lack, as the next
+        "weight_decay": RATE,
+    },
 )
 SOURCE = _record(
     {
