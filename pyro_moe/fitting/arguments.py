@@ -62,7 +62,7 @@ def check_optimizer(optimizer: Any, weight_decay: Any) -> torch.optim.Optimizer:
     number = torch.zeros(1, requires_grad=True)
     number.grad = torch.zeros(1)
     try:
-        found = adam([number], weight_decay) if optimizer is None else optimizer([number])
+        found = adam([number], float(weight_decay)) if optimizer is None else optimizer([number])
         (group,) = found.param_groups
         found.step()
         float(group["lr"])

@@ -11,6 +11,7 @@ APART = {
     "files",
     "lazy",
     "text",
+    "processes",
     "images",
     "table1",
 }  # single files, which the page names in its text
