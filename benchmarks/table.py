@@ -135,6 +135,25 @@ def engine() -> str:
     return table(("work", "pyro-moe, s", "peer", "peer, s", "ratio"), rows)
 
 
+def memory() -> str:
+    """Peak memory of fits of rows in a file."""
+    rows = []
+    for run in recorded("memory"):
+        few, many = run["mebibytes"], run["of_ten_times"]
+        growth = f"{100 * (many / few - 1):+.0f} %"
+        rows.append((run["story"], f"{run['rows']:,}", f"{few:.0f}", f"{many:.0f}", growth))
+    return table(("story", "rows", "MiB", "MiB, ten times the rows", "growth"), rows)
+
+
+def processes() -> str:
+    """Seconds by one process and by two."""
+    rows = []
+    for run in recorded("processes"):
+        one, two = run["one"], run["seconds"]
+        rows.append((run["work"], f"{one:.3g}", f"{two:.3g}", f"{one / two:.2f}"))
+    return table(("work", "one process, s", "two, s", "speed-up"), rows)
+
+
 def steps() -> str:
     """Milliseconds of a training step, and ratios."""
     rows = []
@@ -334,6 +353,8 @@ MADE = (
     intervals,
     false_alarms,
     engine,
+    memory,
+    processes,
     steps,
 )
 

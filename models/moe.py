@@ -107,8 +107,10 @@ class MixtureOfExperts(nn.Module):
         if weights is not None:
             responsibilities = responsibilities * weights.unsqueeze(-1)
         if hasattr(self.gate, "maximize"):
-            sizes = 1.0 if groups is None else rows_in_group(groups, weights).unsqueeze(-1)
-            self.gate.maximize(x, responsibilities / sizes)
+            shares = responsibilities
+            if groups is not None:  # without groups they may be on disk, and are not copied
+                shares = shares / rows_in_group(groups, weights).unsqueeze(-1)
+            self.gate.maximize(x, shares)
         if y is not None:
             self.experts.maximize(x, y, responsibilities)
 

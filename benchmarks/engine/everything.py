@@ -2,7 +2,7 @@
 
     python benchmarks/engine/everything.py --tables FOLDER
 
-A peer that is not on this machine is left out with a word. `python benchmarks/table.py --write` then
+A peer that is not on this machine is left out with a word. Then `python benchmarks/table.py --write`
 writes the tables of the page.
 """
 

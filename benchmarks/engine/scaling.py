@@ -10,7 +10,6 @@ Each measurement is a process of its own, of one thread.
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,11 +31,11 @@ from pyro_moe.inference.steps import Processes
 from pyro_moe.inference.svi import SVI
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "cost.png"
-ROWS, DIM, NUMBER = 10**6, 4, 3
+ROWS, DIM, NUMBER = 2 * 10**5, 4, 3
 STORIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "GMM": (lambda: models.GMM(DIM, NUMBER), {"epochs": 2, "restarts": 2}),
     "ME": (lambda: models.ME(DIM - 1, 1, NUMBER), {"epochs": 2, "restarts": 2}),
-    "VAE": (lambda: models.VAE(DIM, 2, hidden=(32,)), {"epochs": 1, "batch_size": 1000}),
+    "VAE": (lambda: models.VAE(DIM, 2, hidden=(32,)), {"epochs": 1, "batch_size": 500}),
 }
 AXES: dict[str, tuple[int, ...]] = {
     "rows": (10**3, 10**4, 10**5, 10**6),
@@ -48,7 +47,7 @@ USUAL = {"rows": 10**5, "batch": 256, "K": 5, "D": 8}
 
 
 def memory() -> None:
-    """Peak memory of fits of rows in a file, of a million rows and of ten million."""
+    """Peak memory of fits of rows in a file, of 200,000 rows and of two million."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         for name in STORIES:
             few, many = (measured("peak", name, rows, folder) for rows in (ROWS, 10 * ROWS))
@@ -98,7 +97,7 @@ def processes() -> None:
 def em(folder: str | None = None, rank: str = "0") -> float:
     """Seconds of the clock of an iteration of EM of a mixture of a million rows."""
     join(folder, rank)
-    run = run_of_em(ROWS, 5, DIM)
+    run = run_of_em(5 * ROWS, 5, DIM)
     return clock(run) / 3
 
 
@@ -159,39 +158,40 @@ def clock(run: Iterable[Any]) -> float:
 
 
 def cost() -> None:
-    """Microseconds a row, of an iteration of EM and of a step, along each axis."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Microseconds a row, of an iteration of EM and of an epoch, along each axis."""
     for axis, values in AXES.items():
-        found[axis] = {"EM": [], "step": []}
         for value in values:
             at = {**USUAL, axis: value}
-            run = run_of_em(at["rows"], at["K"], at["D"])
-            next(iter(run))
-            seconds = timing.cpu_seconds(lambda run=run: list(run)) / 2
-            found[axis]["EM"].append(1e6 * seconds / at["rows"])
+            em_run = run_of_em(at["rows"], at["K"], at["D"])
             rows = min(at["rows"], 40 * at["batch"])
-            svi = run_of_svi(rows, at["batch"], at["K"], at["D"], epochs=4)
-            epochs = iter(svi)
-            next(epochs), next(epochs)
-            each = [timing.cpu_seconds(lambda epochs=epochs: next(epochs)) for _ in range(2)]
-            found[axis]["step"].append(1e6 * statistics.mean(each) / rows)
-            for work, costs in found[axis].items():
-                print(f"{axis}={value}, {work}: {costs[-1]:.3f} µs a row", flush=True)
+            steps = run_of_svi(rows, at["batch"], at["K"], at["D"], epochs=4)
+            works = ("iteration of EM", em_run, at["rows"]), ("epoch", steps, rows)
+            for work, run, number in works:
+                records = iter(run)
+                next(records), next(records)  # in which steps are recorded
+                before = len(run.history)
+                seconds = timing.cpu_seconds(lambda records=records: list(records))
+                micro = 1e6 * seconds / (len(run.history) - before) / number
+                print(f"{axis}={value}, {work}: {micro:.3f} µs a row", flush=True)
                 key = {"axis": axis, "value": value, "work": work}
-                timing.record.write("cost", key, {"microseconds": costs[-1]})
-    draw(found)
+                timing.record.write("cost", key, {"microseconds": micro})
+    chart()
 
 
-def draw(found: dict[str, dict[str, list[float]]]) -> None:
-    """The chart of docs/benchmarks.md."""
+def chart() -> None:
+    """Draw the costs that were recorded."""
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     panels = figure.subplots(1, len(AXES), sharey=True)
     names = {"rows": "rows", "batch": "rows in a step", "K": "components K", "D": "columns D"}
     for panel, (axis, values) in zip(panels, AXES.items(), strict=True):
-        for work, label, mark in (("EM", "iteration of EM", "o-"), ("step", "epoch", "s--")):
-            if (axis, work) != ("batch", "EM"):
-                panel.loglog(values, found[axis][work], mark, label=label)
+        for work, style in (("iteration of EM", "C0o-"), ("epoch", "C1s--")):
+            found = timing.record.recorded("cost", axis=axis, work=work)
+            if (axis, work) != ("batch", "iteration of EM"):
+                points = [(run["value"], run["microseconds"]) for run in found]
+                panel.loglog(*zip(*points, strict=True), style, label=work)
         panel.set_xlabel(names[axis])
+        panel.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("µs of CPU a row")
     panels[0].legend(frameon=False)
@@ -219,7 +219,7 @@ def measured(*words: Any) -> float:
 
 
 WORK: dict[str, Any] = {
-    each.__name__: each for each in (memory, peak, write, processes, em, step, cost)
+    each.__name__: each for each in (memory, peak, write, processes, em, step, cost, chart)
 }
 
 if __name__ == "__main__":

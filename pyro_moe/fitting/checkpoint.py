@@ -14,11 +14,10 @@ from safetensors.torch import save as serialized
 
 from pyro_moe import files
 from pyro_moe.fitted.training import fingerprint
-from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.inference.programs import restore, state
 from pyro_moe.inference.svi import SVI
-from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.inference.traces import create_parameters
 
 from .plan import Plan
 
@@ -174,7 +173,9 @@ def _set(
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value.to(device)
-    _create_parameters(run, set(parts["now"]), width)
+    if not set(parts["now"]) <= set(state(run.store, run.model, run.guide)):
+        example = (column[:1] for column in run.data[:width])
+        create_parameters(run.model, run.guide, run.store, *example)
     restore(parts["now"], run.store, run.model, run.guide)
     records = values["history"][len(run.history) :]
     run.history[:] = values["history"]
@@ -188,12 +189,3 @@ def _set(
                 moments = {**numbers, **parts.get(f"moments.{name}", {})}
                 run.optimizer.state[named[name]] = moments
     return records
-
-
-def _create_parameters(run: Any, names: set[str], width: int) -> None:
-    """Create the `pyro.param`s of programs, which their first step would have created."""
-    if names <= set(state(run.store, run.model, run.guide)):
-        return
-    example = tuple(column[:1] for column in run.data[:width])
-    with torch.no_grad(), reproducible(run.seed), running(run.store):
-        enumerated_traces(run.model, run.guide, *example)
