@@ -2,8 +2,8 @@
 
     python benchmarks/engine/everything.py --tables FOLDER
 
-A peer that is not on this machine is left out with a word. Then `python benchmarks/table.py --write`
-writes the tables of the page.
+A peer that is not on this machine is left out with a word. After it, the tables of the page are
+written by `python benchmarks/table.py --write`.
 """
 
 import argparse
