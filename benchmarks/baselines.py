@@ -26,7 +26,8 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pyro_moe import Rows, table1
+from pyro_moe import Rows
+from pyro_moe.paper import table1
 
 SCIKIT_LEARN = ("least squares", "gradient boosting", "MLP", "class known")
 METHODS = (*SCIKIT_LEARN, "SMT")

@@ -16,7 +16,7 @@ from intervals import FEW
 from record import Run, recorded
 from table1 import WITH_Z, Z_DIMS
 
-from pyro_moe.table1 import METHODS, PAPER, Y_DIMS
+from pyro_moe.paper.table1 import METHODS, PAPER, Y_DIMS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 LENGTHS = (1, 2, 5, 10)
@@ -133,6 +133,25 @@ def engine() -> str:
         peer = (run["peer"], f"{theirs:.3g}", f"{ours / theirs:.2f}") if theirs else ("", "", "")
         rows.append((run["work"], f"{ours:.3g}", *peer))
     return table(("work", "pyro-moe, s", "peer", "peer, s", "ratio"), rows)
+
+
+def memory() -> str:
+    """Peak memory of fits of rows in a file."""
+    rows = []
+    for run in recorded("memory"):
+        few, many = run["mebibytes"], run["of_ten_times"]
+        growth = f"{100 * (many / few - 1):+.0f} %"
+        rows.append((run["story"], f"{run['rows']:,}", f"{few:.0f}", f"{many:.0f}", growth))
+    return table(("story", "rows", "MiB", "MiB, ten times the rows", "growth"), rows)
+
+
+def processes() -> str:
+    """Seconds by one process and by two."""
+    rows = []
+    for run in recorded("processes"):
+        one, two = run["one"], run["seconds"]
+        rows.append((run["work"], f"{one:.3g}", f"{two:.3g}", f"{one / two:.2f}"))
+    return table(("work", "one process, s", "two, s", "speed-up"), rows)
 
 
 def steps() -> str:
@@ -360,6 +379,8 @@ MADE = (
     defaults,
     false_alarms,
     engine,
+    memory,
+    processes,
     steps,
 )
 

@@ -16,9 +16,9 @@ import mnist
 import record
 import torch
 
-from pyro_moe import table1
+from pyro_moe.paper import table1
 
-Z_DIMS = {"spiral": 2, "mnist": 10}  # the defaults of pyro_moe.table1
+Z_DIMS = {"spiral": 2, "mnist": 10}  # the defaults of pyro_moe.paper.table1
 WITH_Z = ("VaDE-MoE", "DVMoE")
 
 

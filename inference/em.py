@@ -14,6 +14,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_moe.processes import Processes
+
 from .context import all_or_nothing, late_imports, reproducible, running
 from .errors import SiteError
 from .handlers import (
@@ -37,6 +39,7 @@ from .prior import (
 )
 from .programs import Program, beside, isolated, learned, modules
 from .protocols import Completes, Maximizable, MixturePart, MStep, Penalized
+from .rows import OnDisk, empty
 from .svi import Data
 from .traces import assigned_bounds, compute_log_prob, is_labeled, row_log_weights
 
@@ -44,6 +47,7 @@ ITERATIONS = 1000
 TOLERANCE = 1e-3
 ROWS = 2**15
 VALUES = 2**22
+SHARED = 10_000  # rows that are worth a message
 
 Columns = tuple[torch.Tensor | None, ...]
 Read = Callable[["Block"], Any]
@@ -63,6 +67,9 @@ class EM:
     ``maximize`` of its mixtures, see `maximize`, on the rows and those of the prior. The
     log-likelihood plus the log-density of the prior does not decrease from one iteration to the
     next, up to the ridge and shrinkage of covariances.
+
+    In a process group of `torch.distributed` each process takes its share of many rows, and the
+    sums of both steps are those of all rows. All processes are given the same rows and seed.
 
     Attributes:
         model: A Pyro program without latent variables besides ``c``.
@@ -105,7 +112,9 @@ class EM:
             SiteError: If there is a latent site besides ``c``.
             ValueError: If a parameter belongs to no part that has an M-step.
         """
-        checked = False
+        checked, processes = False, Processes.running()
+        processes.expect_alike("rows", self.data)
+        processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         while len(self.history) < self.epochs and not self.converged:
             started = time.perf_counter()
             with late_imports():
@@ -141,43 +150,70 @@ class EM:
         r"""The responsibilities, and sums over all rows.
 
         Returns:
-            r, shape (N, K); the log-likelihood, a scalar; and Σ_nk log p(d_n, c_n = k), a scalar.
+            r of the rows of this process, shape (N, K); the log-likelihood, a scalar; and
+            Σ_nk log p(d_n, c_n = k), a scalar.
         """
-        responsibilities = self.data[0].new_empty(0)
+        own, annotations = self._own
+        responsibilities = sums = self.data[0].new_empty(0)
         first = 0
 
-        def read(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal responsibilities, first
+        def read(block: Block) -> None:
+            nonlocal responsibilities, first, sums
             log_joint = block.log_joint
             if not first:
-                shape = (len(log_joint), len(self.data[0]))
-                responsibilities = log_joint.new_empty(shape)
+                responsibilities, sums = _like(own[0], log_joint), log_joint.new_zeros(2)
             log_sum, last = log_joint.logsumexp(0), first + log_joint.shape[1]
-            here = responsibilities[:, first:last]
-            torch.exp(log_joint - log_sum, out=here)
+            shares = torch.exp(log_joint - log_sum).T
             if block.labels is not None:
                 known = is_labeled(block.labels)
-                here[:, known] = block.labels[known].T.to(here)
+                shares[known] = block.labels[known].to(shares)
+            responsibilities[first:last] = shares
             first = last
-            return block.times(block.evidence(log_sum)).sum(), block.times(log_joint).sum()
+            evidence = block.times(block.evidence(log_sum)).sum()
+            sums += torch.stack([evidence, block.times(log_joint).sum()])
 
         with torch.no_grad():
-            sums = self._by_block(read, self.data, self.annotations)
-        evidence, joint = (torch.stack(each).sum() for each in zip(*sums, strict=True))
-        return responsibilities.T, evidence, joint
+            self._by_block(read, own, annotations)
+        if own is not self.data:
+            Processes.running().add([sums])
+        return responsibilities, sums[0], sums[1]
 
     def m_step(self, responsibilities: torch.Tensor) -> None:
-        """Update the parameters given responsibilities (N, K), and the rows of the prior."""
-        x, weights, groups = self.data[0], self.annotations.weights, self.annotations.groups
-        shares, points, data = with_prior_rows(
-            self.prior, responsibilities, x, self.data, seed=self.seed, weights=weights
-        )
-        if groups is None:
-            maximize(self.model, shares, points, *data)
-            return
-        sizes = shares.new_ones(len(shares))  # rows of the prior are in no groups
-        sizes[: len(x)] = rows_in_group(groups, weights).to(sizes)
-        maximize(self.model, shares, points, *data, sizes=sizes)
+        """Update the parameters given responsibilities (N, K), and the rows of the prior.
+
+        In a process group the responsibilities are those of all rows, or of the rows of this
+        process.
+        """
+        of_all = len(responsibilities) == len(self.data[0])
+        own, annotations = (self.data, self.annotations) if of_all else self._own
+        with Processes.rows_shared(own is not self.data):
+            shares, points, data = with_prior_rows(
+                self.prior,
+                responsibilities,
+                own[0],
+                own,
+                seed=self.seed,
+                weights=annotations.weights,
+                total=self.num_rows,
+            )
+            if annotations.groups is None:
+                maximize(self.model, shares, points, *data)
+                return
+            sizes = shares.new_ones(len(shares))  # rows of the prior are in no groups
+            of_rows = rows_in_group(annotations.groups, annotations.weights)
+            sizes[: len(of_rows)] = of_rows.to(sizes)
+            maximize(self.model, shares, points, *data, sizes=sizes)
+
+    @cached_property
+    def _own(self) -> tuple[Data, Annotations]:
+        """The rows of this process; all rows if there are few, or if they are not independent."""
+        processes, number = Processes.running(), len(self.data[0])
+        together = self.annotations.groups is not None or self.prior.null_rows
+        if processes.size == 1 or number < SHARED or together:
+            return self.data, self.annotations
+        rows = processes.part(number)
+        own = tuple(c.part(rows) if isinstance(c, OnDisk) else c[rows] for c in self.data)
+        return own, self.annotations.take(rows)
 
     def log_posterior(self) -> torch.Tensor:
         r"""The objective of all rows with its gradients, a scalar, in nats.
@@ -279,7 +315,7 @@ class EM:
 
     def _of(self, columns: Columns) -> AbstractContextManager[Any]:
         """The context of these columns. That of the run's is known, so that it can be recorded."""
-        if columns[0] is not self.data[0]:
+        if columns[0] is not self.data[0] and columns[0] is not self._own[0][0]:
             return where_incomplete(*columns)
         return Incomplete() if self._is_incomplete else nullcontext()
 
@@ -410,6 +446,14 @@ def _of_groups(found: list[tuple[torch.Tensor, Any]], annotations: Annotations) 
     return Block(whole, share, annotations.labels)
 
 
+def _like(rows: torch.Tensor, log_joint: torch.Tensor) -> torch.Tensor:
+    """An empty tensor (N, K), on disk for rows on disk."""
+    shape = (len(rows), len(log_joint))
+    if isinstance(rows, OnDisk):
+        return empty(shape, log_joint.dtype)
+    return log_joint.new_empty(*reversed(shape)).T
+
+
 def rows_in_group(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """The number of rows in the group of each row, or the sum of their weights, shape (N,).
 
@@ -447,7 +491,7 @@ def maximize(
         sizes: The number of rows, or the sum of their weights, in the group of each row, (N,).
     """
     groups = {} if sizes is None else {"sizes": sizes}
-    incomplete = bool(data) and bool(data[0].isnan().any())
+    incomplete = bool(data) and lacks_entries(data[0])
     with late_imports():
         for outermost in modules(model):
             if incomplete and isinstance(outermost, Completes):

@@ -21,6 +21,8 @@ from .objectives import AssignedELBO, Reconstruction, objective
 from .prior import FLAT, Prior, with_prior_rows
 from .programs import Program, modules
 from .protocols import TargetLikelihoods
+from .rows import OnDisk
+from .rows.order import chosen
 from .starts.clustering import cluster, expect_umap, unit_variance
 from .starts.labels import matched, with_labels
 from .svi import SVI
@@ -42,6 +44,8 @@ def phases(
        the clustering, see `corrected`.
     3. ``"assigned"``: all parameters are trained with q(c) fixed at the responsibilities.
     4. ``"training"``: the requested objective.
+
+    Of rows on disk, phases 2 and 3 have a sample, and as many steps as with all rows.
 
     Args:
         training: The run of phase 4.
@@ -69,22 +73,34 @@ def phases(
     has_codes = latent_means(one_row) is not None
     if isinstance(training, SVI) and has_codes:
         yield "autoencoder", _like(training, Reconstruction(), training.data, epochs)
-    codes = latent_means(training) if has_codes else None
-    points = training.data[0] if codes is None else codes
+    rows = _rows_to_cluster(training)
+    some: Any = replace(
+        training,
+        data=tuple(column[rows] for column in training.data),
+        annotations=training.annotations.take(rows),
+    )
+    codes = latent_means(some) if has_codes else None
+    points = some.data[0] if codes is None else codes
     if isinstance(start, str):
         embedding = start if start in ("tsne", "umap") else None
         space = standardized(training.model, points) if codes is None else codes
         start = cluster(space, num_components, embedding=embedding, seed=training.seed)
-        start = matched(start.to(points), training.annotations)
-    start = with_labels(start.to(points), training.annotations)
-    start = corrected(training, start, points)
+        start = matched(start.to(points), some.annotations)
+    else:
+        start = start[rows]
+    start = with_labels(start.to(points), some.annotations)
+    start = corrected(some, start, points)
     if isinstance(training, SVI):
-        total = training.annotations.total(len(points))
-        elbo = AssignedELBO(
-            prior=prior_of(training), num_rows=len(points), mean_weight=total / len(points)
-        )
-        yield "assigned", _like(training, elbo, training.data, -(-epochs // 5), start)
+        total, number = some.annotations.total(len(points)), len(points)
+        elbo = AssignedELBO(prior=prior_of(training), num_rows=number, mean_weight=total / number)
+        again = math.ceil(math.ceil(epochs / 5) * len(training.data[0]) / number)
+        yield "assigned", _like(some, elbo, some.data, again, start)
     yield "training", training
+
+
+def _rows_to_cluster(run: SVI | EM) -> Any:
+    """All rows, or the numbers of some if they are on disk."""
+    return chosen(run.data, run.seed) if isinstance(run.data[0], OnDisk) else slice(None)
 
 
 def standardized(model: Program, x: torch.Tensor) -> torch.Tensor:

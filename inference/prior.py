@@ -28,10 +28,12 @@ from pyro_moe.distributions import Mixture
 from .context import reproducible
 from .programs import Program, modules
 from .protocols import Penalized
+from .rows import OnDisk, stored
 from .traces import is_in_plate
 
 Data = tuple[torch.Tensor, ...]
 PERMUTATIONS = 4
+ROWS = 2**16  # that are read at once
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def with_prior_rows(
     *,
     seed: int,
     weights: torch.Tensor | None = None,
+    total: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Data]:
     """The rows of an M-step, and those of the prior.
 
@@ -121,22 +124,40 @@ def with_prior_rows(
         data: x, or x and y, N rows each.
         seed: Seed of the permutations of y.
         weights: The weights of the rows, shape (N,), or None for weights of one.
+        total: The sum of the weights of all rows, if these are some of them.
 
     Returns:
         Weights, points and data, of N rows, or of 5 N rows if there are rows without an effect.
     """
-    total = float(len(points) if weights is None else weights.sum())
-    share = responsibilities + prior.rows / total if prior.rows else responsibilities
-    times = torch.ones_like(share[:, :1]) if weights is None else weights.unsqueeze(-1)
-    share = share if weights is None else times * share
+    if total is None:
+        total = float(len(points) if weights is None else weights.sum())
+    times = None if weights is None else weights.unsqueeze(-1)
+    share = _with_each(responsibilities, prior.rows / total, times)
     if not prior.null_rows or len(data) < 2:
         return share, points, data
-    null = (times * prior.null_rows / (PERMUTATIONS * total)).expand(share.shape)
+    null = torch.full_like(share, prior.null_rows / (PERMUTATIONS * total))
+    null = null if times is None else times * null
     copies = [without_effect(data, seed, number) for number in range(PERMUTATIONS)]
     columns = zip(data, *copies, strict=True)
     shares = torch.cat([share, *(null for _ in copies)])
     many = points.repeat(1 + PERMUTATIONS, *(1 for _ in points.shape[1:]))
     return shares, many, tuple(torch.cat(column) for column in columns)
+
+
+def _with_each(
+    responsibilities: torch.Tensor, each: float, times: torch.Tensor | None
+) -> torch.Tensor:
+    """Responsibilities (N, K) with a term for each component, times the weights (N, 1)."""
+    if not each and times is None:
+        return responsibilities
+    if not isinstance(responsibilities, OnDisk):
+        share = responsibilities + each
+        return share if times is None else times * share
+    if times is None:
+        responsibilities.change(lambda r: r + each)  # in place, as they are only used here
+        return responsibilities
+    parts = zip(responsibilities.split(ROWS), times.split(ROWS), strict=True)
+    return stored((w * (r + each),) for r, w in parts)[0]
 
 
 def without_effect(data: Data, seed: int, number: int) -> Data:

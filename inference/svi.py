@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO
+
+from pyro_moe.processes import Processes
 
 from .context import reproducible, running, stream, training_mode, without_warnings
 from .handlers import (
@@ -24,12 +27,26 @@ from .handlers.evaluated_once import evaluated_once
 from .objectives import Temperature, Treatment
 from .programs import Program, copied, isolated, learned, modules, restore, state
 from .protocols import Differentiable
-from .steps import Gradients, Processes, Updates
+from .rows import shuffled
+from .steps import Gradients, Updates
 from .traces import enumerated_traces, row_bounds
 
 Data = tuple[torch.Tensor, ...]
 Schedule = float | Callable[[float], float]
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any] | None]
+NewOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+
+
+def adam(parameters: list[torch.Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Adam, or AdamW with a decay of the parameters that is not part of the gradients.
+
+    Args:
+        parameters: The parameters.
+        weight_decay: The share of a parameter that a step takes off, times the learning rate.
+    """
+    if weight_decay:
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=1.0, fused=True)
 
 
 class NonFiniteError(Exception):
@@ -46,7 +63,7 @@ class NonFiniteError(Exception):
 
 @dataclass
 class SVI:
-    """A run of Adam on an ELBO, which can be stopped and continued with the same results.
+    """A run of an optimizer on an ELBO, which can be stopped and continued with equal results.
 
     The random numbers of an epoch depend only on the seed and the number of the epoch. Learning
     rate and temperature depend only on the share of the run that is completed.
@@ -75,9 +92,10 @@ class SVI:
         history: One record for each epoch: epoch, elbo (nats per row), temperature,
             learning_rate, seconds, and held_out_elbo where it was computed.
         store: The state of Pyro's parameter store that belongs to this run.
-        optimizer: Adam with its moments, or None before the first step.
+        optimizer: The optimizer with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
         compile: Whether recorded steps are compiled; ``"auto"`` if it saves time, see `Gradients`.
+        new_optimizer: A function of the parameters that makes the optimizer, see `adam`.
         gradients: How the gradients of a minibatch are computed.
     """
 
@@ -98,9 +116,10 @@ class SVI:
     patience: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
-    optimizer: torch.optim.Adam | None = None
+    optimizer: torch.optim.Optimizer | None = None
     best: dict[str, torch.Tensor] | None = None
     compile: bool | str = False
+    new_optimizer: NewOptimizer = adam
     gradients: Gradients = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -224,15 +243,14 @@ class SVI:
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
             closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
         ):
-            order = torch.randperm(num_rows).to(self.data[0].device)
-            batches = order.tensor_split(steps_in_epoch(num_rows, self.batch_size))
-            lengths = Counter(map(len, batches))
+            batches = self._batches(epoch)
+            first = next(batches)
             if processes.size > 1:
                 torch.manual_seed(stream(self.seed, epoch, processes.rank))
             buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
-            for index, rows in enumerate(batches):
-                steps = at_once * self.epochs * lengths[len(rows)]
-                done = (epoch + index / len(batches)) / self.epochs
+            for index, (part, alike, rows) in enumerate(chain([first], batches)):
+                steps = at_once * self.epochs * alike
+                done = (epoch + part) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self._columns)
                 try:
                     total += self._step(batch, len(rows), buffers, updates, done, steps)
@@ -247,6 +265,25 @@ class SVI:
             "learning_rate": self._learning_rate(done),
             "seconds": time.perf_counter() - started,
         }
+
+    def _batches(self, epoch: int) -> Iterator[tuple[float, int, torch.Tensor]]:
+        """The minibatches of an epoch.
+
+        Yields:
+            The completed share of the epoch, about how many minibatches have as many rows, and the
+            rows.
+        """
+        number, done = len(self.data[0]), 0
+        for window in shuffled(number, self.seed, epoch, 13):
+            parts = window.to(self.data[0].device).tensor_split(
+                steps_in_epoch(len(window), self.batch_size)
+            )
+            start, share = done / number, len(window) / number
+            lengths = Counter(map(len, parts))
+            for index, rows in enumerate(parts):
+                alike = math.ceil(lengths[len(rows)] / share)
+                yield start + share * (index / len(parts)), alike, rows
+            done += len(window)
 
     def _step(
         self,
@@ -314,17 +351,20 @@ class SVI:
             return self.learning_rate(done)
         return self.learning_rate * one_cycle(done)
 
-    def _optimizer(self) -> torch.optim.Adam:
-        """Adam over all parameters that the programs have registered so far."""
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of all parameters that the programs have registered so far."""
         self.store.update(pyro.get_param_store().get_state())
         parameters = list(self.parameters().values())
         if not parameters:
             raise ValueError("expected a model or guide with parameters to learn; got none")
         if self.optimizer is None:
-            self.optimizer = torch.optim.Adam(parameters, lr=1.0, fused=True)
+            self.optimizer = self.new_optimizer(parameters)
         (group,) = self.optimizer.param_groups
         known = {id(p) for p in group["params"]}
-        group["params"] += [p for p in parameters if id(p) not in known]
+        others = [p for p in parameters if id(p) not in known]
+        if others:
+            group["params"] += others
+            self.optimizer.state.update(self.new_optimizer(others).state)
         return self.optimizer
 
     def _culprit(self, batch: Data, temperature: float) -> str:
@@ -381,9 +421,14 @@ def _moments(optimizer: torch.optim.Optimizer, into: dict[str, Any] | None) -> d
     """A copy of an optimizer's state, in the memory of another if there is one."""
     found, former = optimizer.state_dict(), {} if into is None else into["state"]
     found["state"] = {
-        number: copied(tensors, former.get(number)) for number, tensors in found["state"].items()
+        number: values | copied(_tensors(values), _tensors(former.get(number, {})))
+        for number, values in found["state"].items()
     }
     return found
+
+
+def _tensors(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def steps_in_epoch(num_rows: int, batch_size: int) -> int:

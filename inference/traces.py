@@ -9,6 +9,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_moe.distributions import in_double, is_precise
 
+from .context import reproducible, running
 from .handlers import Enumerate
 from .handlers.assignment import is_in_plate
 from .programs import Program
@@ -40,6 +41,21 @@ def enumerated_traces(
     for trace in (guide_trace, model_trace):
         compute_log_prob(trace)
     return model_trace, guide_trace
+
+
+def create_parameters(
+    model: Program, guide: Program, store: dict[str, Any], *example: torch.Tensor
+) -> None:
+    """Create the `pyro.param`s of programs in a store, as a first step would.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide.
+        store: The state of Pyro's parameter store for these programs.
+        example: A row of each column.
+    """
+    with torch.no_grad(), reproducible(0), running(store):
+        enumerated_traces(model, guide, *example)
 
 
 def compute_log_prob(trace: Trace) -> None:

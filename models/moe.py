@@ -103,6 +103,7 @@ class MixtureOfExperts(nn.Module):
                 if None.
         """
         if hasattr(self.gate, "maximize"):
+            # without groups the responsibilities may be on disk, and are not copied
             shares = responsibilities if sizes is None else responsibilities / sizes.unsqueeze(-1)
             self.gate.maximize(x, shares)
         if y is not None:

@@ -269,7 +269,7 @@ def _columns(data: Data) -> tuple[Any, ...]:
     if isinstance(data, Rows):
         return (data.x,) if data.y is None else (data.x, data.y)
     if isinstance(data, Dataset):
-        data = _collate(data)
+        data = collated([data[i] for i in range(length_of(data))])
     if not isinstance(data, tuple) and not _is_pair(data):
         return (data,)
     if not data:
@@ -277,14 +277,27 @@ def _columns(data: Data) -> tuple[Any, ...]:
     return tuple(data)
 
 
-def _collate(dataset: Dataset) -> Any:
+def length_of(dataset: Any) -> int:
+    """The number of rows of a dataset.
+
+    Raises:
+        DataError: If it has none.
+    """
     if not isinstance(dataset, Sized):
         raise DataError(f"expected a Dataset that has a length; got {type(dataset).__name__}")
-    rows = [_without_mask(dataset[i]) for i in range(len(dataset))]
+    return len(dataset)
+
+
+def collated(rows: list[Any]) -> Any:
+    """The rows of a torch `Dataset` as tensors: x, or a list of x and y.
+
+    Raises:
+        DataError: If there are none, or if they cannot be stacked.
+    """
     if not rows:
         raise DataError("expected a Dataset with rows; got none")
     try:
-        return default_collate(rows)
+        return default_collate(list(map(_without_mask, rows)))
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"expected a Dataset whose rows can be stacked; got {reason}") from error

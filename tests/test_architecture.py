@@ -16,8 +16,9 @@ FOLDERS = {
 # inference.
 BELOW = {
     "distributions": set(),
-    "inference": {"distributions"},
-    "models": {"distributions"},
+    "processes": set(),
+    "inference": {"distributions", "processes"},
+    "models": {"distributions", "processes"},
     "progress": set(),
     "lazy": set(),
     "files": {"inference"},
@@ -25,9 +26,10 @@ BELOW = {
     "rows": {"inference", "lazy"},
     "datasets": {"files", "rows", "lazy", "text", "inference"},
     "fitted": {"rows", "inference", "lazy"},
+    "streams": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
-    "fitting": {"validation", "fitted", "rows", "progress", "inference", "files"},
+    "fitting": {"validation", "fitted", "streams", "rows", "progress", "inference", "files"},
     "plots": {"evaluation", "fitted", "rows", "text", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
     "criticism": {
@@ -58,7 +60,7 @@ BELOW = {
         "models",
     },
     "estimators": {"stories", "evaluation", "fitting", "fitted", "rows", "inference"},
-    "table1": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
+    "paper": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
 }
 HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "prior", "starts")}
 LARGEST_FOLDER = 12

@@ -23,7 +23,12 @@ LAYERS = (
     (("plots", "pictures"), ("selection", "choice of K"), ("criticism", "checks, report")),
     (("validation", "of data, of fits"), ("fitting", "fit, resume")),
     (("evaluation", "gates, predictions, scores"),),
-    (("rows", "data"), ("datasets", "spirals, tables"), ("fitted", "the Fit")),
+    (
+        ("rows", "data"),
+        ("datasets", "tables"),
+        ("streams", "on disk"),
+        ("fitted", "the Fit"),
+    ),
     (("models", "stories and their parts"), ("inference", "objectives, SVI, EM")),
     (("distributions", "mixtures, relaxed c"),),
 )

@@ -9,6 +9,8 @@ import torch
 
 from ..context import reproducible, stream
 from ..em import EM
+from ..rows import OnDisk
+from ..rows.order import chosen
 from .clustering import few_places, unit_variance
 from .labels import matched, with_labels
 from .together import iterate, m_steps
@@ -48,15 +50,17 @@ def best_start(begin: Callable[[int], EM], number: int, num_components: int | No
         runs = sorted(runs, key=_objective, reverse=True)[: math.ceil(share * len(runs))]
         iterate(runs, iterations, best_only=share < 1)
     best = max(runs, key=_objective)
-    history = best.history if len(rows) == len(first.data[0]) else []
+    history = best.history if len(best.data[0]) == len(first.data[0]) else []
     return replace(best, data=first.data, annotations=first.annotations, history=history)
 
 
 def _some(run: EM) -> torch.Tensor:
     number = len(run.data[0])
+    if isinstance(run.data[0], OnDisk):
+        return chosen(run.data, run.seed, ROWS)
     with reproducible(run.seed, 0, 7):
-        chosen = torch.randperm(number)[:ROWS].sort().values
-    return chosen.to(run.data[0].device)
+        order = torch.randperm(number)[:ROWS].sort().values
+    return order.to(run.data[0].device)
 
 
 def _objective(run: EM) -> float:

@@ -2,7 +2,6 @@
 
 from .flat import Updates
 from .gradients import Gradients, Recording
-from .processes import Processes
 from .simplify import simplify
 
-__all__ = ["Gradients", "Processes", "Recording", "Updates", "simplify"]
+__all__ = ["Gradients", "Recording", "Updates", "simplify"]

@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from pyro_moe.processes import Processes
+
 
 def minimize_in_place(
     loss: Callable[[], torch.Tensor], parameters: Iterable[torch.Tensor], *, iterations: int
 ) -> None:
     """Minimize a loss by L-BFGS, from the current parameters.
+
+    Processes that share the rows minimize the sum of their losses.
 
     If a parameter is not finite at the end, all parameters are reset to their initial values.
 
@@ -32,6 +36,8 @@ def minimize_in_place(
         with torch.enable_grad():
             value = loss()
             value.backward()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        Processes.sharing().add([value.detach(), *gradients])
         return value
 
     optimizer.step(evaluate)

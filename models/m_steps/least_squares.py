@@ -1,16 +1,14 @@
 """Weighted least squares: the M-step of affine normal experts."""
 
-from typing import Any
-
 import torch
 
-from .blocks import blocks, weighted_products
+from .blocks import Column, totals, weighted_products
 
 RIDGE = 1e-7
 
 
 def weighted_least_squares(
-    u: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, intercept: bool = True
+    u: Column, targets: Column, weights: torch.Tensor, *, intercept: bool = True
 ) -> torch.Tensor:
     r"""Weighted least-squares coefficients of K affine maps.
 
@@ -35,14 +33,19 @@ def weighted_least_squares(
         tensor([[[2.],
                  [1.]]], dtype=torch.float64)
     """
-    total: Any = 0.0
-    for u_b, t_b, r_b in blocks(u, targets, weights):
+
+    def terms(*block: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        u_b, t_b, r = (part.double() for part in block)
         last = u_b.new_full((len(u_b), 1), float(intercept))
-        inputs = torch.cat([u_b, last], -1).double().mT
-        both = torch.cat([inputs, t_b.double().mT])
-        total = total + weighted_products(inputs, both, r_b.double())
-    gram, moments = total.split([u.shape[-1] + 1, targets.shape[-1]], -1)
-    size, counts = gram.shape[-1], weights.sum(0).double().clamp_min(1e-12)
-    square = (u.double().square().sum() + len(u) * intercept) / (size * len(u))
+        inputs = torch.cat([u_b, last], -1).mT
+        both = torch.cat([inputs, t_b.mT])
+        number = last.new_full((), len(last))
+        return weighted_products(inputs, both, r), r.sum(0), inputs.square().sum(), number
+
+    products, counts, squares, number = totals(terms, u, targets, weights)
+    size = products.shape[-2]
+    gram, moments = products[..., :size], products[..., size:]
+    counts = counts.clamp_min(1e-12)
+    square = squares / (size * number)
     ridge = RIDGE * square * counts.reshape(-1, 1, 1) * torch.eye(size).to(gram)
     return torch.linalg.solve(gram + ridge, moments)

@@ -1,11 +1,10 @@
 """Weighted moments: the M-step of a Gaussian mixture."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from .blocks import blocks, weighted_products
+from .blocks import Column, total, weighted_products
 
 
 def weighted_moments(
@@ -32,12 +31,14 @@ def weighted_moments(
         >>> loc, covariance
         (tensor([[1.]]), tensor([[[1.]]]))
     """
-    counts = weights.sum(0)
+    counts = total(lambda r: r.sum(0), weights)
 
     def average(of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        parts = ((u if units is None else units(u), r) for u, r in blocks(z, weights))
-        total: Any = sum(of(u.mT.contiguous(), r) for u, r in parts)
-        return total / counts.reshape(-1, *(1 for _ in total.shape[1:]))
+        def terms(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+            return of((u if units is None else units(u)).mT.contiguous(), r)
+
+        found = total(terms, z, weights)
+        return found / counts.reshape(-1, *(1 for _ in found.shape[1:]))
 
     def squares(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         centered = u - loc.unsqueeze(-1)
@@ -45,6 +46,26 @@ def weighted_moments(
 
     loc = average(lambda u, r: (u @ r).mT)
     return loc, average(squares)
+
+
+def mean_and_variance(x: Column, weights: Column) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the variance of each column of x, in double precision.
+
+    Args:
+        x: Rows, shape (N, D).
+        weights: Shape (N, 1), or (N, D) for one of each entry.
+
+    Example:
+        >>> mean_and_variance(torch.tensor([[1.0], [3.0]]), torch.ones(2, 1))
+        (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    number = total(lambda w: w.double().sum(0), weights)
+    mean = total(lambda part, w: (w * part.double()).sum(0), x, weights) / number
+
+    def squares(part: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return (w * (part.double() - mean).square()).sum(0)
+
+    return mean, total(squares, x, weights) / number
 
 
 def shrunk(

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from .blocks import blocks, weighted_products
+from pyro_moe.processes import Processes
+
+from .blocks import Column, computed, totals, weighted_products
 
 MAX_SIZE = 300
 TOLERANCE = 1e-12
@@ -14,8 +16,8 @@ Derivatives = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def softmax_newton(
-    u: torch.Tensor,
-    targets: torch.Tensor,
+    u: Column,
+    targets: Column,
     start: torch.Tensor,
     *,
     ridge: torch.Tensor,
@@ -43,28 +45,31 @@ def softmax_newton(
         >>> (A[1] - A[0]).exp().round(decimals=3)
         tensor([3.], dtype=torch.float64)
     """
+    u, targets = computed(u, targets)
     (number, size), problems = start.shape[-2:], start.shape[:-2].numel()
-    targets = targets.reshape(len(u), problems, number)
     penalty = ridge.to(start).expand(number, size).reshape(-1)
     curvature = penalty.diag().unsqueeze(0)
 
     def derivatives(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        value, gradient = -0.5 * (penalty * flat.square()).sum(-1), -penalty * flat
-        hessian = curvature
-        for u_b, t_b in blocks(u, targets):
+        def terms(u_b: torch.Tensor, t_b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            t_b = t_b.reshape(len(u_b), problems, number)
             logits = (u_b @ flat.view(-1, size).mT).view(t_b.shape)
             log_p, weights = logits.log_softmax(-1), t_b.sum(-1, keepdim=True)
             p = log_p.exp()
-            value = value + (t_b * log_p).sum((0, -1))
+            value = (t_b * log_p).sum((0, -1))
             residuals = (t_b - weights * p).flatten(1)
-            gradient = gradient + (residuals.mT @ u_b).view_as(flat)
+            gradient = (residuals.mT @ u_b).view_as(flat)
             outer = (p.unsqueeze(-1) * u_b.unsqueeze(1).unsqueeze(1)).flatten(2).transpose(0, 1)
             weighted = weights.transpose(0, 1) * outer
             within = (weighted.mT @ u_b).view(-1, number, size, size)
-            hessian = hessian - outer.mT @ weighted
+            hessian = -outer.mT @ weighted
             parts = hessian.view(-1, number, size, number, size)
             parts.diagonal(dim1=1, dim2=3).add_(within.permute(0, 2, 3, 1))
-        return value, gradient, hessian
+            return value, gradient, hessian
+
+        value, gradient, hessian = totals(terms, u, targets)
+        value = value - 0.5 * (penalty * flat.square()).sum(-1)
+        return value, gradient - penalty * flat, hessian + curvature
 
     return ascend(derivatives, start.reshape(problems, -1), steps=steps).view_as(start)
 
@@ -104,9 +109,11 @@ def glm_newton(
         values = u @ a.mT
         found = log_likelihood(values if several else values[:, 0])
         log_p, first, second = (part.reshape(r.shape) for part in found)
-        value = (r * log_p).sum(0) - 0.5 * (ridge * a.square()).sum(-1)
-        gradient = (r * first).mT @ u - ridge * a
-        return value, gradient, weighted_products(u.mT, u.mT, -r * second) + penalty
+        products = weighted_products(u.mT, u.mT, -r * second)
+        sums = (r * log_p).sum(0), (r * first).mT @ u, products
+        Processes.sharing().add(sums)
+        value = sums[0] - 0.5 * (ridge * a.square()).sum(-1)
+        return value, sums[1] - ridge * a, sums[2] + penalty
 
     points = start.reshape(-1, u.shape[1])
     return ascend(derivatives, points, steps=steps, tolerance=tolerance).view_as(start)

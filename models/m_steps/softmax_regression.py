@@ -1,6 +1,9 @@
 """Multinomial logistic regression on responsibilities: the M-step of a softmax gate."""
 
 import numpy as np
+import torch
+
+from pyro_moe.processes import Processes
 
 
 def softmax_regression(
@@ -45,9 +48,11 @@ def softmax_regression(
     def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(start.shape)
         log_gate = log_softmax(u @ w.T, axis=1)
-        loss = 0.5 * (penalty * w**2).sum() - (weights * log_gate).sum() / len(u)
         excess = weights.sum(1, keepdims=True) * np.exp(log_gate) - weights
-        return loss, (excess.T @ u / len(u) + penalty * w).ravel()
+        sums = np.r_[-(weights * log_gate).sum(), (excess.T @ u).ravel(), len(u)]
+        Processes.sharing().add([torch.from_numpy(sums)])
+        means = sums[:-1] / sums[-1]
+        return means[0] + 0.5 * (penalty * w**2).sum(), means[1:] + (penalty * w).ravel()
 
     options = {"maxiter": steps, "ftol": 0.0, "gtol": 1e-7}
     found = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)

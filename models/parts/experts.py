@@ -25,8 +25,9 @@ from pyro_moe.distributions import (
     rounded,
     rounding_error,
 )
+from pyro_moe.processes import Processes
 
-from ..m_steps.blocks import weighted_products
+from ..m_steps.blocks import Derived, number_of, some_rows, total, totals, weighted_products
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, TOLERANCE, glm_newton, softmax_newton
 from .networks import AffineMaps, PartlySharedMaps, Standardize
@@ -97,9 +98,11 @@ class Experts(nn.Module):
         weights = weights.double()
         learned = [p for p in self.parameters() if p.requires_grad]
 
+        number, share = number_of(y), 0.5 / Processes.sharing().size
+
         def loss() -> torch.Tensor:
             likelihood = (weights * precise_log_likelihoods(self(context), y)).sum()
-            return (0.5 * self.ridge * self.squared_weights() - likelihood) / len(y)
+            return (share * self.ridge * self.squared_weights() - likelihood) / number
 
         minimize_in_place(loss, learned, iterations=iterations)
 
@@ -142,9 +145,8 @@ class GeneralizedLinear(Experts):
 
     def ridges(self, inputs: torch.Tensor) -> torch.Tensor:
         """λ of each coefficient, shape (C + 1,). The intercept has almost none."""
-        return torch.cat(
-            [inputs.new_full((inputs.shape[1] - 1,), self.ridge), inputs.new_ones(1) * 1e-8]
-        )
+        some = inputs[:1]
+        return torch.cat([some.new_full((some.shape[1] - 1,), self.ridge), some.new_ones(1) * 1e-8])
 
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
@@ -165,9 +167,10 @@ class GeneralizedLinear(Experts):
             super().maximize(context, y, weights, **step)
             return
         y, context, weights = known_rows(y, context, weights)
-        inputs, weights = maps.inputs(context), weights.double()
+        weights = weights.double()
         if isinstance(maps, PartlySharedMaps):
-            number, start = weights.shape[1], maps.coefficients.detach().double()
+            inputs, number = maps.inputs(context), weights.shape[1]
+            start = maps.coefficients.detach().double()
             many = y.repeat(number, *(1 for _ in y.shape[1:]))
             rows = context.repeat(number, 1)
             each = weights.T.reshape(-1, 1)  # one problem, of the rows of all experts
@@ -175,8 +178,10 @@ class GeneralizedLinear(Experts):
             return
         with torch.no_grad():
             start = maps.coefficients.double()
-            found = self.newton_step(inputs, y, weights, start, context)
-            used = (weights > 1e-12).any(0)[:, None, None]  # the others stay as they are
+            blocks: Any = Derived(maps.inputs, context)
+            found = self.newton_step(blocks, y, weights, start, context)
+            many = total(lambda r: (r > 1e-12).double().sum(0), weights)
+            used = (many > 0)[:, None, None]  # the others stay as they are
             coefficients = torch.where(used, found, start)
             maps.weight.copy_(coefficients[..., :-1])
             maps.bias.copy_(coefficients[..., -1])
@@ -313,23 +318,31 @@ class NormalExperts(Experts):
         if not isinstance(maps, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
-        counts = weights.sum(0)
+        counts = total(lambda r: r.double().sum(0), weights)
         if not (counts > 0).all():
             weights = torch.where(counts > 0, weights, torch.ones_like(weights))
-        offset = self.offsets(context)[..., None]
-        targets = self.units(y.reshape(len(y), -1).double() - offset)
+        targets = Derived(self._in_units, context, y)
         if shared:
             variance = (self.scales() / self.units.scale).detach().double().square()
             residuals = maps.least_squares(context, targets, weights, variance)
         else:
             residuals = maps.least_squares(context, targets, weights)
-        total, residuals = weights.double().sum(0), residuals.permute(1, 2, 0)
-        products = weighted_products(residuals, residuals, weights.double())
-        covariance = products / total.clamp_min(1e-12).reshape(-1, 1, 1)
-        if len(self.log_scale) < len(total):  # one for all experts
-            covariance = torch.einsum("k,kij->ij", total / total.sum(), covariance).unsqueeze(0)
+
+        def products(e: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            each, r = e.permute(1, 2, 0), r.double()
+            return weighted_products(each, each, r), r.sum(0)
+
         with torch.no_grad():
+            covariance, counts = totals(products, residuals, weights)
+            covariance = covariance / counts.clamp_min(1e-12).reshape(-1, 1, 1)
+            if len(self.log_scale) < len(counts):  # one for all experts
+                shares = counts / counts.sum()
+                covariance = torch.einsum("k,kij->ij", shares, covariance).unsqueeze(0)
             self._take(covariance)
+
+    def _in_units(self, context: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        offset = self.offsets(context)[..., None]
+        return self.units(y.reshape(len(y), -1).double() - offset)
 
     def squared_weights(self) -> torch.Tensor:
         """Zero for affine maps, whose least squares have no ridge to speak of."""
@@ -444,8 +457,12 @@ class CategoricalExperts(GeneralizedLinear):
         context: torch.Tensor,
     ) -> torch.Tensor:
         """Increase the penalized likelihood of the experts, see `GeneralizedLinear`."""
-        one_hot = nn.functional.one_hot(y.reshape(-1).long(), start.shape[1]).double()
-        targets = weights.unsqueeze(-1) * one_hot.unsqueeze(1)
+
+        def shares(r: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            one_hot = nn.functional.one_hot(y.reshape(-1).long(), start.shape[1]).double()
+            return r.unsqueeze(-1) * one_hot.unsqueeze(1)
+
+        targets = Derived(shares, weights, y)
         return softmax_newton(inputs, targets, start, ridge=self.ridges(inputs), steps=NEWTON_STEPS)
 
 
@@ -615,7 +632,7 @@ def by_column(
     columns, number = y.reshape(len(y), -1).double(), weights.shape[1]
     unit = columns.new_ones(columns.shape[1]) if unit is None else unit
     found = glm_newton(
-        inputs,
+        inputs[:],
         partial(derivatives, columns.repeat(1, number)),
         weights.repeat_interleave(columns.shape[1], 1),
         start.flatten(0, 1),
@@ -863,8 +880,11 @@ def _of_family(
 
 
 def adapt_experts(experts: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:
-    """Set the units of experts that have them from rows x, (N, D), with a known y, (N, M)."""
+    """Set the units of experts that have them from rows x, (N, D), with a known y, (N, M).
+
+    Of more than 65,536 rows a random choice is used.
+    """
     if y is None or not hasattr(experts, "adapt"):
         return
-    known, x = known_rows(y, x)
+    known, x = known_rows(*some_rows(y, x))
     experts.adapt(x, known.reshape(len(known), -1).to(x.dtype))

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from ..m_steps.blocks import Derived, number_of
 from ..m_steps.newton import MAX_SIZE, softmax_newton
 from ..m_steps.softmax_regression import softmax_regression
 from .networks import AffineMaps
@@ -83,19 +84,20 @@ class SoftmaxGate(nn.Module):
             steps: Maximum number of L-BFGS iterations.
         """
         root = math.sqrt(max(self.maps.weight.shape[-1], 1))  # w = V / √D, see `AffineMaps`
-        inputs, r = self.maps.inputs(x), weights.double()
-        inputs[:, :-1] *= root
+        unit = torch.tensor([root] * self.maps.weight.shape[-1] + [1.0], dtype=torch.float64)
+        inputs = Derived(lambda part: self.maps.inputs(part) * unit.to(part.device), x)
+        r, number = weights.double(), number_of(x)
         start = self.maps.coefficients.detach().double()
         start[..., :-1] /= root
         if start[0].numel() <= MAX_SIZE or not self.maps.intercept:
             ridge = torch.full_like(start[0, 0], self.ridge)
-            ridge[-1] = 1e-8 * len(x)  # a constant may be added to all intercepts
+            ridge[-1] = 1e-8 * number  # a constant may be added to all intercepts
             found = softmax_newton(
                 inputs, r, start, ridge=ridge.clamp_min(1e-9), steps=NEWTON_STEPS
             )
         else:
-            numpy = (part.cpu().numpy() for part in (inputs[:, :-1], r, start[0]))
-            each = self.ridge / len(x)
+            numpy = (part.cpu().numpy() for part in (inputs[:][:, :-1], r, start[0]))
+            each = self.ridge / number
             found = torch.from_numpy(softmax_regression(*numpy, ridge=each, steps=steps))[None]
         with torch.no_grad():
             self.maps.weight.copy_(root * found[..., :-1])

@@ -12,8 +12,9 @@ from pyro_moe.distributions import (
     rows_are_incomplete,
 )
 
+from ..m_steps.blocks import Derived, some_rows, total
 from ..m_steps.completion import marginal_log_prob
-from ..m_steps.moments import distant_rows, shrunk, weighted_moments
+from ..m_steps.moments import distant_rows, mean_and_variance, shrunk, weighted_moments
 from .networks import Standardize, filled
 
 COVARIANCES = ("full", "diagonal", "tied")
@@ -165,9 +166,11 @@ class GaussianMixture(nn.Module):
         Args:
             x: Points, shape (N, L), at least K of them.
         """
-        x = filled(x)
-        self.maximize(x, x.new_full((len(x), self.num_components), 1.0 / self.num_components))
-        u = x if self.units is None else self.units(x)
+        (some,) = some_rows(x)
+        some = filled(some)
+        equal = some.new_full((1, 1), 1.0 / self.num_components, dtype=torch.float64)
+        self.maximize(x if len(x) > len(some) else some, equal.expand(len(x), self.num_components))
+        u = some if self.units is None else self.units(some)
         self.loc.copy_(u[distant_rows(u, self.num_components)])
 
     def maximize(self, z: torch.Tensor, responsibilities: torch.Tensor) -> None:
@@ -188,8 +191,8 @@ class GaussianMixture(nn.Module):
             responsibilities: r, shape (N, K).
         """
         z, r = z.double(), responsibilities.double()
-        counts = r.sum(0)
-        variance, mean = _moments(z, r.sum(-1))
+        counts = total(lambda part: part.sum(0), r)
+        mean, variance = mean_and_variance(z, Derived(lambda part: part.sum(-1, keepdim=True), r))
         if self.units is not None:
             mean, variance = self.units(mean), self.units.slope.square() * variance
         if not (counts > 0).all():
@@ -215,13 +218,3 @@ class GaussianMixture(nn.Module):
             self.correlation.copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
         if self.weights == "learned":
             self.logits.copy_(counts.clamp_min(torch.finfo(torch.float32).tiny).log())
-
-
-def _moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The variance and the mean of each column of points (N, L) with weights (N,)."""
-    least, most = weights.aminmax()
-    if most - least <= 1e-9 * most:
-        variance, mean = torch.var_mean(z, 0, correction=0)
-        return variance, mean
-    mean = weights @ z / weights.sum()
-    return weights @ (z - mean).square() / weights.sum(), mean

@@ -10,7 +10,9 @@ from torch import nn
 
 from pyro_moe.distributions import rows_are_incomplete
 
+from ..m_steps.blocks import Column, Derived, total
 from ..m_steps.least_squares import weighted_least_squares
+from ..m_steps.moments import mean_and_variance
 
 
 class MLP(nn.Sequential):
@@ -53,6 +55,14 @@ def filled(x: torch.Tensor) -> torch.Tensor:
     """Rows x, shape (N, D), with the mean of the observed entries in place of missing ones."""
     missing = x.isnan()
     return torch.where(missing, x.nanmean(0), x) if missing.any() else x
+
+
+def _first_known(x: torch.Tensor) -> torch.Tensor:
+    """The first observed entry of each column of x, shape (D,)."""
+    first = x[0]
+    return (
+        x.gather(0, (~x.isnan()).int().argmax(0, keepdim=True))[0] if first.isnan().any() else first
+    )
 
 
 class Columns(nn.Module):
@@ -112,17 +122,17 @@ class Standardize(nn.Module):
 
     def adapt(self, x: torch.Tensor) -> None:
         """Set m and s from the observed entries of training rows x, shape (N, D)."""
-        x = x.detach().double()
-        known = ~x.isnan()
-        x = filled(x)
-        varies = (x != x[0]).any(0)
+        known = Derived(lambda part: (~part.isnan()).double(), x)
+        first = _first_known(x)
+        varies = total(lambda part: ((part != first) & ~part.isnan()).sum(0), x) > 0
+        loc, variance = mean_and_variance(Derived(lambda part: part.nan_to_num(0.0), x), known)
+        scale = variance.sqrt()
         if self.robust:
-            low, loc, high = np.quantile(x.cpu().numpy(), [0.25, 0.5, 0.75], axis=0)
-            middle, loc = (torch.from_numpy(each).to(x) for each in ((high - low) / 1.349, loc))
-            scale = torch.where(middle > 0, middle, x.std(0, correction=0))
-        else:
-            loc, scale = x.mean(0), x.std(0, correction=0)
-            scale = scale / known.double().mean(0).clamp_min(1e-300).sqrt()
+            numbers = x.detach().double().cpu().numpy()
+            quantiles = np.nanquantile(numbers, [0.25, 0.5, 0.75], axis=0)
+            low, loc, high = torch.from_numpy(quantiles).to(scale)
+            middle = (high - low) / 1.349
+            scale = torch.where(middle > 0, middle, scale)
         scale = torch.where(varies, scale, 0.0)  # a computed deviation may be a rounding error
         if len(self.scale) == 1:
             scale = scale.square().mean(0, keepdim=True).sqrt()
@@ -143,6 +153,15 @@ class Standardize(nn.Module):
     def inverse(self, u: torch.Tensor) -> torch.Tensor:
         """Map standardized values u, shape (..., D), back to the units of the data."""
         return u * self.scale + self.loc
+
+
+def _residuals(maps: nn.Module, x: torch.Tensor, targets: Column) -> Derived:
+    """Targets (N, P) minus the values of maps, shape (N, K, P), in double precision."""
+
+    def of(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return t.double().unsqueeze(1) - maps(x).detach().double()
+
+    return Derived(of, x, targets)
 
 
 class AffineMaps(nn.Module):
@@ -244,9 +263,7 @@ class AffineMaps(nn.Module):
         u = self.features(x).double()
         return torch.cat([u, u.new_full((len(u), 1), float(self.intercept))], -1)
 
-    def least_squares(
-        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def least_squares(self, x: torch.Tensor, targets: Column, weights: torch.Tensor) -> Derived:
         """Set each map to its weighted least-squares solution, and return the residuals.
 
         Args:
@@ -259,11 +276,11 @@ class AffineMaps(nn.Module):
         """
         with torch.no_grad():
             coefficients = weighted_least_squares(
-                self.features(x), targets, weights, intercept=self.intercept
+                Derived(self.features, x), targets, weights, intercept=self.intercept
             )
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])
-            return targets.double().unsqueeze(1) - self(x).double()
+        return _residuals(self, x, targets)
 
 
 class PartlySharedMaps(nn.Module):
@@ -331,8 +348,8 @@ class PartlySharedMaps(nn.Module):
         return torch.cat([blocks, common.repeat(number, 1)], -1)
 
     def least_squares(
-        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, variance: torch.Tensor
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, targets: Column, weights: torch.Tensor, variance: torch.Tensor
+    ) -> Derived:
         """Set the maps to their weighted least-squares solution, and return the residuals.
 
         Args:
@@ -344,15 +361,14 @@ class PartlySharedMaps(nn.Module):
         Returns:
             Residuals of every row under every map, shape (N, K, P), in double precision.
         """
-        inputs, found = self.inputs(x), []
-        for values, v in zip(targets.T, variance.expand(-1, targets.shape[1]).T, strict=True):
+        inputs, found, columns = self.inputs(x), [], targets[:].T
+        for values, v in zip(columns, variance.expand(-1, len(columns)).T, strict=True):
             many = values.repeat(weights.shape[1])
             each = (weights.double() / v).T.flatten()
             solution = weighted_least_squares(inputs, many[:, None], each[:, None], intercept=False)
             found.append(solution[0, :-1, 0])
         self.take(torch.stack(found))
-        with torch.no_grad():
-            return targets.double().unsqueeze(1) - self(x).double()
+        return _residuals(self, x, targets)
 
     def take(self, coefficients: torch.Tensor) -> None:
         """Set all coefficients, shape (P, C)."""

@@ -7,6 +7,8 @@ import torch
 
 from pyro_moe.distributions import in_double
 
+ROWS = 2**16
+
 
 def observe_target(p: Any, y: torch.Tensor | None) -> torch.Tensor:
     """The site ``y``: observed in rows where it is known, and masked in rows with NaN.
@@ -81,9 +83,9 @@ def as_value(y: torch.Tensor, p: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def known_rows(y: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The rows of y without NaN, and the same rows of other tensors."""
-    missing = _missing(y)
-    if not missing.any():
+    if not any(_missing(part).any() for part in y.split(ROWS)):
         return (y, *others)
+    missing = _missing(y)
     return (y[~missing], *(other[~missing] for other in others))
 
 

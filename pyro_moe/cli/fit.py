@@ -13,7 +13,7 @@ from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
 from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import NonFiniteWarning
-from pyro_moe.inference.steps import Processes
+from pyro_moe.processes import Processes
 from pyro_moe.rows import Rows
 from pyro_moe.stories import parameters
 from pyro_moe.text import in_one_line

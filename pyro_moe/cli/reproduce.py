@@ -4,9 +4,9 @@ import argparse
 
 import torch
 
-from pyro_moe import table1
 from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import EmptyComponentWarning
+from pyro_moe.paper import table1
 
 
 def run(options: argparse.Namespace) -> None:

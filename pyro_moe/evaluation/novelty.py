@@ -120,7 +120,7 @@ def training_log_densities(fit: Fit, num_samples: int = NUM_SAMPLES) -> torch.Te
             densities of them with this number of samples.
         SiteError: If the model has no site ``x``.
     """
-    if fit.restored is None:
+    if fit.restored is None or fit.restored.sampled:
         with torch.no_grad(), reproducible(0):
             rows = fit.data[0]
             chosen = rows[torch.randperm(len(rows))[:REFERENCE_ROWS].to(rows.device)]

@@ -20,7 +20,8 @@ def brief(fit: Any) -> str:
     if fit.stopped is not None:
         lines.append(f"stopped: {fit.stopped}")
     if fit.restored is not None:
-        lines.append("restored without its training rows")
+        sampled = fit.restored.sampled
+        lines.append(f"{'keeps a sample of' if sampled else 'restored without'} its training rows")
     return "\n  ".join(lines)
 
 

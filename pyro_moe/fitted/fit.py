@@ -36,7 +36,7 @@ class Fit:
     Attributes:
         programs: The trained copies of model and guide, with their parameters.
         data: The fitted columns, tensors of N rows each; for a restored fit the rows that it was
-            restored with.
+            restored with, and for rows on disk a sample of them.
         history: One record for each epoch: phase, epoch, elbo (nats per row), temperature,
             learning_rate, seconds.
         settings: The arguments of `fit`, including defaults.
@@ -46,10 +46,11 @@ class Fit:
         columns: Names of the columns of x, or None.
         targets: Names of the columns of y, or None.
         image_shape: ``(channels, height, width)`` if a row of x is a flattened image, or None.
-        restored: What the run folder says of the training rows, if ``data`` are other rows; None
+        restored: What is known of the training rows, if ``data`` are other rows or a sample; None
             if ``data`` are the training rows.
         annotations: The weights, groups and labels of the training rows.
-        run: The run of SVI or EM that `resume` continues; None for a restored fit.
+        run: The run of SVI or EM that `resume` continues; None for a restored fit, and for rows on
+            disk.
         predict: The function `evaluation.predict` as a method.
         score: The function `evaluation.score` as a method.
         summary: The function `criticism.summary` as a method.
@@ -149,11 +150,13 @@ class Fit:
         """The fitted columns, tensors of N rows each.
 
         Raises:
-            DataError: If the fit was restored with other rows.
+            DataError: If the fit was restored with other rows, or keeps a sample.
         """
         if self.restored is not None:
+            sampled = self.restored.sampled
+            reason = "keeps a sample of" if sampled else "was restored without"
             raise DataError(
-                "expected data=…, because the fit was restored without its training rows; got none"
+                f"expected data=…, because the fit {reason} its training rows; got none"
             )
         return self.data
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.lazy import is_instance
@@ -22,6 +23,9 @@ def described(data: Data) -> dict[str, Any]:
         >>> described((pd.DataFrame({"dose": [1.5]}), pd.Series([1], name="cured")))
         {'columns': ('dose',), 'targets': ('cured',), 'image_shape': None}
     """
+    if isinstance(data, IterableDataset):
+        named = {name: getattr(data, name, None) for name in ("columns", "targets")}
+        return {**named, "image_shape": None}
     return {
         "columns": column_names(data),
         "targets": target_names(data),

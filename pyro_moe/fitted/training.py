@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 
 from pyro_moe.inference.errors import DataWarning, warn
 
 FAR, LEAST_ROWS = 10.0, 10
+ROWS = 2**16
 _EXPECTED = ContextVar("strange rows are expected", default=False)
 
 
@@ -26,6 +29,7 @@ class Training:
         fingerprint: SHA-256 of the rows; empty until they are saved.
         log_densities: log p(x) of at most 4,096 rows in ascending order, see
             `evaluation.novelty`; None until they are saved, and if x is not modeled.
+        sampled: Whether the fit has a sample of its training rows, because they were on disk.
     """
 
     num_rows: int
@@ -34,6 +38,7 @@ class Training:
     mean: torch.Tensor
     fingerprint: str = ""
     log_densities: torch.Tensor | None = None
+    sampled: bool = False
 
     @classmethod
     def of(cls, data: tuple[torch.Tensor, ...]) -> "Training":
@@ -43,11 +48,14 @@ class Training:
             >>> Training.of((torch.tensor([[1.0, 5.0], [3.0, 5.0]]),)).high
             (tensor([3., 5.]),)
         """
-        x = data[0]
-        low = tuple(_filled(column, torch.inf).amin(0) for column in data)
-        high = tuple(_filled(column, -torch.inf).amax(0) for column in data)
-        mean = x.nanmean(0).clamp(low[0], high[0])  # that of a constant may be off by rounding
-        return cls(len(x), low, high, mean)
+        low = tuple(_over_blocks(torch.amin, torch.minimum, column, torch.inf) for column in data)
+        high = tuple(_over_blocks(torch.amax, torch.maximum, column, -torch.inf) for column in data)
+        known = reduce(torch.add, ((~part.isnan()).sum(0) for part in data[0].split(ROWS)))
+        sums = reduce(torch.add, (part.double().nansum(0) for part in data[0].split(ROWS)))
+        mean = (
+            (sums / known).to(low[0]).clamp(low[0], high[0])
+        )  # a constant's may be off by rounding
+        return cls(len(data[0]), low, high, mean)
 
     def warn_of_far(
         self, x: torch.Tensor, names: tuple[str, ...] | None, *, of_images: bool = False
@@ -91,6 +99,10 @@ class Training:
         )
 
 
+def _over_blocks(end: Any, both: Any, column: torch.Tensor, empty: float) -> torch.Tensor:
+    return reduce(both, (end(_filled(part, empty), 0) for part in column.split(ROWS)))
+
+
 def _filled(column: torch.Tensor, value: float) -> torch.Tensor:
     """The column with a value in place of NaN."""
     return column.masked_fill(column.isnan(), value) if column.is_floating_point() else column
@@ -101,7 +113,8 @@ def fingerprint(data: tuple[torch.Tensor, ...]) -> str:
     digest = hashlib.sha256()
     for column in data:
         digest.update(f"{column.dtype}{tuple(column.shape)}".encode())
-        digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+        for part in column.split(ROWS):
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -14,7 +14,10 @@ from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.prior import FLAT, WEAK, Prior
 from pyro_moe.inference.programs import Program, owner
 from pyro_moe.inference.protocols import TakesIncomplete
+from pyro_moe.inference.rows import OnDisk
+from pyro_moe.inference.rows.order import SAMPLE, WINDOW
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
+from pyro_moe.inference.svi import adam
 from pyro_moe.rows import as_tensor, has_target
 
 from .annotations import responsibilities_of
@@ -39,6 +42,40 @@ def check_schedules(learning_rate: Any, temperature: Any) -> None:
     tau = 1.0 if temperature is None or callable(temperature) else temperature
     if not (isinstance(tau, Real) and float(tau) > 0):
         raise ValueError(f"expected temperature above 0, or a function; got {tau!r}")
+
+
+def check_optimizer(optimizer: Any, weight_decay: Any) -> torch.optim.Optimizer:
+    """The optimizer of one number, for which a step has been tried.
+
+    Args:
+        optimizer: A function of a list of parameters, or None for Adam.
+        weight_decay: The decay of the parameters by Adam.
+
+    Raises:
+        ValueError: If it is no optimizer of one group of parameters, or its steps need more than
+            gradients; or if there is a decay for another optimizer than Adam.
+    """
+    if not (isinstance(weight_decay, Real) and 0 <= float(weight_decay) < math.inf):
+        raise ValueError(f"expected weight_decay of at least 0; got {weight_decay!r}")
+    if optimizer is not None and weight_decay:
+        raise ValueError(
+            "expected weight_decay as an argument of the optimizer; got optimizer=… and "
+            f"weight_decay={weight_decay!r}"
+        )
+    number = torch.zeros(1, requires_grad=True)
+    number.grad = torch.zeros(1)
+    try:
+        found = adam([number], float(weight_decay)) if optimizer is None else optimizer([number])
+        (group,) = found.param_groups
+        found.step()
+        float(group["lr"])
+    except Exception as error:  # whatever a function of the caller's raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            "expected optimizer to be a function of a list of parameters that returns an optimizer "
+            f"of torch, whose steps need their gradients alone; got {optimizer!r}: {reason}"
+        ) from error
+    return found
 
 
 def check_prior(prior: Any) -> Prior | None:
@@ -121,24 +158,25 @@ def held_share(validation: float | None, num_rows: int, *, early: bool, restarts
     return float(validation)
 
 
-def split(
-    columns: Sequence[torch.Tensor], share: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of held-out rows and of the other rows, with the same share of known targets.
+def held_rows(columns: Sequence[torch.Tensor], share: float, seed: int) -> torch.Tensor:
+    """Numbers of held-out rows in ascending order, with the same share of known targets.
 
-    If targets are missing, at least one known target is kept.
+    If targets are missing, at least one known target is kept. Of more than 262,144 rows on disk
+    at most 65,536 are held out.
     """
     number = len(columns[0])
+    if not share:
+        return torch.zeros(0, dtype=torch.int64)
     with reproducible(seed):
+        if number > WINDOW and isinstance(columns[0], OnDisk):
+            return torch.randint(number, (min(math.ceil(share * number), SAMPLE),)).unique()
         order = torch.randperm(number)
     known = has_target(columns[1]).cpu()[order] if len(columns) > 1 else torch.ones(number).bool()
     num_known = math.ceil(share * int(known.sum()))
     if not known.all():
         num_known = min(num_known, int(known.sum()) - 1)
     num_others = math.ceil(share * int((~known).sum()))
-    parts = (order[known].tensor_split([num_known]), order[~known].tensor_split([num_others]))
-    held, kept = (torch.cat(each).sort().values for each in zip(*parts, strict=True))
-    return held, kept
+    return torch.cat([order[known][:num_known], order[~known][:num_others]]).sort().values
 
 
 def has_em(model: Program, guide: Program, columns: tuple[torch.Tensor, ...]) -> bool:

@@ -14,11 +14,10 @@ from safetensors.torch import save as serialized
 
 from pyro_moe import files
 from pyro_moe.fitted.training import fingerprint
-from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.inference.programs import restore, state
 from pyro_moe.inference.svi import SVI
-from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.inference.traces import create_parameters
 
 from .plan import Plan
 
@@ -30,7 +29,7 @@ _NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{16})\.safetensors")
 class Checkpoint:
     """The states of the phases of a fit in a folder, the last two of each.
 
-    A state has the parameters and buffers, Adam's moments, the best state so far, and the
+    A state has the parameters and buffers, the optimizer's moments, the best state so far, and the
     history, on which early stopping and the schedules depend. The random numbers of an epoch
     depend on the seed and its number alone. The name of a file has a hash of its content, so that
     a damaged file is passed over, and the one before it is used.
@@ -151,14 +150,18 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
             names = {id(value): name for name, value in run.parameters().items()}
             (group,) = run.optimizer.param_groups
             values["optimized"] = [names[id(p)] for p in group["params"]]
+            values["numbers"] = {}
             for p, moments in run.optimizer.state.items():
-                parts |= {f"moments.{names[id(p)]}": moments}
-    tensors = {
+                tensors = {k: v for k, v in moments.items() if torch.is_tensor(v)}
+                parts[f"moments.{names[id(p)]}"] = tensors
+                others = {k: v for k, v in moments.items() if k not in tensors}
+                values["numbers"][names[id(p)]] = others
+    found = {
         f"{part}/{name}": value.detach().contiguous()
         for part, named in parts.items()
         for name, value in named.items()
     }
-    return tensors, {"values": json.dumps(values)}
+    return found, {"values": json.dumps(values)}
 
 
 def _set(
@@ -170,7 +173,9 @@ def _set(
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value.to(device)
-    _create_parameters(run, set(parts["now"]))
+    if not set(parts["now"]) <= set(state(run.store, run.model, run.guide)):
+        example = (column[:1] for column in run.data)
+        create_parameters(run.model, run.guide, run.store, *example)
     restore(parts["now"], run.store, run.model, run.guide)
     records = values["history"][len(run.history) :]
     run.history[:] = values["history"]
@@ -179,17 +184,8 @@ def _set(
         if "optimized" in values:
             named = run.parameters()
             learned = [named[name] for name in values["optimized"]]
-            run.optimizer = torch.optim.Adam(learned, lr=1.0, fused=True)
-            for name in values["optimized"]:
-                if f"moments.{name}" in parts:
-                    run.optimizer.state[named[name]] = parts[f"moments.{name}"]
+            run.optimizer = run.new_optimizer(learned)
+            for name, numbers in values["numbers"].items():
+                moments = {**numbers, **parts.get(f"moments.{name}", {})}
+                run.optimizer.state[named[name]] = moments
     return records
-
-
-def _create_parameters(run: Any, names: set[str]) -> None:
-    """Create the `pyro.param`s of programs, which their first step would have created."""
-    if names <= set(state(run.store, run.model, run.guide)):
-        return
-    example = tuple(column[:1] for column in run.data)
-    with torch.no_grad(), reproducible(run.seed), running(run.store):
-        enumerated_traces(run.model, run.guide, *example)

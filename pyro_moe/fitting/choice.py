@@ -79,6 +79,7 @@ def chosen_prior(
     number = annotations.total(len(columns[0]))
     few = number <= min(MOST_ROWS, ROWS_PER_COEFFICIENT * (num_components or 1) * (width + 2))
     few = few and width <= MOST_COLUMNS
+    columns = tuple(column[:] for column in columns) if few else columns
     if not learns or num_components is None or not few or number < FOLDS * (num_components + 1):
         return WEAK
     if not (isinstance(loss, str) and loss in ("em", "marginal")):

@@ -5,7 +5,8 @@ import torch
 from pyro_moe.inference.errors import DataWarning, warn
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive
-from pyro_moe.rows import Data, as_tensors
+from pyro_moe.inference.rows import OnDisk, sample
+from pyro_moe.rows import Data, as_tensor, as_tensors
 from pyro_moe.validation import unresolved
 
 
@@ -30,6 +31,10 @@ def columns_of(
     parts = modules(model, guide)
     parameters = [p for part in parts for p in part.parameters()]
     like = parameters[0] if parameters else torch.empty(0)
+    if isinstance(data, tuple) and any(isinstance(column, OnDisk) for column in data):
+        if torch.device(device or like.device).type != "cpu":
+            raise ValueError(f"expected device='cpu' for rows on disk; got {device or like.device}")
+        return _on_disk(model, guide, data, like.dtype, double=double)
     missing = {"missing_targets": missing_targets, "missing_features": missing_features}
     exact = as_tensors(data, dtype=torch.float64, **missing)
     problems = [] if like.dtype == torch.float64 else unresolved(exact, like.dtype)
@@ -39,6 +44,20 @@ def columns_of(
         warn(problem, DataWarning)
     columns = as_tensors(data, dtype=like.dtype, **missing)
     return tuple(column.to(device or like.device) for column in columns)
+
+
+def _on_disk(
+    model: Program, guide: Program, data: Data, dtype: torch.dtype, *, double: bool
+) -> tuple[torch.Tensor, ...]:
+    """Columns on disk in the type of the fit, chosen as for others by a sample of the rows."""
+    columns = tuple(c if isinstance(c, OnDisk) else as_tensor(c, "y") for c in data)
+    some = [c.double() if c.is_floating_point() else c for c in sample(columns, 0)]
+    problems = [] if dtype == torch.float64 else unresolved(some, dtype)
+    if standardizes(model, guide) and (double or problems):
+        dtype, problems = torch.float64, []
+    for problem in problems:
+        warn(problem, DataWarning)
+    return tuple(c.to(dtype) if c.is_floating_point() else c for c in columns)
 
 
 def standardizes(model: Program, guide: Program) -> bool:

@@ -18,14 +18,14 @@ from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs
 from pyro_moe.inference.starts.several import best_start
-from pyro_moe.inference.svi import Schedule
+from pyro_moe.inference.svi import NewOptimizer, Schedule
 from pyro_moe.progress import Progress
 from pyro_moe.rows import Data
 from pyro_moe.validation import check_components
 
 from .checkpoint import Checkpoint
 from .plan import Plan, planned
-from .training import LAST_PHASE, begun, finish, run_of, train
+from .training import LAST_PHASE, begun, finish, run_of, train, with_a_sample
 
 
 @learning()
@@ -40,6 +40,8 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: Schedule | None = None,
+    optimizer: NewOptimizer | None = None,
+    weight_decay: float = 0.0,
     loss: str | ELBO = "auto",
     temperature: Schedule | None = None,
     initialize: Any = None,
@@ -72,8 +74,9 @@ def fit(
     Args:
         model: The generative model, called with the columns of a minibatch.
         guide: The variational posterior, called with the same arguments.
-        data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames, or a torch
-            ``Dataset`` of such rows.
+        data: x (N, D), or a tuple (x, y): tensors, numpy arrays, pandas data frames; or a torch
+            ``Dataset`` or ``DataLoader`` of such rows, `streams.Parquet`, or memory maps of numpy,
+            which stay on disk if they have more than four megabytes, see `streams.on_disk`.
         labels: The component of each row where it is known: numbers (N,) from 0 to K - 1, and -1,
             NaN or None where it is not known. Or responsibilities (N, K), rows of NaN where they
             are not known. The term of a labeled row is log p(d_n, c_n = k), or the sum
@@ -86,9 +89,14 @@ def fit(
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
             ``initialize="keep"`` returns a fit with the given parameters.
         batch_size: Maximum number of rows in a minibatch, 256 if None. All are nearly equal.
-        learning_rate: Peak step size of Adam, 5e-3 if None. It is reached after 30 % of the run,
+        learning_rate: Peak step size, 5e-3 if None. It is reached after 30 % of the run,
             and the step size falls to zero at the end. Or a function of the completed share of
-            the run. For large networks choose a smaller value, such as 1e-3.
+            the run. For large networks choose a smaller value, such as 1e-3. With ``optimizer``,
+            None is the step size of the optimizer.
+        optimizer: A function of a list of parameters that returns an optimizer of torch, or its
+            class; Adam if None. One with one group of parameters, whose steps need no closure.
+        weight_decay: The decay of all parameters in a step of Adam, times the step size, as in
+            `torch.optim.AdamW`.
         loss: ``"auto"``: ``"em"`` if the model is that of a shipped story with an M-step for every
             parameter, and no argument is given that belongs to gradients; ``"marginal"``
             otherwise. Or ``"marginal"`` (``c`` summed out), ``"categorical-kl"`` (the paper's
@@ -182,6 +190,8 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
         loss=loss,
         temperature=temperature,
         initialize=initialize,
@@ -211,7 +221,7 @@ def fit(
             f"increase by more than {tolerance:g} nats: give more epochs, or a larger tolerance",
             ConvergenceWarning,
         )
-    return best
+    return with_a_sample(best) if plan.streamed else best
 
 
 def _trained(
@@ -252,11 +262,13 @@ def resume(fit: Fit, *, epochs: int | None = None, progress: bool = True) -> Fit
         A new fit. The given one is unchanged.
 
     Raises:
-        ValueError: If training stopped in an initial phase, or if the fit was restored from a run
-            folder, which does not contain the optimizer.
+        ValueError: If training stopped in an initial phase, if the fit was restored from a run
+            folder, which does not contain the optimizer, or if its rows were on disk.
     """
     if fit.run is None:
-        raise ValueError("expected a fit with its optimizer; got one of a run folder")
+        raise ValueError(
+            "expected a fit with its optimizer; got one of a run folder, or of rows on disk"
+        )
     phase = fit.history[-1]["phase"] if fit.history else "training"
     if not fit.run.history and phase == "training" and fit.history:
         phase = LAST_PHASE  # which was stopped in its first epoch

@@ -2,32 +2,37 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 
+from pyro_moe.fitted import described
 from pyro_moe.inference.em import ITERATIONS
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
-from pyro_moe.inference.svi import steps_in_epoch
+from pyro_moe.inference.rows import OnDisk, without
+from pyro_moe.inference.svi import NewOptimizer, adam, steps_in_epoch
 from pyro_moe.rows import Data, column_names
+from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns, check_range
 
 from .annotations import annotations_of, check_annotations
 from .arguments import (
     check_numbers,
+    check_optimizer,
     check_prior,
     check_restarts,
     check_schedules,
     check_start,
     check_takes_incomplete,
     has_em,
+    held_rows,
     held_share,
-    split,
 )
 from .choice import chosen_prior, with_networks
 from .columns import columns_of
@@ -46,13 +51,13 @@ class Plan:
         guide: The caller's guide.
         columns: All rows, in the type and on the device of the fit.
         annotations: What is known of the rows besides their data.
-        held: Numbers of the held-out rows.
-        kept: Numbers of the training rows.
+        held: Numbers of the held-out rows, in ascending order.
         num_components: K, or None for a model without ``c``.
         loss: The objective, which is not ``"auto"`` any more.
         start: The name of a start, or responsibilities of the training rows.
         prior: The prior of the parameters.
         settings: The arguments of `fit`, including defaults.
+        new_optimizer: A function of the parameters that makes the optimizer.
     """
 
     model: Program
@@ -60,17 +65,32 @@ class Plan:
     columns: tuple[torch.Tensor, ...]
     annotations: Annotations
     held: torch.Tensor
-    kept: torch.Tensor
     num_components: int | None
     loss: str | ELBO
     start: str | torch.Tensor
     prior: Prior
     settings: dict[str, Any]
+    new_optimizer: NewOptimizer
 
     @property
     def by_em(self) -> bool:
         """Whether the objective is maximized by EM."""
         return isinstance(self.loss, str) and self.loss == "em"
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are on disk."""
+        return any(isinstance(column, OnDisk) for column in self.columns)
+
+    @cached_property
+    def training_columns(self) -> tuple[torch.Tensor, ...]:
+        """The rows that are not held out."""
+        return tuple(without(column, self.held) for column in self.columns)
+
+    @cached_property
+    def training_annotations(self) -> Annotations:
+        """What is known of the rows that are not held out."""
+        return self.annotations.each(lambda column: without(column, self.held))
 
 
 def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
@@ -87,6 +107,12 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         ValueError: If an argument is invalid.
     """
     _check(options)
+    optimizer = check_optimizer(options["optimizer"], options["weight_decay"])
+    rate = options["learning_rate"]
+    if rate is None:
+        rate = 5e-3 if options["optimizer"] is None else optimizer.param_groups[0]["lr"]
+    names = described(data)["columns"]
+    data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
     initialize = options["initialize"]
     if initialize is None:
@@ -94,7 +120,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         initialize = story.start if isinstance(story, HasStart) else "random"
     keep = isinstance(initialize, str) and initialize == "keep"
     learns = not (options["epochs"] == 0 and keep)
-    columns, loss, num_components = _resolved(model, guide, data, options, learns=learns)
+    columns, loss, num_components = _resolved(model, guide, data, names, options, learns=learns)
     by_em = isinstance(loss, str) and loss == "em"
     annotations = annotations_of(
         len(columns[0]),
@@ -116,16 +142,19 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if not by_em:
         early = epochs is None and prior.rows < 1.0
         share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
-    held, kept = split(columns, share if learns else 0.0, seed)
-    if learns and len(kept) < (num_components or 1):
+    held = held_rows(columns, share if learns else 0.0, seed)
+    kept = len(columns[0]) - len(held)
+    if learns and kept < (num_components or 1):
         raise DataError(
             f"expected at least as many rows as components, {num_components or 1}; "
-            f"got {len(kept)}, with {len(held)} held out"
+            f"got {kept}, with {len(held)} held out"
         )
     patience = options["patience"]
     settings = {
-        **_lengths(options, len(columns[0]), share, by_em=by_em, start=start),
-        "learning_rate": 5e-3 if options["learning_rate"] is None else options["learning_rate"],
+        **_lengths(options, len(columns[0]), kept, by_em=by_em, start=start),
+        "learning_rate": rate,
+        "optimizer": type(optimizer).__name__,
+        "weight_decay": float(options["weight_decay"]),
         "loss": loss if isinstance(loss, str) else type(loss).__name__,
         "temperature": options["temperature"],
         "initialize": initialize if isinstance(initialize, str) else "responsibilities",
@@ -138,19 +167,20 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "seed": seed,
         "compile": options["compile"],
     }
-    start = start if isinstance(start, str) else start[kept]
+    start = start if isinstance(start, str) else without(start, held)
+    new_optimizer = options["optimizer"] or partial(adam, weight_decay=options["weight_decay"])
     return Plan(
         model,
         guide,
         columns,
         annotations,
         held,
-        kept,
         num_components,
         loss,
         start,
         prior,
         settings,
+        new_optimizer,
     )
 
 
@@ -170,7 +200,13 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _resolved(
-    model: Program, guide: Program, data: Data, options: dict[str, Any], *, learns: bool
+    model: Program,
+    guide: Program,
+    data: Data,
+    names: tuple[str, ...] | None,
+    options: dict[str, Any],
+    *,
+    learns: bool,
 ) -> tuple[tuple[torch.Tensor, ...], str | ELBO, int | None]:
     """The columns, the objective and K, after all checks of model and data."""
     loss = options["loss"]
@@ -184,14 +220,22 @@ def _resolved(
         check_range(columns[0], column_names(data))
     one, other = isolated(model, guide)
     for part in modules(one, other):
-        part.to(columns[0]).eval()
+        part.to(columns[0][:1]).eval()
     assigns = isinstance(loss, str) and loss == "categorical-kl"
     num_components = check(one, other, columns, learns=learns, assigns=assigns)
     if learns:
-        check_columns(columns, column_names(data))
+        check_columns(columns, names)
     if isinstance(loss, str) and loss == "auto":
-        of_gradients = ("batch_size", "learning_rate", "temperature", "validation", "patience")
-        em = all(options[name] is None for name in of_gradients) and has_em(one, other, columns)
+        of_gradients = (
+            "batch_size",
+            "learning_rate",
+            "temperature",
+            "validation",
+            "patience",
+            "optimizer",
+        )
+        plain = all(options[name] is None for name in of_gradients) and not options["weight_decay"]
+        em = plain and has_em(one, other, columns)
         loss = "em" if em else "marginal"
         if em and learns:
             columns = columns_of(model, guide, data, double=True, **to_tensors)
@@ -199,7 +243,7 @@ def _resolved(
 
 
 def _lengths(
-    options: dict[str, Any], num_rows: int, share: float, *, by_em: bool, start: Any
+    options: dict[str, Any], num_rows: int, kept: int, *, by_em: bool, start: Any
 ) -> dict[str, Any]:
     """Rows of a minibatch, and epochs of the initial phases and of the training.
 
@@ -207,7 +251,6 @@ def _lengths(
     """
     epochs, initial_epochs = options["epochs"], options["initial_epochs"]
     batch_size = options["batch_size"]
-    kept = num_rows - math.ceil(share * num_rows)
     steps = steps_in_epoch(num_rows if batch_size is None else kept, batch_size or 256)
     size = -(-kept // steps) if batch_size is None else batch_size
     found: dict[str, Any] = {"batch_size": max(1, min(size, kept))}

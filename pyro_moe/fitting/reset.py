@@ -23,7 +23,7 @@ def reset(
     Each row counts as many times as its weight says.
     """
     for part in modules(model, guide):
-        part.to(data[0]).eval()  # only the epochs of `SVI` are in training mode
+        part.to(data[0][:1]).eval()  # only the epochs of `SVI` are in training mode
         if keep:
             continue
         with reproducible(seed):

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, Training
+from pyro_moe.fitted.training import fingerprint
 from pyro_moe.inference.context import reproducible, running, stream
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import NonFiniteWarning, warn
 from pyro_moe.inference.objectives import MarginalELBO, has_temperatures, objective
 from pyro_moe.inference.prior import with_ridge
 from pyro_moe.inference.programs import Program, Programs, isolated
+from pyro_moe.inference.rows.order import chosen
 from pyro_moe.inference.svi import SVI, NonFiniteError, at
 from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
 from pyro_moe.progress import Progress
@@ -51,8 +53,8 @@ def run_of(plan: Plan, number: int) -> Any:
         plan: The plan of the fit.
         number: The number of the start.
     """
-    held, kept, settings = plan.held, plan.kept, plan.settings
-    data, about = tuple(column[kept] for column in plan.columns), plan.annotations.take(kept)
+    held, settings = plan.held, plan.settings
+    data, about = plan.training_columns, plan.training_annotations
     model, guide = isolated(plan.model, plan.guide)
     seed = stream(settings["seed"], number)
     keep = settings["initialize"] == "keep"
@@ -61,11 +63,12 @@ def run_of(plan: Plan, number: int) -> Any:
         epochs, tolerance = settings["epochs"], settings["tolerance"]
         return EM(model, guide, data, epochs, seed, plan.prior, tolerance, about)
     with_ridge(plan.prior, model, guide)
+    number = len(data[0])
     elbo, treatment = objective(
         plan.loss,
         prior=plan.prior,
-        num_rows=len(kept),
-        mean_weight=about.total(len(kept)) / len(kept),
+        num_rows=number,
+        mean_weight=about.total(number) / number,
         teaches=about.labels is not None and not has_exact_posterior(model, guide, data, seed),
     )
     temperature = settings["temperature"]
@@ -86,6 +89,7 @@ def run_of(plan: Plan, number: int) -> Any:
         held_annotations=plan.annotations.take(held),
         patience=settings["patience"],
         compile=settings["compile"],
+        new_optimizer=plan.new_optimizer,
     )
 
 
@@ -164,6 +168,15 @@ def train(
     if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
         elbo = fitted.run.held_out_elbo
     return replace(fitted, stopped=stopped, held_out_elbo=elbo)
+
+
+def with_a_sample(fitted: Fit) -> Fit:
+    """A fit that has a sample of its rows, and what is to be remembered of all of them."""
+    columns = (*fitted.data, *fitted.annotations.columns)
+    training = replace(Training.of(fitted.data), fingerprint=fingerprint(columns), sampled=True)
+    rows = chosen(fitted.data, fitted.settings["seed"])
+    data, annotations = tuple(c[rows] for c in fitted.data), fitted.annotations.take(rows)
+    return replace(fitted, data=data, annotations=annotations, restored=training, run=None)
 
 
 def finish(

@@ -21,8 +21,9 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
             rows, since log-densities of deep stories take time.
     """
     training = fit.restored
-    if training is None:
-        found = fingerprint((*fit.data, *fit.annotations.columns))
+    if training is None or training.sampled:
+        columns = (*fit.data, *fit.annotations.columns)
+        found = fingerprint(columns) if training is None else training.fingerprint
         if before is not None and remembered(before).fingerprint == found:
             return before
         training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))

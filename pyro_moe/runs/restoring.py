@@ -13,10 +13,10 @@ from pyro_moe.fitted import Fit, Training
 from pyro_moe.fitted.matching import as_fitted, expect_width, in_order
 from pyro_moe.fitted.training import fingerprint
 from pyro_moe.fitting import fit
-from pyro_moe.inference.context import reproducible, running, without_warnings
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, DataWarning, warn
 from pyro_moe.inference.objectives import LOSSES
-from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.inference.traces import create_parameters
 from pyro_moe.mixtures.stored import as_rows, fitted_rows, with_formula
 from pyro_moe.rows import Data, Rows, as_tensors
 
@@ -146,13 +146,8 @@ def _like_those_of(
 
 def _give_back(run: Run, fit: Fit) -> None:
     """Restore the unconstrained values of `pyro.param` statements."""
-    batch = fit.example  # one execution registers the constraints
-    with (
-        torch.no_grad(),
-        running(fit.programs.store),
-        reproducible(0),
-    ):
-        enumerated_traces(fit.programs.model, fit.programs.guide, *batch)
+    programs = fit.programs
+    create_parameters(programs.model, programs.guide, programs.store, *fit.example)
     store = fit.programs.store["params"]
     for name, value in run.params.items():
         if name not in store or store[name].shape != value.shape:

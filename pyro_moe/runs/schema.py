@@ -177,6 +177,8 @@ FIT = _record(
         "learning_rate": RATE,  # which may be a function, as the temperature may be
         "temperature": _or_none(RATE),
         "compile": _compile,
+        "optimizer": _text,  # which older runs lack, as the next
+        "weight_decay": RATE,
     },
 )
 SOURCE = _record(

@@ -1,14 +1,18 @@
 """Validation of columns: what training would take in silence."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from pyro_moe.distributions import rounding_error
 from pyro_moe.inference.errors import DataError, DataWarning, warn
+from pyro_moe.inference.rows import OnDisk, sample
+from pyro_moe.inference.rows.order import chosen
 from pyro_moe.rows import numbered
 
+ROWS = 2**16
 FAR = 10.0  # in ranges of the other values
 EXTREME = 1e150  # whose square float64 can hold
 SQUARES = 1e15  # whose square, and that of its inverse, float32 can hold
@@ -69,7 +73,8 @@ def check_range(x: torch.Tensor, names: tuple[str, ...] | None) -> None:
     Raises:
         DataError: If a column is too large, or varies too little.
     """
-    low, high = (end.double() for end in (x.amin(0), x.amax(0)))
+    parts = [torch.stack(part.aminmax(dim=0)).double() for part in x.split(ROWS)]
+    low, high = torch.stack(parts).amin(0)[0], torch.stack(parts).amax(0)[1]
     size, width = torch.maximum(low.abs(), high.abs()), high - low
     strange = (size > EXTREME) | ((width > 0) & (width < 1 / EXTREME))
     for column in strange.nonzero().flatten().tolist()[:1]:
@@ -88,45 +93,55 @@ def check_columns(columns: Sequence[torch.Tensor], names: tuple[str, ...] | None
 
     Warns:
         DataWarning: If a column of y is constant, or if a column has values far from all others,
-            such as -999 for a missing value.
+            such as -999 for a missing value. Of rows on disk a sample is checked for the latter.
     """
     x, *targets = columns
-    empty = x.isnan().all(0).nonzero().flatten().tolist()
+    empty = () if isinstance(x, OnDisk) else x.isnan().all(0).nonzero().flatten().tolist()
     if empty:
         name = (names or numbered("x", x.shape[1]))[empty[0]]
         raise DataError(f"expected an observed value in each column of x; got none in {name!r}")
     for y in targets[:1]:
         _check_target(y)
-    _check_far(x, names or numbered("x", x.shape[1]))
+    on_disk = any(isinstance(column, OnDisk) for column in columns)
+    rows = chosen(columns, 0) if on_disk else slice(None)
+    x, *targets = (column[rows] for column in columns)
+    _check_far(x, names or numbered("x", x.shape[1]), rows)
     for y in targets[:1]:
         if y.is_floating_point():
             flat = y.reshape(len(y), -1)
-            _check_far(flat, numbered("y", flat.shape[1]))
+            _check_far(flat, numbered("y", flat.shape[1]), rows)
 
 
 def _check_target(y: torch.Tensor) -> None:
-    known = y.reshape(len(y), -1)
-    known = known[~known.isnan().any(-1)]
-    if len(known) == 0:
+    first: Any = None
+    constant: Any = True
+    for part in y.split(ROWS):
+        known = part.reshape(len(part), -1)
+        known = known[~known.isnan().any(-1)]
+        if len(known):
+            first = known[0] if first is None else first
+            constant = (known == first).all(0) & constant
+    if first is None:
         raise DataError("expected rows with a target; got NaN in every row of y")
-    for column in (known == known[0]).all(0).nonzero().flatten().tolist():
+    for column in constant.nonzero().flatten().tolist():
         warn(
-            f"expected targets that vary; got {known[0, column].item():.6g} in every row of "
+            f"expected targets that vary; got {first[column].item():.6g} in every row of "
             f"column {column} of y",
             DataWarning,
         )
 
 
-def _check_far(x: torch.Tensor, names: tuple[str, ...]) -> None:
+def _check_far(x: torch.Tensor, names: tuple[str, ...], rows: Any) -> None:
     """Warn of at most one percent of the rows that are far from all others in a column."""
     values = x.detach().double().cpu().numpy()
     for name, column in zip(names, values.T, strict=True):
         row = far_row(column)
         if row is not None:
+            place = row if isinstance(rows, slice) else int(rows[row])
             warn(
                 f"expected columns without values far from all others; got {column[row]:.6g} in "
-                f"row {row} of the fitted rows, column {name!r}: one such value sets the unit of "
-                "the column. Leave the row out if it is an error, or a code for a missing value",
+                f"row {place} of the fitted rows, column {name!r}: one such value sets the unit "
+                "of the column. Leave the row out if it is an error, or a code for a missing value",
                 DataWarning,
             )
 
@@ -173,6 +188,7 @@ def check_rounding(y: torch.Tensor, counts: Sequence[int] = ()) -> None:
         DataWarning: If the values of a column are on a grid, and the error of rounding is more
             than a twentieth of their deviation.
     """
+    (y,) = sample((y,), 0) if isinstance(y, OnDisk) else (y,)
     flat = y.reshape(len(y), -1).double()
     flat = flat[~flat.isnan().any(-1)]
     if len(flat) == 0:

@@ -53,7 +53,7 @@ def check(
             raise DataError(f"expected x with x_dim={story.x_dim} columns; got {x.shape[1]}")
     for program in (model, guide):
         _check_arguments(program, columns)
-    num_components = None
+    num_components, classes = None, set[int]()
     store: dict[str, Any] = {"params": {}, "constraints": {}}
     incomplete = where_incomplete(x)
     with torch.no_grad(), reproducible(0), running(store), incomplete, Discretize():
@@ -75,10 +75,12 @@ def check(
                     )
             for name in trace.observation_nodes:
                 check_support(name, trace.nodes[name], first)
+            for y in batch[1:2] if _has_classes(trace) else ():
+                classes |= set(y[~y.isnan()].long().unique().tolist())
             if any(isinstance(part, Adaptive) for part in modules(model, guide)):
                 _check_squares(batch[1:], first)  # units are set from them
-    if learns and "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"]):
-        _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], columns[1])
+    if learns and _has_classes(trace):
+        _check_classes(mean_of(trace.nodes["y"]["fn"]).shape[-1], classes)
     elif learns and "y" in trace.observation_nodes and _has_density(trace.nodes["y"]["fn"]):
         check_rounding(columns[1], discrete_columns(trace.nodes["y"]["fn"]))
     return num_components
@@ -148,8 +150,11 @@ def _check_squares(targets: Sequence[torch.Tensor], first: int) -> None:
                 )
 
 
-def _check_classes(number: int, y: torch.Tensor) -> None:
-    seen = set(y[~y.isnan()].long().flatten().tolist())
+def _has_classes(trace: Any) -> bool:
+    return "y" in trace.observation_nodes and has_classes(trace.nodes["y"]["fn"])
+
+
+def _check_classes(number: int, seen: set[int]) -> None:
     unseen = [str(label) for label in range(number) if label not in seen]
     if unseen:
         warn(

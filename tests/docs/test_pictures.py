@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 APART = {
+    "paper",
     "progress",
     "files",
     "lazy",
     "stories",
     "text",
+    "processes",
     "images",
-    "table1",
-}  # single files, which the page names in its text
+}  # small rooms, which the page names in its text
 
 
 def module(path):

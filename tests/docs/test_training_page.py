@@ -24,7 +24,7 @@ def test_the_callback_for_tensorboard_writes_all_numbers(monkeypatch, capsys):
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)
+    code = next(iter(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)))
     story = models.DeepMoE(2, 1, 2, hidden=(4,))
     x = torch.randn(40, 2)
     named = {"story": story, "x": x, "y": x[:, :1]}

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pyro_moe.inference import EM, em
 from pyro_moe.inference.objectives import objective
-from pyro_moe.inference.steps import Processes
+from pyro_moe.inference.prior import WEAK
 from pyro_moe.inference.svi import SVI
-from pyro_moe.models import DeepMoE
+from pyro_moe.models import GMM, ME, DeepMoE, GMMMoE, HierarchicalME
+from pyro_moe.processes import Processes
 
 N, D = 25, 2  # an odd number, so that the shares of two processes differ
 WORKER = """
@@ -43,8 +45,38 @@ def run():
     )
 
 
+# Stories, their targets, and iterations. L-BFGS makes much of rounding errors, so there is one.
+BY_EM = {
+    "mixture": (lambda: GMM(D, 2), None, 3),
+    "tied": (lambda: GMMMoE(D, 1, 2, covariance="tied"), None, 3),
+    "normal": (lambda: ME(D, 1, 2), None, 3),
+    "full": (lambda: ME(D, 2, 2, experts="normal-full"), lambda y: torch.cat([y, y**2], 1), 3),
+    "poisson": (lambda: ME(D, 1, 2, experts="poisson"), lambda y: y.round().long(), 3),
+    "classes": (lambda: ME(D, 2, 2, experts="categorical"), lambda y: y[:, 0].gt(1).long(), 3),
+    "tree": (lambda: HierarchicalME(D, 1, (2, 2)), None, 1),
+    "wide gate": (lambda: ME(160, 1, 2), None, 1),
+}
+
+
+def by_em(name):
+    """Parameters and objectives of EM, with shared rows in a process group."""
+    make, target, iterations = BY_EM[name]
+    x, y = data()
+    if name == "wide gate":
+        x = (x[:, :1] * torch.arange(1, 161)).sin()
+    columns = (x,) if name == "mixture" else (x, y if target is None else target(y))
+    torch.manual_seed(1)
+    story = make().double()
+    story.adapt(*columns)
+    run = EM(story.model, story.guide, columns, iterations, 0, WEAK, tolerance=-1.0)
+    list(run)
+    return dict(run.parameters()), [record["objective"] for record in run.history]
+
+
 def worker(rank, folder):
     """What each of the two processes does."""
+    em.SHARED = 0
+    torch.save({name: by_em(name) for name in BY_EM}, f"{folder}/em-{rank}.pt")
     shared = run()
     list(shared)
     torch.save((dict(shared.parameters()), shared.history), f"{folder}/{rank}.pt")
@@ -76,6 +108,24 @@ def test_two_processes_train_as_one(tmp_path):
         assert_close(parameters, dict(alone.parameters()), rtol=1e-9, atol=1e-10)
         for one, two in zip(history, alone.history, strict=True):
             assert one["elbo"] == pytest.approx(two["elbo"], rel=1e-9)
+    by_rank = [torch.load(tmp_path / f"em-{rank}.pt") for rank in range(2)]
+    for name in BY_EM:
+        parameters, objectives = by_em(name)
+        for found, history in (each[name] for each in by_rank):
+            assert history == pytest.approx(objectives, rel=1e-7, abs=1e-7)
+            assert_close(found, parameters, rtol=1e-3, atol=1e-3)
+        assert_close(*(each[name][0] for each in by_rank), rtol=0, atol=0)
+
+
+def test_few_rows_are_not_shared():
+    run = EM(*[GMM(D, 2).double().model] * 2, data()[:1], 1, 0)
+    assert run.e_step()[0].shape == (N, 2)
+    assert Processes.sharing() == Processes(0, 1)
+    assert [Processes(rank, 3).part(7) for rank in range(3)] == [
+        slice(0, 2),
+        slice(2, 4),
+        slice(4, 7),
+    ]
 
 
 def test_one_process_keeps_its_rows_and_numbers():

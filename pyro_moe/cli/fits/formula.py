@@ -13,9 +13,9 @@ from pyro_moe.datasets.source import Source
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.errors import NonFiniteWarning
-from pyro_moe.inference.steps import Processes
 from pyro_moe.mixtures import MixtureFit, mixture
 from pyro_moe.mixtures.stored import as_rows
+from pyro_moe.processes import Processes
 from pyro_moe.runs.story_file import StoryFile
 from pyro_moe.text import in_one_line
 

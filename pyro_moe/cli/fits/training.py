@@ -12,6 +12,7 @@ FIT_OPTIONS = (
     "loss",
     "validation",
     "patience",
+    "weight_decay",
     "tolerance",
     "initialize",
     "missing_targets",

@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     add("--loss", choices=("auto", *LOSSES, "em"), help="the objective (default: em, or marginal)")
     add("--validation", type=float, metavar="SHARE", help="share of rows held out in training")
     add("--patience", type=_whole, help="held-out bounds without a better one until the end")
+    add("--weight-decay", type=float, help="decay of the parameters in steps of Adam (default: 0)")
     add("--tolerance", type=float, help="increase of the objective at which EM ends")
     add("--prior", help="auto, weak, none, or how many rows of one model each component is given")
     add("--ridge", type=float, help="prior precision of the weights of softmax gates")

@@ -17,7 +17,8 @@ from pyro import poutine
 from torch.testing import assert_close
 
 import pyro_moe
-from pyro_moe import DataError, cli, datasets, evaluation, plots, runs, table1
+from pyro_moe import DataError, cli, datasets, evaluation, plots, runs
+from pyro_moe.paper import table1
 
 
 @pytest.fixture(autouse=True)

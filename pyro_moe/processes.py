@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as group
+
+_SHARING = ContextVar("rows are shared", default=False)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,21 @@ class Processes:
         return cls()
 
     @classmethod
+    def sharing(cls) -> "Processes":
+        """The processes that share the rows of a sum within `rows_shared`, or this one alone."""
+        return cls.running() if _SHARING.get() else cls()
+
+    @staticmethod
+    @contextmanager
+    def rows_shared(shared: bool) -> Iterator[None]:
+        """Whether tensors in this block have the rows of this process, and sums are of all."""
+        before = _SHARING.set(shared)
+        try:
+            yield
+        finally:
+            _SHARING.reset(before)
+
+    @classmethod
     @contextmanager
     def launched(cls, device: str | None = None) -> Iterator["Processes"]:
         """The process group that `torchrun` asks for in the environment, if it does.
@@ -60,6 +78,16 @@ class Processes:
     def share(self, rows: torch.Tensor) -> torch.Tensor:
         """The numbers of the rows of this process, out of a minibatch."""
         return rows[self.rank :: self.size] if self.size > 1 else rows
+
+    def part(self, number: int) -> slice:
+        """The rows of this process, out of ``number`` rows in their order.
+
+        Example:
+            >>> Processes(1, 2).part(5)
+            slice(2, 5, None)
+        """
+        first, last = (number * rank // self.size for rank in (self.rank, self.rank + 1))
+        return slice(first, last)
 
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each floating-point tensor by its sum over the processes, in place."""
@@ -85,7 +113,8 @@ class Processes:
         """
         if self.size == 1:
             return
-        own = sum(tensor.double().nan_to_num().sum().item() + len(tensor) for tensor in tensors)
+        parts = (part for tensor in tensors for part in tensor.split(2**16))
+        own = sum(part.double().nan_to_num().sum().item() + len(part) for part in parts)
         different = torch.tensor([float(own != self.agree(own))])
         group.all_reduce(different)
         if different.item():

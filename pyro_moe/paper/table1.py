@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from pyro_moe import datasets, evaluation, models
+from pyro_moe.fitting import fit
+from pyro_moe.images import cluster_images
 from pyro_moe.inference.errors import DataError
-
-from . import datasets, evaluation, models
-from .fitting import fit
-from .images import cluster_images
-from .rows import Rows
+from pyro_moe.rows import Rows
 
 Y_DIMS = (1, 2, 5)
 METHODS = ("ME", "GMM-MoE", "DeepMoE", "DeepMoE, clustered start", "VaDE-MoE", "DVMoE")

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from pyro_moe import DataError, Rows, datasets, evaluation, models, table1
+from pyro_moe import DataError, Rows, datasets, evaluation, models
+from pyro_moe.paper import table1
 
 STORIES = {
     "ME": models.ME,

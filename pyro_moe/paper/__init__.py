@@ -1,0 +1,1 @@
+"""What the paper reports, computed anew: Table 1."""
