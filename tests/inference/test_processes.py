@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from pyro_moe.inference import EM, em
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import WEAK
 from pyro_moe.inference.svi import SVI
@@ -58,8 +59,20 @@ BY_EM = {
 }
 
 
+ANNOTATED = {
+    "weights": Annotations(weights=torch.arange(N) % 3 + 0.5),
+    "labels": Annotations(
+        weights=torch.arange(N) % 2 + 1.0,
+        labels=torch.tensor([[1.0, 0.0], [torch.nan, torch.nan], [0.3, 0.7]]).repeat(9, 1)[:N],
+    ),
+    "groups": Annotations(groups=torch.arange(N) // 2),
+}
+
+
 def by_em(name):
     """Parameters and objectives of EM, with shared rows in a process group."""
+    annotations = ANNOTATED.get(name, UNANNOTATED)
+    name = "normal" if name in ANNOTATED else name
     make, target, iterations = BY_EM[name]
     x, y = data()
     if name == "wide gate":
@@ -68,7 +81,7 @@ def by_em(name):
     torch.manual_seed(1)
     story = make().double()
     story.adapt(*columns)
-    run = EM(story.model, story.guide, columns, iterations, 0, WEAK, tolerance=-1.0)
+    run = EM(story.model, story.guide, columns, iterations, 0, WEAK, -1.0, annotations)
     list(run)
     return dict(run.parameters()), [record["objective"] for record in run.history]
 
@@ -76,7 +89,7 @@ def by_em(name):
 def worker(rank, folder):
     """What each of the two processes does."""
     em.SHARED = 0
-    torch.save({name: by_em(name) for name in BY_EM}, f"{folder}/em-{rank}.pt")
+    torch.save({name: by_em(name) for name in (*BY_EM, *ANNOTATED)}, f"{folder}/em-{rank}.pt")
     shared = run()
     list(shared)
     torch.save((dict(shared.parameters()), shared.history), f"{folder}/{rank}.pt")
@@ -109,7 +122,7 @@ def test_two_processes_train_as_one(tmp_path):
         for one, two in zip(history, alone.history, strict=True):
             assert one["elbo"] == pytest.approx(two["elbo"], rel=1e-9)
     by_rank = [torch.load(tmp_path / f"em-{rank}.pt") for rank in range(2)]
-    for name in BY_EM:
+    for name in (*BY_EM, *ANNOTATED):
         parameters, objectives = by_em(name)
         for found, history in (each[name] for each in by_rank):
             assert history == pytest.approx(objectives, rel=1e-7, abs=1e-7)

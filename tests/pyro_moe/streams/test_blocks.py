@@ -115,6 +115,28 @@ def test_rows_on_disk_give_the_fit_of_rows_in_memory(name):
     torch.testing.assert_close(one.training.mean, other.training.mean)
 
 
+@pytest.mark.parametrize("loss", ["em", "marginal"])
+@pytest.mark.parametrize("names", ["weights", "labels", "weights labels", "groups weights"])
+def test_rows_on_disk_have_annotations(names, loss):
+    if loss == "marginal" and "groups" in names:
+        pytest.skip("groups are for EM")
+    known = {
+        "weights": torch.arange(N) % 3 + 0.5,
+        "labels": torch.where(torch.arange(N) % 5 == 0, torch.arange(N) % 2, -1),
+        "groups": torch.arange(N) // 2,
+    }
+    options = {name: known[name] for name in names.split()}
+    fits = []
+    for data in (table(), TensorDataset(*table())):
+        torch.manual_seed(0)
+        story = models.ME(2, 1, 2)
+        options |= {"epochs": 3, "loss": loss, "progress": False, "prior": "weak", "restarts": 1}
+        fits.append(pyro_moe.fit(story.model, story.guide, data, **options))
+    one, other = fits
+    for key, value in one.parameters().items():
+        torch.testing.assert_close(other.parameters()[key], value, rtol=1e-5, atol=1e-8)
+
+
 def streamed(**options):
     story = models.ME(2, 1, 2)
     options = {"epochs": 2, "progress": False, **options}
