@@ -1,5 +1,6 @@
 """Simplification of a recorded graph, with the same results bit for bit."""
 
+import copy
 from typing import Any
 
 import torch
@@ -24,6 +25,21 @@ def simplify(recorded: GraphModule) -> GraphModule:
     _remove_unused(recorded)
     recorded.recompile()
     return recorded
+
+
+def with_linear(recorded: GraphModule) -> GraphModule:
+    """A copy that calls ``linear`` for affine maps, with the same results bit for bit.
+
+    TorchScript would split ``addmm`` into a product and a sum, which reads the product again.
+    """
+    found = copy.deepcopy(recorded)
+    for node in found.graph.find_nodes(op="call_function", target=aten.addmm.default):
+        bias, rows, weight = node.args
+        if not node.kwargs and bias.meta["val"].dim() == 1 and weight.target is aten.t.default:
+            node.target, node.args = aten.linear.default, (rows, weight.args[0], bias)
+    _remove_unused(found)
+    found.recompile()
+    return found
 
 
 def _operation(node: Node) -> torch._ops.OpOverload | None:

@@ -16,7 +16,7 @@ from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.steps import gradients
-from pyro_moe.inference.steps.simplify import simplify
+from pyro_moe.inference.steps.simplify import simplify, with_linear
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DMVAE, GMM, DeepMoE, DVMoE, GMMMoE, VaDE, VaDEMoE
 
@@ -229,3 +229,26 @@ def test_simplification_keeps_results_random_numbers_and_writes():
     assert_close(graph(x, copy), expected, **SAME)
     assert_close(copy, torch.ones(3), **SAME)
     assert len(graph.graph.nodes) <= before - 4
+
+
+def test_affine_maps_are_one_operation():
+    def function(x, w, b, c):
+        return torch.addmm(b, x, w.t()), torch.addmm(c, x, w.t()), torch.addmm(b, x, w.t(), alpha=2)
+
+    arguments = torch.randn(3, 2), torch.randn(4, 2), torch.randn(4), torch.randn(3, 4)
+    graph = make_fx(function)(*arguments)
+    changed = with_linear(graph)
+    assert_close(changed(*arguments), graph(*arguments), **SAME)
+    names = [str(node.target) for node in changed.graph.nodes]
+    assert names.count("aten.linear.default") == 1
+    assert names.count("aten.addmm.default") == 2  # a matrix is added, or there is a factor
+
+
+def test_rounding_in_wide_networks_is_no_difference(monkeypatch):
+    one = [torch.ones(5), None, torch.tensor([1e-3])]
+    other = [torch.ones(5), None, torch.tensor([1.2e-3])]
+    assert not gradients._alike(one, other)
+    monkeypatch.setattr(gradients, "MOST", 0)
+    assert gradients._alike(one, other)
+    assert not gradients._alike(one, [torch.ones(5), None, torch.tensor([2e-3])])
+    assert not gradients._alike(one, [torch.ones(5), torch.ones(1), one[2]])
