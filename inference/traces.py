@@ -36,7 +36,7 @@ def enumerated_traces(
             *args, **kwargs
         )
     model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
-    for name in others(guide_trace):
+    for name in other_latents(guide_trace):
         if not guide_trace.nodes[name]["fn"].has_rsample:
             raise ValueError(
                 "expected reparameterized latent sites besides 'c'; "
@@ -73,7 +73,7 @@ def layers(*traces: Trace) -> dict[str, int]:
     }
 
 
-def others(*traces: Trace) -> list[str]:
+def other_latents(*traces: Trace) -> list[str]:
     """The names of latent sites besides assignments."""
     return [
         name
@@ -268,7 +268,7 @@ def _model_log_probs(
 
     The model's distribution serves as the guide of such a site, so that its terms cancel.
     """
-    drawn = {*others(model_trace)} - {*guide_trace.nodes}
+    drawn = {*other_latents(model_trace)} - {*guide_trace.nodes}
     terms = _log_probs(model_trace, in_plate)
     return {name: term for name, term in terms.items() if name not in drawn}
 
