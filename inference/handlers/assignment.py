@@ -41,7 +41,7 @@ class Relax(Messenger):
     Args:
         temperature: τ > 0, a number or a scalar tensor.
         family: `RelaxedOneHotCategorical` or `CategoricalKL`.
-        max_log_odds: b of `RelaxedOneHotCategorical`; None for unbounded logits.
+        max_log_odds: b of `RelaxedOneHotCategorical`; None for that of the site, if it has one.
         as_written: Whether a site that is already relaxed keeps its own temperature.
     """
 
@@ -67,7 +67,10 @@ class Relax(Messenger):
             dtype=logits.dtype,
             device=logits.device,
         )
-        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds)
+        bound = getattr(written, "max_log_odds", None) if self.max_log_odds is None else None
+        msg["fn"] = self.family(
+            temperature, logits=logits, max_log_odds=self.max_log_odds or bound
+        )
 
 
 class Discretize(Messenger):
