@@ -77,7 +77,8 @@ def objective(
         discrete model and its middle term to the relaxed model. As τ → 0 it converges to the
         marginal ELBO. In the guide of VaDE, c depends on z. There L̃ has q(c|x) = p(c|ẑ) at an
         auxiliary sample ẑ, as in the paper's §3, and is looser than the marginal ELBO even at
-        τ = 0.
+        τ = 0. So it is with several layers of assignments, unless the guide draws them in the order
+        of the model.
     """
     if isinstance(loss, TraceEnum_ELBO):
         return loss, _enumerated

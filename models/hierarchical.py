@@ -33,7 +33,8 @@ class HierarchicalDMVAE(DMVAE):
     The site ``c`` is the cluster, as in a DMVAE, and ``c1`` its group. A group is a set of clusters
     whose centers in the latent space are near each other, compared with their own spread, see
     `GroupedMixture`. In the guide p(c_1|c) is exact, because z depends on c alone. The bound of
-    each row is therefore that of the DMVAE with the same clusters. The prior of the centers is an
+    each row is therefore that of the DMVAE with the same clusters. The guide draws c_1 first, as
+    the model does, so that the KL divergence of one layer given the one above it is known. The prior of the centers is an
     observed site ``centers`` outside the plate of rows. With one group the story is a DMVAE with a
     normal prior of its centers.
 
@@ -61,7 +62,13 @@ class HierarchicalDMVAE(DMVAE):
     ) -> None:
         super().__init__(x_dim, z_dim, num_components, **options)
         self.num_groups = num_groups
-        self.prior = _grouped(self.prior, num_groups)
+        self.prior = GroupedMixture(
+            z_dim,
+            num_components,
+            num_groups=num_groups,
+            covariance=self.prior.covariance,
+            weights=self.prior.weights,
+        )
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
@@ -90,11 +97,29 @@ class HierarchicalDMVAE(DMVAE):
             pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
-        """The variational posterior: c and z given the rows x, shape (N, D), and c1 given c."""
+        """The variational posterior: c1, then c, and z given the rows x, shape (N, D)."""
         pyro.module("hierarchical_dmvae", self)
         with pyro.plate("data", len(x)):
-            # c | x ~ Categorical(g(x))
-            _draw_layers(self, self.gate(x).logits)
+            # c1 = g | x ~ Categorical(Σ_k g_k(x) p(c1 = g | c = k))
+            logits = self.gate(x).logits
+            memberships = self.prior.log_memberships().mT  # log p(c1 = g | c = k), (G, K)
+            c1 = pyro.sample(
+                "c1",
+                RelaxedOneHotCategorical(
+                    self.temperature,
+                    logits=(logits.unsqueeze(-2) + memberships).logsumexp(-1),
+                    max_log_odds=MAX_LOG_ODDS,
+                ),
+            )
+            # c = k | c1 = g, x ~ Categorical ∝ g_k(x) p(c1 = g | c = k)
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature,
+                    logits=logits + c1 @ memberships,
+                    max_log_odds=MAX_LOG_ODDS,
+                ),
+            )
             # z | x ~ Normal(μ(x), σ²(x))
             pyro.sample("z", self.encoder(x))
 
@@ -142,7 +167,13 @@ class HierarchicalDVMoE(DVMoE):
     ) -> None:
         super().__init__(x_dim, y_dim, num_components, z_dim, **options)
         self.num_groups = num_groups
-        self.prior = _grouped(self.prior, num_groups)
+        self.prior = GroupedMixture(
+            z_dim,
+            num_components,
+            num_groups=num_groups,
+            covariance=self.prior.covariance,
+            weights=self.prior.weights,
+        )
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""
@@ -173,35 +204,30 @@ class HierarchicalDVMoE(DVMoE):
             observe_target(Mixture(self.gate(x).logits, self.expert_distributions(x)), y)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """The variational posterior: z given x, c given x and, if it is known, y, and c1 given c."""
+        """The variational posterior: z given x, and c1, then c, given x and, if it is known, y."""
         pyro.module("hierarchical_dvmoe", self)
         with pyro.plate("data", len(x)):
-            # c = k | x, y ~ Categorical ∝ g_k(x) p_k(y | x)
+            # c1 = g | x, y ~ Categorical ∝ Σ_k g_k(x) p_k(y | x) p(c1 = g | c = k)
             logits = self.gate(x).logits
             if y is not None:
                 logits = posterior_logits(logits, self.expert_distributions(x), y)
-            _draw_layers(self, logits)
+            memberships = self.prior.log_memberships().mT  # log p(c1 = g | c = k), (G, K)
+            c1 = pyro.sample(
+                "c1",
+                RelaxedOneHotCategorical(
+                    self.temperature,
+                    logits=(logits.unsqueeze(-2) + memberships).logsumexp(-1),
+                    max_log_odds=MAX_LOG_ODDS,
+                ),
+            )
+            # c = k | c1 = g, x, y ~ Categorical ∝ g_k(x) p_k(y | x) p(c1 = g | c = k)
+            pyro.sample(
+                "c",
+                RelaxedOneHotCategorical(
+                    self.temperature,
+                    logits=logits + c1 @ memberships,
+                    max_log_odds=MAX_LOG_ODDS,
+                ),
+            )
             # z | x ~ Normal(μ(x), σ²(x))
             pyro.sample("z", self.encoder(x))
-
-
-def _grouped(prior: Any, num_groups: int) -> GroupedMixture:
-    """A mixture of the same kind with groups."""
-    sizes = prior.dim, prior.num_components
-    choices = {"covariance": prior.covariance, "weights": prior.weights}
-    return GroupedMixture(*sizes, num_groups=num_groups, **choices)
-
-
-def _draw_layers(story: Any, logits: torch.Tensor) -> None:
-    """The sites c, with these logits, and c1 given c by Bayes' rule."""
-    c = pyro.sample(
-        "c",
-        RelaxedOneHotCategorical(story.temperature, logits=logits, max_log_odds=MAX_LOG_ODDS),
-    )
-    # c1 | c = k ~ Categorical(p(c1 | c = k))
-    pyro.sample(
-        "c1",
-        RelaxedOneHotCategorical(
-            story.temperature, logits=c @ story.prior.log_memberships(), max_log_odds=MAX_LOG_ODDS
-        ),
-    )

@@ -11,7 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
-from torch.distributions import kl_divergence, register_kl
+from torch.distributions import register_kl
 
 from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of, one_hot_of
 
@@ -24,15 +24,17 @@ class CategoricalKL(RelaxedOneHotCategorical):
     with the class probabilities q_k and p_k. Samples and densities are those of
     `RelaxedOneHotCategorical`. Only `torch.distributions.kl_divergence` differs (Jang et al.
     2017; paper §7).
+
+    In a story of several layers the guide must draw them in the order of the model. It is then the
+    divergence of a layer given the one above it.
     """
 
 
 @register_kl(CategoricalKL, CategoricalKL)
 def _kl_of_the_categoricals(q: CategoricalKL, p: CategoricalKL) -> torch.Tensor:
-    return kl_divergence(
-        torch.distributions.Categorical(logits=q.logits),
-        torch.distributions.Categorical(logits=p.logits),
-    )
+    # torch's own is infinite where p is too small for its type, and log p is not
+    terms = (q.logits - p.logits).masked_fill(q.logits.isneginf(), 0.0)  # 0 log 0 = 0
+    return (q.logits.exp() * terms).sum(-1)
 
 
 class Relax(Messenger):
