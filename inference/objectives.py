@@ -1,7 +1,8 @@
 """Objectives of inference.
 
-They differ in the treatment of the assignment ``c``. All are Pyro ELBO objects, which both
-`pyro.infer.SVI` and `pyro_moe.fit` accept.
+They differ in the treatment of the assignment ``c``, and treat further layers of assignments in the
+same way, see `handlers.is_assignment`. All are Pyro ELBO objects, which both `pyro.infer.SVI` and
+`pyro_moe.fit` accept.
 """
 
 from abc import abstractmethod
@@ -21,12 +22,12 @@ from .prior import FLAT, Prior, log_prior_terms, log_ridge
 from .programs import Program, modules
 from .protocols import temperatures
 from .traces import (
+    component_bounds,
     enumerated_traces,
     global_log_weight,
     labels_of,
     log_assignment,
     row_bounds,
-    row_log_weights,
 )
 
 Temperature = float | torch.Tensor
@@ -76,7 +77,8 @@ def objective(
         discrete model and its middle term to the relaxed model. As τ → 0 it converges to the
         marginal ELBO. In the guide of VaDE, c depends on z. There L̃ has q(c|x) = p(c|ẑ) at an
         auxiliary sample ẑ, as in the paper's §3, and is looser than the marginal ELBO even at
-        τ = 0.
+        τ = 0. So it is with several layers of assignments, unless the guide draws them in the order
+        of the model.
     """
     if isinstance(loss, TraceEnum_ELBO):
         return loss, _enumerated
@@ -183,8 +185,11 @@ class MarginalELBO(_DifferentiableELBO):
 
     It is a lower bound on log p(x), without relaxation and without score-function gradients. If
     the guide has no site ``c``, the optimal q(c) = p(c|x, z) is used. The sum over k is then
-    log Σ_k p(x, z, c=k) − log q(z). `TraceEnum_ELBO` computes the same value for any discrete
-    sites, but more slowly. In rows whose component is known, q(c) is as given, see `Annotations`.
+    log Σ_k p(x, z, c=k) − log q(z). In rows whose component is known, q(c) is as given, see
+    `Annotations`. `TraceEnum_ELBO` computes the same value, but more slowly.
+
+    A story may have several layers of assignments. Then the sum is over all of their values, K1 K2 …
+    terms in each row. Each layer that the guide lacks has the optimal q.
 
     Args:
         num_particles: Samples of the other latent variables to average over.
@@ -286,7 +291,7 @@ class AssignedELBO(_DifferentiableELBO):
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             responsibilities: Any = labels_of(model_trace)
-            log_weights = row_log_weights(model_trace, guide_trace)
+            log_weights = component_bounds(model_trace, guide_trace)
             log_q = log_assignment(guide_trace)
             taught = log_weights if log_q is None else log_weights + log_q
             taught = taught.masked_fill(responsibilities.T == 0, 0.0)  # where q(c) may be 0

@@ -26,10 +26,11 @@ from pyro.poutine import Trace
 from pyro_moe.distributions import Mixture
 
 from .context import reproducible
+from .handlers import is_assignment
 from .programs import Program, modules
 from .protocols import Penalized
 from .rows import OnDisk, stored
-from .traces import is_in_plate
+from .traces import is_in_plate, layers
 
 Data = tuple[torch.Tensor, ...]
 PERMUTATIONS = 4
@@ -172,7 +173,8 @@ def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.
     r"""The first two terms of log p(θ) that belong to the rows of a minibatch, a scalar.
 
     They are read from the sites that depend on the component: c, where its prior has the rows in
-    its batch shape, and observed sites whose distribution depends on c or is a `Mixture`.
+    its batch shape, and observed sites whose distribution depends on c or is a `Mixture`. Further
+    layers of assignments take each of their values in equal shares of a component's rows.
 
     Args:
         prior: The weights.
@@ -183,21 +185,37 @@ def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.
         return 0.0
     null = prior.null_rows if "y" in model_trace.observation_nodes else 0.0
     total: Any = 0.0
+    dims = layers(model_trace)
+    number = model_trace.nodes["c"]["value"].shape[-1] if "c" in dims else 1
     for name, site in model_trace.nodes.items():
-        if name == "c" and len(site["fn"].batch_shape) > 0:
-            total = total + (prior.rows + null) * _scaled(site, site["unscaled_log_prob"]).sum()
+        if is_assignment(site) and len(site["fn"].batch_shape) > 0:
+            each = _of_components(site["unscaled_log_prob"], number)
+            total = total + (prior.rows + null) * _scaled(site, each).sum()
         elif site["type"] == "sample" and site["is_observed"] and is_in_plate(site):
-            total = total + prior.rows * _each_component(site)
+            total = total + prior.rows * _each_component(site, number)
             if null:  # x is the same in these rows
-                total = total + null * _each_component(site, shift=int(name == "y"))
+                total = total + null * _each_component(site, number, shift=int(name == "y"))
     return total / num_rows
 
 
-def _each_component(site: Any, shift: int = 0) -> torch.Tensor:
+def _of_components(each: torch.Tensor, number: int) -> torch.Tensor:
+    """Log-densities (K, N) from those at all values of the layers, of which further ones average.
+
+    Args:
+        each: Shape (K, N); (G, K, N) or (G, 1, N) where it depends on a further layer.
+        number: K.
+    """
+    if each.dim() == 2:
+        return each
+    return each.flatten(0, -3).mean(0).expand(number, -1)
+
+
+def _each_component(site: Any, number: int, shift: int = 0) -> torch.Tensor:
     """Σ_nk of log-densities under each component, with the weights of a `Mixture`.
 
     Args:
         site: An observed site.
+        number: K.
         shift: By how many rows the values are shifted.
     """
     p, value = site["fn"], site["value"].roll(shift, 0)
@@ -208,7 +226,7 @@ def _each_component(site: Any, shift: int = 0) -> torch.Tensor:
     if not by_component:
         return value.new_zeros((), dtype=site["unscaled_log_prob"].dtype)
     each = p.log_prob(value) if shift else site["unscaled_log_prob"]
-    return _scaled(site, _masked(site, each, shift)).sum()
+    return _scaled(site, _of_components(_masked(site, each, shift), number)).sum()
 
 
 def _scaled(site: Any, each: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,8 @@
-"""Traces of model and guide at all values of ``c``, and sums of their log-probabilities."""
+"""Traces of model and guide at all values of the assignments, and sums of log-probabilities.
+
+The assignments are the site ``c`` and any further layers, see `handlers.is_assignment`. Sums have a
+dimension for each, see `handlers.Enumerate`, and that of ``c`` is the one before the rows.
+"""
 
 from typing import Any
 
@@ -10,7 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_moe.distributions import in_double, is_precise
 
 from .context import reproducible, running
-from .handlers import Enumerate
+from .handlers import Enumerate, is_assignment
 from .handlers.assignment import is_in_plate
 from .programs import Program
 
@@ -18,13 +22,14 @@ from .programs import Program
 def enumerated_traces(
     model: Program, guide: Program, *args: Any, **kwargs: Any
 ) -> tuple[Trace, Trace]:
-    """Traces of model and guide at all K values of ``c``, with log-probabilities.
+    """Traces of model and guide at all values of the assignments, with log-probabilities.
 
-    Sites that depend on ``c`` have batch shape (K, N). The others have batch shape (N,), or ()
-    outside the plate ``"data"``.
+    Sites that depend on ``c`` have batch shape (K, N), and those that depend on a further layer of
+    G values (G, K, N) or (G, 1, N). The others have batch shape (N,), or () outside the plate
+    ``"data"``.
 
     Raises:
-        ValueError: If a latent site of the guide besides ``c`` is not reparameterized.
+        ValueError: If a latent site of the guide besides assignments is not reparameterized.
     """
     with Enumerate():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -32,8 +37,8 @@ def enumerated_traces(
             *args, **kwargs
         )
     model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
-    for name in guide_trace.stochastic_nodes:
-        if name != "c" and not guide_trace.nodes[name]["fn"].has_rsample:
+    for name in other_latents(guide_trace):
+        if not guide_trace.nodes[name]["fn"].has_rsample:
             raise ValueError(
                 "expected reparameterized latent sites besides 'c'; "
                 f"got {type(guide_trace.nodes[name]['fn']).__name__} at site {name!r}"
@@ -70,40 +75,156 @@ def compute_log_prob(trace: Trace) -> None:
         trace.nodes[name]["fn"], trace.nodes[name]["value"] = p, value
 
 
+def layers(*traces: Trace) -> dict[str, int]:
+    """The dimension of each assignment in log-probabilities, by its name.
+
+    Args:
+        traces: Traces at all values of the assignments.
+    """
+    return {
+        name: site["infer"]["dim"]
+        for trace in traces
+        for name, site in trace.nodes.items()
+        if is_assignment(site)
+    }
+
+
+def other_latents(*traces: Trace) -> list[str]:
+    """The names of latent sites besides assignments."""
+    return [
+        name
+        for trace in traces
+        for name in trace.stochastic_nodes
+        if not is_assignment(trace.nodes[name])
+    ]
+
+
 def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     r"""The ELBO of each row at one sample of z, shape (N,).
 
     .. math:: \sum_k q(c = k) [\log p(x, z, c = k) - \log q(z, c = k)]
 
-    If the guide has no site ``c``, it is :math:`\log \sum_k p(x, z, c = k) - \log q(z)`. In rows
-    whose component is known, q(c) is the given probability of each, see `assigned_bounds`.
+    The sum is over all values of all assignments of the guide. Those that only the model has are
+    summed out of p: without assignments in the guide, the bound is
+    :math:`\log \sum_k p(x, z, c = k) - \log q(z)`. In rows whose component is known, q(c) is the
+    given probability of each, see `assigned_bounds`.
     """
-    log_weights = row_log_weights(model_trace, guide_trace)
-    free = _free_bounds(log_weights, model_trace, guide_trace)
+    free = _free_bounds(model_trace, guide_trace)
     labels = labels_of(model_trace)
     if labels is None:
         return free
     weights = model_trace.nodes["c"]["scale"]
-    return torch.where(is_labeled(labels), assigned_bounds(log_weights, labels, weights), free)
+    of_components = component_bounds(model_trace, guide_trace)
+    return torch.where(is_labeled(labels), assigned_bounds(of_components, labels, weights), free)
 
 
-def _free_bounds(log_weights: torch.Tensor, model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
-    if "c" in guide_trace.nodes:
-        log_q, scaled = (guide_trace.nodes["c"][key] for key in ("unscaled_log_prob", "log_prob"))
-        terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
-        return (log_q.exp() * terms).sum(0)
-    scale = model_trace.nodes["c"]["scale"] if "c" in model_trace.nodes else 1.0
-    return scale * (log_weights / scale).logsumexp(0)
+def _free_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    log_weights = joint_log_weights(model_trace, guide_trace)
+    only_in_model = _only_in(model_trace, guide_trace).values()
+    log_weights = _log_sum(log_weights, [*only_in_model], _scale(model_trace))
+    log_q, scaled = (_log_assignments(guide_trace, key) for key in ("unscaled_log_prob", "log_prob"))
+    terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
+    return (log_q.exp() * terms).flatten(0, -2).sum(0)
+
+
+def component_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    r"""The bound B_k on log p(x, z, c=k) − log q(z) of each row, shape (K, N).
+
+    .. math:: B_k = \sum_g q(c_1 = g \mid c = k)
+              [\log p(x, z, c_1 = g, c = k) - \log q(z, c_1 = g \mid c = k)]
+
+    for further layers c_1 of the guide. Without them it is log p(x, z, c=k) − log q(z) itself, as
+    `row_log_weights` is. If the guide has ``c``, the bound of a row is
+    :math:`\sum_k q(c = k) [B_k - \log q(c = k)]`.
+    """
+    only_in_model = _only_in(model_trace, guide_trace)
+    dims = [dim for name, dim in only_in_model.items() if name != "c"]
+    log_weights = joint_log_weights(model_trace, guide_trace)
+    log_weights = _log_sum(log_weights, dims, _scale(model_trace))
+    further = [dim for name, dim in layers(guide_trace).items() if name != "c"]
+    if not further:
+        return _first(log_weights)
+    log_q = _log_assignments(guide_trace, "unscaled_log_prob")
+    log_q = log_q.clamp_min(torch.finfo(log_q.dtype).min / 4)  # a conditional, where q(c) is zero
+    log_q = log_q - log_q.logsumexp(further, keepdim=True)
+    q = log_q.exp()
+    terms = (log_weights - _scale(guide_trace) * log_q).masked_fill(q == 0, 0.0)
+    return _first((q * terms).sum(further, keepdim=True))
 
 
 def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
-    r"""Log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``."""
+    r"""Log p(x, z, c=k) − log q(z) of each row, shape (K, N), or (1, N) without a site ``c``.
+
+    Further layers are summed out.
+    """
+    further = [dim for name, dim in layers(model_trace).items() if name != "c"]
+    log_weights = joint_log_weights(model_trace, guide_trace)
+    return _first(_log_sum(log_weights, further, _scale(model_trace)))
+
+
+def joint_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    """Log p(x, z, c=k, ...) − log q(z) of each row, with a dimension for each assignment."""
     model_terms = _model_log_probs(model_trace, guide_trace, in_plate=True)
     guide_terms = _log_probs(guide_trace, in_plate=True)
+    assignments = layers(guide_trace)
     total = sum(model_terms.values()) - sum(
-        term for name, term in guide_terms.items() if name != "c"
+        term for name, term in guide_terms.items() if name not in assignments
     )
     return torch.atleast_2d(torch.as_tensor(total).double())
+
+
+def joint_posterior(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
+    """The log-probabilities of all assignments together, with a dimension for each.
+
+    Those of the guide have q, and those that only the model has the posterior given z and those of
+    the guide.
+    """
+    joint = joint_log_weights(model_trace, guide_trace)
+    dims = [*_only_in(model_trace, guide_trace).values()]
+    conditional = joint - joint.logsumexp(dims, keepdim=True) if dims else torch.zeros_like(joint)
+    return conditional + _log_assignments(guide_trace, "unscaled_log_prob")
+
+
+def marginal(log_probabilities: torch.Tensor, dim: int) -> torch.Tensor:
+    """Those of the assignment of one dimension, shape (K, N), with all others summed out.
+
+    Args:
+        log_probabilities: Of all assignments together, shape (..., N).
+        dim: The dimension, see `layers`.
+    """
+    by_value = log_probabilities.movedim(dim, -2)
+    return by_value.flatten(0, -3).logsumexp(0) if by_value.dim() > 2 else by_value
+
+
+def _only_in(model_trace: Trace, guide_trace: Trace) -> dict[str, int]:
+    """The assignments that only the model has."""
+    of_guide = layers(guide_trace)
+    return {name: dim for name, dim in layers(model_trace).items() if name not in of_guide}
+
+
+def _log_assignments(guide_trace: Trace, key: str) -> torch.Tensor:
+    """The sum of log-probabilities of the guide's assignments, zero if it has none."""
+    terms = [guide_trace.nodes[name][key] for name in layers(guide_trace)]
+    return torch.as_tensor(sum(terms[1:], terms[0]) if terms else 0.0)
+
+
+def _log_sum(
+    log_weights: torch.Tensor, dims: list[int], scale: torch.Tensor | float
+) -> torch.Tensor:
+    """The logarithm of a sum of weights that are raised to the power of a scale."""
+    if not dims:
+        return log_weights
+    return scale * (log_weights / scale).logsumexp(dims, keepdim=True)
+
+
+def _scale(trace: Trace) -> torch.Tensor | float:
+    """The weights of the rows."""
+    return next((trace.nodes[name]["scale"] for name in layers(trace)), 1.0)
+
+
+def _first(values: torch.Tensor) -> torch.Tensor:
+    """Values (1, ..., 1, K, N) as (K, N)."""
+    return values.reshape(values.shape[-2:])
 
 
 def labels_of(model_trace: Trace) -> torch.Tensor | None:
@@ -137,8 +258,14 @@ def assigned_bounds(
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
-    """Log q(c=k), shape (K, N), or None for a guide without ``c``."""
-    return guide_trace.nodes["c"]["log_prob"] if "c" in guide_trace.nodes else None
+    """Log q(c=k), shape (K, N), or None for a guide without ``c``. Further layers are summed out."""
+    assignments = layers(guide_trace)
+    if "c" not in assignments:
+        return None
+    if len(assignments) == 1:
+        return guide_trace.nodes["c"]["log_prob"]
+    joint = _log_assignments(guide_trace, "unscaled_log_prob")
+    return _scale(guide_trace) * marginal(joint, assignments["c"])
 
 
 def global_log_weight(model_trace: Trace, guide_trace: Trace) -> torch.Tensor | float:
@@ -157,7 +284,7 @@ def _model_log_probs(
 
     The model's distribution serves as the guide of such a site, so that its terms cancel.
     """
-    drawn = set(model_trace.stochastic_nodes) - set(guide_trace.nodes) - {"c"}
+    drawn = {*other_latents(model_trace)} - {*guide_trace.nodes}
     terms = _log_probs(model_trace, in_plate)
     return {name: term for name, term in terms.items() if name not in drawn}
 

@@ -7,6 +7,7 @@ from .dmvae import DMVAE
 from .dvmoe import DVMoE
 from .gmm import GMM
 from .gmm_moe import GMMMoE
+from .hierarchical import HierarchicalDMVAE, HierarchicalDVMoE
 from .moe import ME, DeepMoE, HierarchicalME, MixtureOfExperts
 from .parts.conditionals import (
     BernoulliLikelihood,
@@ -34,6 +35,7 @@ from .parts.experts import (
     StudentTExperts,
 )
 from .parts.gates import SoftmaxGate
+from .parts.groups import GroupedMixture
 from .parts.mixture import GaussianMixture
 from .parts.networks import MLP, AffineMaps, Standardize
 from .parts.targets import log_likelihoods, observe_target, posterior_logits
@@ -62,7 +64,10 @@ __all__ = [
     "DeepMoE",
     "GMMMoE",
     "GaussianMixture",
+    "GroupedMixture",
     "HeteroscedasticNormalLikelihood",
+    "HierarchicalDMVAE",
+    "HierarchicalDVMoE",
     "HierarchicalME",
     "JointExperts",
     "Mixture",

@@ -19,6 +19,8 @@ STORIES: dict[str, type[nn.Module]] = {
     "gmmmoe": models.GMMMoE,
     "vademoe": models.VaDEMoE,
     "dvmoe": models.DVMoE,
+    "hierarchicaldmvae": models.HierarchicalDMVAE,
+    "hierarchicaldvmoe": models.HierarchicalDVMoE,
 }
 TARGET_ARGUMENTS = {"y_dim", "num_classes"}
 Z_DIM = 10  # at most, unless the story's options say otherwise

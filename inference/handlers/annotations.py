@@ -69,7 +69,7 @@ class Annotate(Messenger):
         weights = self.annotations.weights
         if weights is not None and is_in_plate(msg):
             msg["scale"] = msg["scale"] * weights
-        if is_assignment(msg):
+        if is_assignment(msg) and msg["name"] == "c":
             msg["infer"]["groups"] = self.annotations.groups
             msg["infer"]["labels"] = self.annotations.labels
 

@@ -1,7 +1,9 @@
-"""Effect handlers that make the assignment ``c`` relaxed, discrete or enumerated.
+"""Effect handlers that make the assignments of rows relaxed, discrete or enumerated.
 
-A story writes ``c`` as a `RelaxedOneHotCategorical` or as a `OneHotCategorical`. The handlers
-replace its distribution during inference, so that one model function serves all objectives.
+A story writes the assignment ``c`` as a `RelaxedOneHotCategorical` or as a `OneHotCategorical`. It
+may have further layers: every other latent site of rows with such a distribution is one, whatever
+its name, such as ``c1`` for the group of a component. The handlers replace their distributions
+during inference, so that one model function serves all objectives.
 """
 
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
-from torch.distributions import kl_divergence, register_kl
+from torch.distributions import register_kl
 
 from pyro_moe.distributions import RelaxedOneHotCategorical, log_probabilities_of, one_hot_of
 
@@ -22,24 +24,26 @@ class CategoricalKL(RelaxedOneHotCategorical):
     with the class probabilities q_k and p_k. Samples and densities are those of
     `RelaxedOneHotCategorical`. Only `torch.distributions.kl_divergence` differs (Jang et al.
     2017; paper §7).
+
+    In a story of several layers the guide must draw them in the order of the model. It is then the
+    divergence of a layer given the one above it.
     """
 
 
 @register_kl(CategoricalKL, CategoricalKL)
 def _kl_of_the_categoricals(q: CategoricalKL, p: CategoricalKL) -> torch.Tensor:
-    return kl_divergence(
-        torch.distributions.Categorical(logits=q.logits),
-        torch.distributions.Categorical(logits=p.logits),
-    )
+    # torch's own is infinite where p is too small for its type, and log p is not
+    terms = (q.logits - p.logits).masked_fill(q.logits.isneginf(), 0.0)  # 0 log 0 = 0
+    return (q.logits.exp() * terms).sum(-1)
 
 
 class Relax(Messenger):
-    """Make ``c`` a relaxed one-hot variable.
+    """Make assignments relaxed one-hot variables.
 
     Args:
         temperature: τ > 0, a number or a scalar tensor.
         family: `RelaxedOneHotCategorical` or `CategoricalKL`.
-        max_log_odds: b of `RelaxedOneHotCategorical`; None for unbounded logits.
+        max_log_odds: b of `RelaxedOneHotCategorical`; None for that of the site, if it has one.
         as_written: Whether a site that is already relaxed keeps its own temperature.
     """
 
@@ -65,11 +69,14 @@ class Relax(Messenger):
             dtype=logits.dtype,
             device=logits.device,
         )
-        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds)
+        bound = getattr(written, "max_log_odds", None) if self.max_log_odds is None else None
+        msg["fn"] = self.family(
+            temperature, logits=logits, max_log_odds=self.max_log_odds or bound
+        )
 
 
 class Discretize(Messenger):
-    """Make ``c`` a one-hot categorical variable, the limit of the relaxed one as τ → 0."""
+    """Make assignments one-hot categorical variables, the limit of relaxed ones as τ → 0."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_assignment(msg):
@@ -77,7 +84,7 @@ class Discretize(Messenger):
 
 
 class Undecided(Discretize):
-    """Make ``c`` discrete, and set it to the first component, where only q(c) is of interest."""
+    """Make assignments discrete and set them to their first value, where only q is of interest."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         super()._pyro_sample(msg)
@@ -87,21 +94,30 @@ class Undecided(Discretize):
 
 
 class Enumerate(Discretize):
-    """Make ``c`` discrete and enumerate its K values along a new leftmost dimension.
+    """Make assignments discrete and enumerate the values of each along a dimension of its own.
 
     Inside the plate ``"data"`` of N rows the value of ``c`` is the identity matrix, shape
-    (K, 1, K). Sites that depend on ``c`` then have batch shape (K, N).
+    (K, 1, K). Sites that depend on ``c`` then have batch shape (K, N). Every further layer has the
+    next dimension to the left, in the order of the programs: the first has values of shape
+    (G, 1, 1, G), and sites that depend on it and on ``c`` have batch shape (G, K, N). The dimension
+    of a site is the entry ``"dim"`` of its ``infer``.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places = {"c": 0}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         super()._pyro_sample(msg)
         if is_assignment(msg):
-            msg["value"] = one_hot_values(msg["fn"])
+            place = self._places.setdefault(msg["name"], len(self._places))
+            msg["value"] = one_hot_values(msg["fn"], place)
+            msg["infer"]["dim"] = -2 - place
             msg["done"] = True
 
 
 class EnumerateInParallel(Discretize):
-    """Make ``c`` discrete and mark it for `pyro.infer.TraceEnum_ELBO`."""
+    """Make assignments discrete and mark them for `pyro.infer.TraceEnum_ELBO`."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         super()._pyro_sample(msg)
@@ -110,8 +126,21 @@ class EnumerateInParallel(Discretize):
 
 
 def is_assignment(msg: Any) -> bool:
-    """Whether a message or trace node is the unobserved site ``c``."""
-    return msg["type"] == "sample" and msg["name"] == "c" and not msg["is_observed"]
+    """Whether a message or trace node is an assignment that is not observed.
+
+    It is the site ``c``, or another one-hot site in the plate ``"data"`` besides ``x`` and ``y``.
+    """
+    if msg["type"] != "sample" or msg["is_observed"]:
+        return False
+    return msg["name"] == "c" or _is_further_layer(msg)
+
+
+def _is_further_layer(msg: Any) -> bool:
+    distribution = msg["fn"]
+    while isinstance(distribution, dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    one_hot = isinstance(distribution, dist.OneHotCategorical | dist.RelaxedOneHotCategorical)
+    return one_hot and msg["name"] not in ("x", "y") and is_in_plate(msg)
 
 
 def is_in_plate(msg: Any) -> bool:
@@ -149,12 +178,19 @@ def log_probabilities(distribution: Any) -> torch.Tensor:
     return log_probabilities_of((inner.base_dist if relaxed else inner)._categorical)
 
 
-def one_hot_values(distribution: Any) -> torch.Tensor:
-    """The K one-hot values of ``c``, shape (K, 1, K), which broadcast over rows.
+def one_hot_values(distribution: Any, place: int = 0) -> torch.Tensor:
+    """The K one-hot values of a site, shape (K, 1, ..., 1, K), which broadcast over rows.
 
-    Their attribute ``are_all`` tells `choose` that it need not look for the components.
+    Those of ``c`` have the shape (K, 1, K). Their attribute ``are_all`` tells `choose` that it need
+    not look for the components.
+
+    Args:
+        distribution: That of the site.
+        place: The number of dimensions between that of the site and that of the rows.
     """
     logits = one_hot(distribution).logits
-    values = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).unsqueeze(-2)
-    values.are_all = True  # type: ignore[attr-defined]
+    number = logits.shape[-1]
+    values = torch.eye(number, dtype=logits.dtype, device=logits.device)
+    values = values.reshape(number, *(1 for _ in range(place + 1)), number)
+    values.are_all = place == 0  # type: ignore[attr-defined]
     return values

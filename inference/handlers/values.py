@@ -13,7 +13,7 @@ REPLICATES = 8
 
 
 class AtTheMean(Messenger):
-    """Set latent sites besides ``c`` to the mean of their distribution.
+    """Set latent sites besides assignments to the mean of their distribution.
 
     Sites without reparameterized samples are drawn at random.
     """
@@ -92,8 +92,8 @@ class SobolSamples(Messenger):
         self.num_samples = num_samples
 
     def _pyro_sample(self, msg: Any) -> None:
-        drawn = not msg["is_observed"] and msg["name"] != "c" and msg["fn"].has_rsample
-        if not drawn or not is_in_plate(msg):
+        drawn = not msg["is_observed"] and msg["fn"].has_rsample
+        if not drawn or is_assignment(msg) or not is_in_plate(msg):
             return
         msg["value"], msg["done"] = self._values(msg["fn"]), True
 

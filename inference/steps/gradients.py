@@ -264,11 +264,12 @@ def _alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tens
     """
     if [one is None for one in gradients] != [other is None for other in others]:
         return False
-    known = [pair for pair in zip(gradients, others, strict=True) if pair[0] is not None]
-    if sum(one.numel() for one, _ in known) <= MOST:
-        return all(_equal(one.double(), other.double()) for one, other in known)
-    error = torch.nn.utils.get_total_norm([one - other for one, other in known])
-    return bool(error <= WIDE * torch.nn.utils.get_total_norm([other for _, other in known]))
+    ours, theirs = ([each for each in of if each is not None] for of in (gradients, others))
+    pairs = list(zip(ours, theirs, strict=True))
+    if sum(one.numel() for one in ours) <= MOST:
+        return all(_equal(one.double(), other.double()) for one, other in pairs)
+    error = torch.nn.utils.get_total_norm([one - other for one, other in pairs])
+    return bool(error <= WIDE * torch.nn.utils.get_total_norm(theirs))
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -33,7 +33,15 @@ STORY_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 TABLE_DEFAULTS = {"num_components": 3, "z_dim": 10}  # z_dim is at most the number of columns of x
-OPTIONS = ("num_components", "z_dim", "likelihood", "covariance", "experts", "context")
+OPTIONS = (
+    "num_components",
+    "num_groups",
+    "z_dim",
+    "likelihood",
+    "covariance",
+    "experts",
+    "context",
+)
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
 Parameters = Mapping[str, inspect.Parameter]
 

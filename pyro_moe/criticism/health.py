@@ -16,7 +16,7 @@ from pyro_moe.inference.objectives import (
     has_temperatures,
     objective,
 )
-from pyro_moe.inference.traces import enumerated_traces, log_assignment
+from pyro_moe.inference.traces import enumerated_traces, layers, log_assignment, marginal
 from pyro_moe.rows import Data
 from pyro_moe.validation import empty, starving
 
@@ -141,10 +141,11 @@ def _disagreement(
 
 def _assignment_given_code(model_trace: Trace) -> torch.Tensor | None:
     """Log p(c = k|z), shape (K, N), or None for a model without ``c`` and ``z``."""
-    nodes = model_trace.nodes
-    if "c" not in nodes or "z" not in nodes:
+    nodes, dims = model_trace.nodes, layers(model_trace)
+    if "c" not in dims or "z" not in nodes:
         return None
-    return (nodes["c"]["log_prob"] + nodes["z"]["log_prob"]).log_softmax(0)
+    joint = nodes["z"]["log_prob"] + sum(nodes[name]["log_prob"] for name in dims)
+    return marginal(joint, dims["c"]).log_softmax(0)
 
 
 def _objective_gap(

@@ -18,7 +18,12 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible, stream, without_warnings
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import Discretize, Given, WithDistribution
-from pyro_moe.inference.traces import enumerated_traces, log_assignment, row_log_weights
+from pyro_moe.inference.traces import (
+    enumerated_traces,
+    joint_posterior,
+    layers,
+    other_latents,
+)
 from pyro_moe.rows import Data, column_names, has_target, target_names
 
 from .replicates import feature_blocks
@@ -172,19 +177,32 @@ def _posterior(
 
 
 def _latents(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
-    """One value of each latent site; for ``c`` the number of the component, shape (N,)."""
-    latents = {}
-    if "c" in model_trace.nodes:
-        log_q = log_assignment(guide_trace)
-        log_q = row_log_weights(model_trace, guide_trace) if log_q is None else log_q
-        latents["c"] = torch.multinomial(log_q.softmax(0).T, 1).squeeze(-1)
-    for name in guide_trace.stochastic_nodes:
-        site = guide_trace.nodes[name]
-        if name != "c" and len(site["fn"].batch_shape) > 1:  # it depends on c
-            latents[name] = site["value"][latents["c"], torch.arange(len(latents["c"]))]
-        elif name != "c":
-            latents[name] = site["value"]
+    """One value of each latent site; for assignments its number, shape (N,)."""
+    latents = _assignments(model_trace, guide_trace)
+    dims = layers(model_trace, guide_trace)
+    for name in other_latents(guide_trace):
+        p, value = guide_trace.nodes[name]["fn"], guide_trace.nodes[name]["value"]
+        rows = len(p.batch_shape) - 1
+        if rows > 0:  # it depends on assignments
+            places = [torch.zeros_like(latents[next(iter(dims))])] * rows
+            for site, dim in dims.items():
+                if -dim <= rows + 1 and p.batch_shape[dim] > 1:
+                    places[dim + 1] = latents[site]
+            value = value[(*places, torch.arange(len(places[0])))]
+        latents[name] = value
     return latents
+
+
+def _assignments(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
+    """One value of each assignment, drawn together given the row."""
+    dims = layers(model_trace, guide_trace)
+    if not dims:
+        return {}
+    posterior = joint_posterior(model_trace, guide_trace)
+    by_row = posterior.movedim(-1, 0).flatten(1).softmax(-1)
+    chosen = torch.multinomial(by_row, 1).squeeze(-1)
+    numbers = torch.unravel_index(chosen, posterior.shape[:-1])
+    return {name: numbers[dim + 1] for name, dim in dims.items()}
 
 
 def _of_targets(

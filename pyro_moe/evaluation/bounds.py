@@ -8,7 +8,12 @@ from pyro.poutine import Trace
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.traces import enumerated_traces, row_bounds, row_log_weights
+from pyro_moe.inference.traces import (
+    enumerated_traces,
+    other_latents,
+    row_bounds,
+    row_log_weights,
+)
 from pyro_moe.rows import Data
 
 from .traces import as_tensors, batches
@@ -77,7 +82,7 @@ def _over_samples(
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
-    """Values read from traces, shape (num_samples, N); (1, N) if only c is latent."""
+    """Values read from traces, shape (num_samples, N); (1, N) if only assignments are latent."""
     results = []
     with torch.no_grad(), reproducible(seed):
         for batch in batches(as_tensors(fit, data)):
@@ -85,8 +90,7 @@ def _over_samples(
             for _ in range(num_samples):
                 model_trace, guide_trace = enumerated_traces(fit.model, fit.guide, *batch)
                 samples.append(read(model_trace, guide_trace))
-                drawn = {*guide_trace.stochastic_nodes, *model_trace.stochastic_nodes}
-                if not drawn - {"c"}:
+                if not other_latents(guide_trace, model_trace):
                     break  # every sample would be the same
             results.append(torch.stack(samples))
     return torch.cat(results, dim=-1)

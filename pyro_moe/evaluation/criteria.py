@@ -8,7 +8,13 @@ from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.handlers import Annotate, Annotations
 from pyro_moe.inference.protocols import Countable
-from pyro_moe.inference.traces import enumerated_traces, is_labeled, row_bounds, row_log_weights
+from pyro_moe.inference.traces import (
+    enumerated_traces,
+    is_labeled,
+    other_latents,
+    row_bounds,
+    row_log_weights,
+)
 
 from .traces import batches
 
@@ -29,7 +35,7 @@ def information_criteria(fit: Fit) -> dict[str, float]:
 
     Returns:
         ``log_likelihood``, ``parameters``, ``aic``, ``bic`` and ``icl``. They are NaN for stories
-        with latent variables besides c, and for rows in groups.
+        with latent variables besides assignments, and for rows in groups.
 
     Example:
         >>> from pyro_moe import fit, models
@@ -50,8 +56,7 @@ def information_criteria(fit: Fit) -> dict[str, float]:
             here = about.take(slice(first, first + len(batch[0])))
             with Annotate(here):
                 traces = enumerated_traces(fit.model, fit.guide, *batch)
-            drawn = {*traces[0].stochastic_nodes, *traces[1].stochastic_nodes} - {"c"}
-            if drawn - {"y"}:
+            if {*other_latents(*traces)} - {"y"}:
                 return unknown
             total += float(row_bounds(*traces).sum())
             certain += float(_log_largest(row_log_weights(*traces), here).sum())

@@ -12,8 +12,9 @@ from pyro.poutine import Trace
 from pyro_moe.distributions import condition, in_double
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.handlers import is_assignment
 from pyro_moe.inference.programs import Program
-from pyro_moe.inference.traces import enumerated_traces, row_log_weights
+from pyro_moe.inference.traces import enumerated_traces, joint_log_weights, layers, other_latents
 from pyro_moe.rows import Data, Rows, as_tensor
 
 from .traces import is_shared, node
@@ -168,7 +169,7 @@ class _Sampler:
         """Run all rounds, from rows (S, N, D) with any finite numbers where not observed."""
         prior = poutine.block(self.fit.guide, hide_fn=_is_latent)
         trace, _ = enumerated_traces(self.fit.model, prior, start[0], *self.others)
-        latents = {*trace.stochastic_nodes} - {"c", "y"}
+        latents = {*other_latents(trace)} - {"y"}
         of_rows = any(_is_latent(trace.nodes[name]) for name in latents)
         num_particles = len(start) if of_rows else 1
         result = self._round(prior, start[:num_particles], len(start))
@@ -184,9 +185,10 @@ class _Sampler:
         given = condition(site["fn"], site["value"], self.observed.repeat(len(x), 1))
         site["log_prob"] = given.log_prob
         _mix(traces[1], len(x))
-        log_weights = row_log_weights(*traces)
-        if given.log_prob.dim() == 1:  # x depends on c through z alone
-            log_weights = log_weights.logsumexp(0, keepdim=True)
+        log_weights, shape = joint_log_weights(*traces), given.log_prob.shape
+        for dim in layers(*traces).values():
+            if dim < -len(shape) or shape[dim] == 1:  # x does not depend on it, except through z
+                log_weights = log_weights.logsumexp(dim, keepdim=True)
         log_weights = log_weights.nan_to_num(nan=WORST, neginf=WORST).reshape(-1, *x.shape[:2])
         weights = log_weights.flatten(0, 1).softmax(0).unsqueeze(-1)  # (K P, N, 1)
         means, variances = (part.reshape(-1, *x.shape[1:]) for part in (given.mean, given.variance))
@@ -204,8 +206,8 @@ class _Sampler:
 
 
 def _is_latent(site: Any) -> bool:
-    """Whether a site is a latent variable of each row besides ``c``."""
-    latent = site["type"] == "sample" and not site["is_observed"] and site["name"] != "c"
+    """Whether a site is a latent variable of each row besides assignments."""
+    latent = site["type"] == "sample" and not site["is_observed"] and not is_assignment(site)
     return latent and not is_shared(site)
 
 

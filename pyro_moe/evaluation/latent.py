@@ -68,6 +68,7 @@ def sample(
     num_samples: int,
     *,
     component: int | None = None,
+    site: str = "c",
     noise: bool = True,
     seed: int = 0,
 ) -> torch.Tensor:
@@ -80,6 +81,7 @@ def sample(
         fit: A fitted story with a site ``x``.
         num_samples: N, the number of rows.
         component: k, or None for c ~ p(c).
+        site: The assignment whose value k is, ``"c"`` or a further layer.
         noise: Whether to draw x given z. If False, its mean is returned.
         seed: Seed of the draws.
 
@@ -87,7 +89,8 @@ def sample(
         Rows, shape (N, D).
 
     Raises:
-        SiteError: If the model has no site ``x``, or ``component`` is given and it has no ``c``.
+        SiteError: If the model has no site ``x``, or ``component`` is given and it has no site of
+            that assignment.
         ValueError: If there is no such component.
     """
     template = tuple(row.expand(num_samples, *row.shape[1:]) for row in fit.example)
@@ -95,13 +98,13 @@ def sample(
         model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
         trace = poutine.trace(model).get_trace(*template)
         if component is not None:
-            num_components = node(trace, "c", "model")["value"].shape[-1]
+            num_components = node(trace, site, "model")["value"].shape[-1]
             if not 0 <= component < num_components:
                 raise ValueError(
                     f"expected component from 0 to {num_components - 1}; got {component}"
                 )
-            c = torch.zeros_like(trace.nodes["c"]["value"])
-            c[..., component] = 1.0
-            trace = poutine.trace(poutine.condition(model, {"c": c})).get_trace(*template)
-        site = node(trace, "x", "model")
-        return site["value"] if noise else site["fn"].mean
+            value = torch.zeros_like(trace.nodes[site]["value"])
+            value[..., component] = 1.0
+            trace = poutine.trace(poutine.condition(model, {site: value})).get_trace(*template)
+        x = node(trace, "x", "model")
+        return x["value"] if noise else x["fn"].mean

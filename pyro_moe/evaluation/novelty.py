@@ -10,7 +10,7 @@ from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.context import reproducible
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.programs import Program
-from pyro_moe.inference.traces import enumerated_traces, row_log_weights
+from pyro_moe.inference.traces import enumerated_traces, other_latents, row_log_weights
 from pyro_moe.rows import Data
 
 from .traces import batches, node
@@ -152,7 +152,7 @@ def feature_log_density(
             traces = enumerated_traces(fit.model, guide, *batch)
             node(traces[0], "x", "model")
             samples.append(row_log_weights(*traces).logsumexp(0))
-            if not {*traces[0].stochastic_nodes, *traces[1].stochastic_nodes} - {"c", "y"}:
+            if not {*other_latents(*traces)} - {"y"}:
                 break  # every sample would be the same
         blocks.append(torch.stack(samples).logsumexp(0) - math.log(len(samples)))
     total = torch.cat(blocks)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Enumerate, Given, Undrawn, log_probabilities
 from pyro_moe.inference.handlers.evaluated_once import evaluated_once
 from pyro_moe.inference.programs import beside, owner
-from pyro_moe.inference.traces import compute_log_prob, row_log_weights
+from pyro_moe.inference.traces import compute_log_prob, joint_posterior, layers, marginal
 from pyro_moe.rows import Data, as_tensors
 
 from .gating import gate_estimates, log_mean_exp
@@ -37,7 +38,7 @@ from .marginals import (
     of_one_column,
     variance_of,
 )
-from .traces import batches, node, shared_latents
+from .traces import batches, missing_site, node, shared_latents
 
 FEW = 64
 ROWS = 2**14
@@ -306,7 +307,8 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
     It is read from the model's site ``y``. The site is either a mixture, or the distribution of one
     expert that depends on ``c``; the weights are then those of `gate`. If y depends on further
     latent variables, such as experts' parameters or a sampled z, the prediction is averaged over
-    draws from the guide.
+    draws from the guide. In a
+    story of several layers, p_k is the average over those besides ``c``.
 
     Args:
         fit: A fitted story with a site ``y``, whose model and guide take None for y.
@@ -351,7 +353,13 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
 
 
 def posterior(
-    fit: Fit, data: Data, *, groups: Any = None, num_samples: int = 64, seed: int = 0
+    fit: Fit,
+    data: Data,
+    *,
+    groups: Any = None,
+    num_samples: int = 64,
+    seed: int = 0,
+    site: str = "c",
 ) -> torch.Tensor:
     r"""Compute the probability of each component given x and y.
 
@@ -367,15 +375,19 @@ def posterior(
             training rows, and the column of groups for a data frame of a formula.
         num_samples: As in `predict`.
         seed: Seed of the draws.
+        site: The assignment: ``"c"``, or a further layer such as ``"c1"``. A further layer takes
+            no groups.
 
     Returns:
         Shape (N, K), with rows that sum to one.
 
     Raises:
         DataError: If there are no targets, or one is outside of the support.
-        SiteError: If the model has no site ``y``.
+        SiteError: If the model has no site ``y``, or neither guide nor model has the assignment.
     """
     x, y = fit.as_tensors(data)[:2]
+    if site != "c":
+        return _posterior_of_layer(fit, x, y, site, num_samples, seed)
     prediction = predict(fit, x, num_samples=num_samples, seed=seed)
     groups = fit.groups_of(data) if groups is None else torch.as_tensor(groups)
     return prediction.posterior(y.cpu(), groups)
@@ -437,6 +449,9 @@ def _draw_of_batch(fit: Fit, batch: Columns) -> _Draw:
         model_trace = poutine.trace(replayed).get_trace(*batch)
     site = node(model_trace, "y", "model")
     p, target = site["fn"], site["value"].reshape(-1, *site["fn"].event_shape)[0]
+    further = _further_layers(p, model_trace)
+    if further:
+        return replace(_averaged(fit, batch, model_trace, guide_trace, further), target=target)
     if len(p.batch_shape) == 1:
         if isinstance(p, MIXTURES):
             return replace(_of_mixture(p), target=target)
@@ -487,11 +502,89 @@ def _agree(one: _Draw, other: _Draw) -> bool:
 
 def _log_assignment(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     """The log-probabilities (N, K) of c in the guide, or by Bayes' rule from all but y."""
-    if "c" in guide_trace.nodes:
+    if [*layers(guide_trace)] == ["c"]:
         return log_probabilities(guide_trace.nodes["c"]["fn"])
+    posterior, dims = _joint_posterior(model_trace, guide_trace)
+    if "c" not in dims:
+        return posterior.new_zeros(posterior.shape[-1], 1)
+    return marginal(posterior, dims["c"]).log_softmax(0).T
+
+
+def _joint_posterior(model_trace: Trace, guide_trace: Trace) -> tuple[torch.Tensor, dict[str, int]]:
+    """The joint log-probabilities of assignments given all but y, and their dimensions."""
     model_trace = model_trace.copy()
     model_trace.remove_node("y")
     pruned = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
     for trace in pruned:
         compute_log_prob(trace)
-    return row_log_weights(*pruned).log_softmax(0).T
+    return joint_posterior(*pruned), layers(*pruned)
+
+
+def _further_layers(p: Any, model_trace: Trace) -> dict[str, int]:
+    """The assignments besides c on whose values a distribution depends, and their dimensions."""
+    shape = p.batch_shape
+    return {
+        name: dim
+        for name, dim in layers(model_trace).items()
+        if name != "c" and len(shape) >= -dim and shape[dim] > 1
+    }
+
+
+def _averaged(
+    fit: Fit, batch: Columns, model_trace: Trace, guide_trace: Trace, further: dict[str, int]
+) -> _Draw:
+    """The draw of a target that depends on further layers: each expert is a mixture over them."""
+    posterior, dims = _joint_posterior(model_trace, guide_trace)
+    summed = [dim for name, dim in dims.items() if name not in ("c", *further)]
+    whole = posterior.logsumexp(summed, keepdim=True) if summed else posterior
+    last = whole.movedim([*further.values()], [*range(-len(further), 0)])
+    each = last.reshape(*whole.shape[-2:], -1)  # (K, N, values of the further layers)
+    values = [model_trace.nodes[name]["value"].flatten(0, -2) for name in further]
+    parts = []
+    for chosen in product(*values):
+        rows = (value.unsqueeze(0) for value in chosen)
+        with Given(dict(zip(further, rows, strict=True))), Enumerate():
+            replayed = poutine.replay(fit.model, trace=guide_trace)
+            parts.append(node(poutine.trace(replayed).get_trace(*batch), "y", "model")["fn"])
+    log_weights, leading = each.logsumexp(-1).log_softmax(0).T, True
+    if all(isinstance(p, Mixture) and p.is_choice for p in parts):
+        parts, leading = [p.component_distribution for p in parts], False
+        each = each.transpose(0, 1)
+    return _Draw(Mixture(each, Stacked(parts)), log_weights, leading, of_assignment="c" in dims)
+
+
+def _posterior_of_layer(
+    fit: Fit, x: torch.Tensor, y: torch.Tensor, site: str, num_samples: int, seed: int
+) -> torch.Tensor:
+    """The probability of each value of a further layer given x and y, shape (N, G)."""
+    features = fit.features(x)
+    blocks = []
+    with torch.no_grad(), reproducible(seed):
+        for batch, (_, targets) in zip(_blocks(features), _blocks((x, y)), strict=True):
+            draws = [_log_layer(fit, batch, targets, site) for _ in range(num_samples)]
+            blocks.append(torch.stack(draws).logsumexp(0).softmax(0).T)
+    return torch.cat(blocks)
+
+
+def _log_layer(fit: Fit, batch: Columns, y: torch.Tensor, site: str) -> torch.Tensor:
+    """Log p(y, value of a layer | x) at one draw of the other latents, shape (G, N)."""
+    x, _, *more = batch
+    with Enumerate():
+        guide_trace = poutine.trace(fit.guide).get_trace(*batch)
+        replayed = poutine.replay(fit.model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(x, y, *more)
+    target = node(model_trace, "y", "model")
+    posterior, dims = _joint_posterior(model_trace, guide_trace)
+    if site not in dims:
+        raise missing_site(site, "guide or the model", model_trace, guide_trace)
+    p, value, known = in_double(target["fn"]), target["value"].double(), target["mask"]
+    if isinstance(p, MIXTURES) and len(p.batch_shape) == 1 and "c" in dims:
+        draw = _of_mixture(p)  # whose gate takes the place of q(c|x)
+        log_likelihood = draw.distribution.log_prob(value.unsqueeze(-1 - len(p.event_shape))).mT
+        further = [dim for name, dim in dims.items() if name != "c"]
+        posterior = posterior - posterior.logsumexp(further, keepdim=True) + draw.log_weights.mT
+    else:
+        log_likelihood = p.log_prob(value)
+    if known is not None:
+        log_likelihood = log_likelihood.where(torch.as_tensor(known), 0.0)
+    return marginal(posterior + log_likelihood, dims[site])

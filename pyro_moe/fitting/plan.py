@@ -221,8 +221,8 @@ def _resolved(
     one, other = isolated(model, guide)
     for part in modules(one, other):
         part.to(columns[0][:1]).eval()
-    assigns = isinstance(loss, str) and loss == "categorical-kl"
-    num_components = check(one, other, columns, learns=learns, assigns=assigns)
+    needs = f"loss={loss!r}" if loss in ("categorical-kl", "relaxed") else ""
+    num_components = check(one, other, columns, learns=learns, needs=needs)
     if learns:
         check_columns(columns, names)
     if isinstance(loss, str) and loss == "auto":

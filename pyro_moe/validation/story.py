@@ -11,7 +11,7 @@ from pyro_moe.evaluation.marginals import discrete_columns, has_classes, mean_of
 from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, DataWarning, SiteError, warn
-from pyro_moe.inference.handlers import Discretize, where_incomplete
+from pyro_moe.inference.handlers import Discretize, is_assignment, where_incomplete
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive, HasWidth
 
@@ -24,7 +24,7 @@ def check(
     columns: tuple[torch.Tensor, ...],
     *,
     learns: bool = True,
-    assigns: bool = False,
+    needs: str = "",
 ) -> int | None:
     """Run a model and a guide once on the data, and check the support of each observed value.
 
@@ -33,7 +33,7 @@ def check(
         guide: Its guide, also a copy.
         columns: Tensors of N rows each.
         learns: Whether the rows are training rows. There must be at least K training rows.
-        assigns: Whether the objective needs the model's site ``c`` in the guide, too.
+        needs: The objective, if it needs the model's assignments in the guide, too.
 
     Returns:
         K, the length of site ``c``, or None for a model without one.
@@ -42,7 +42,7 @@ def check(
         DataError: If x does not have the number of columns that the story expects, if there are
             fewer rows than components, if an observed value is outside the support of its
             distribution, if training targets are missing, or if the story cannot be run.
-        SiteError: If the guide lacks a site ``c`` that the objective needs.
+        SiteError: If the guide lacks an assignment that the objective needs.
 
     Warns:
         DataWarning: If y is a class, and one of the classes has no rows.
@@ -62,12 +62,11 @@ def check(
             trace, guide_trace = _traced(model, guide, batch, first)
             if learns and "y" in trace.stochastic_nodes and "y" not in guide_trace.nodes:
                 raise DataError("expected data (x, y), for the model's site 'y'; got x alone")
+            for name, site in trace.nodes.items():
+                if needs and is_assignment(site) and name not in guide_trace.nodes:
+                    raise SiteError(f"expected a site {name!r} in the guide for {needs}; got none")
             if "c" in trace.nodes:
                 num_components = trace.nodes["c"]["value"].shape[-1]
-                if assigns and "c" not in guide_trace.nodes:
-                    raise SiteError(
-                        "expected a site 'c' in the guide for loss='categorical-kl'; got none"
-                    )
                 if learns and len(x) < num_components:
                     raise DataError(
                         f"expected at least as many rows as components, {num_components}; "

@@ -36,7 +36,7 @@ ALONE = (
 )
 WITHOUT = ("target", "columns", "index", "missing_targets", "experts")
 OF_MIXTURE = ("offset", "trials", "weights", "groups", "order", "num_components", "unseen")
-OF_STORY = ("z_dim", "likelihood", "covariance", "context")
+OF_STORY = ("num_groups", "z_dim", "likelihood", "covariance", "context")
 OF_FIT = ("loss", "validation", "patience", "device")
 
 

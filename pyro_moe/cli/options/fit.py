@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
     add("--num-components", type=_whole, metavar="K", help="number of components")
+    add("--num-groups", type=_whole, metavar="G", help="number of groups of components")
     add("--z-dim", type=_whole, metavar="L", help="dimension of z")
     add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
     add("--covariance", choices=COVARIANCES, help="the form of the components' covariances")

@@ -15,6 +15,8 @@ STORIES = (
     "gmmmoe",
     "vademoe",
     "dvmoe",
+    "hierarchicaldmvae",
+    "hierarchicaldvmoe",
 )
 WITHOUT_TREES = tuple(name for name in STORIES if name != "hierarchicalme")
 FAMILIES = (

@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
     add("--experts", nargs="+", choices=FAMILIES, help="families of y given x to compare")
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
+    add("--num-groups", type=int, metavar="G", help="number of groups of components")
     add("--z-dim", type=int, metavar="L", help="dimension of z")
     add("--likelihood", choices=LIKELIHOODS, help="the family of x given z")
     add("--covariance", choices=COVARIANCES, help="the form of the components' covariances")

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro_moe.evaluation.traces import is_shared
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.traces import enumerated_traces, row_log_weights
+from pyro_moe.inference.traces import enumerated_traces, other_latents, row_log_weights
 
 from .prior import Columns, Values, prior_trace, simulate, was_observed
 
@@ -29,8 +29,8 @@ def default_quantities(given: Fit) -> dict[str, Quantity]:
         quantities[label] = partial(_entry, name, index)
     with torch.no_grad(), reproducible(0):
         trace = prior_trace(given)
-    of_rows = {n for n in trace.stochastic_nodes if not is_shared(trace.nodes[n])}
-    if not {n for n in of_rows if not was_observed(trace, n)} - {"c"}:
+    of_rows = [n for n in other_latents(trace) if not is_shared(trace.nodes[n])]
+    if all(was_observed(trace, n) for n in of_rows):
         quantities["log_likelihood"] = partial(_log_likelihood, given)
     return quantities
 
