@@ -88,9 +88,13 @@ def measure(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> 
         return of_groups(options, evaluation.gate(fit, test.x).argmax(-1), test)
     number = len(train.labels.unique())
     layered = options.method == "hierarchical"
-    kind, more = (models.HierarchicalDMVAE, {"num_groups": options.groups}) if layered else (
-        models.DMVAE,
-        {},
+    kind, more = (
+        (models.HierarchicalDMVAE, {"num_groups": options.groups})
+        if layered
+        else (
+            models.DMVAE,
+            {},
+        )
     )
     fit = fitted(options, seed, train, kind, num_components=number, **more)
     g = evaluation.gate(fit, test.x)

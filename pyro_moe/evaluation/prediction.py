@@ -1,6 +1,6 @@
 """Predictive distributions of targets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -29,6 +29,7 @@ from pyro_moe.inference.traces import compute_log_prob, joint_posterior, layers,
 from pyro_moe.rows import Data, as_tensors
 
 from .gating import gate_estimates, log_mean_exp
+from .imputation import completions
 from .marginals import (
     MIXTURES,
     cdf_of,
@@ -41,6 +42,7 @@ from .marginals import (
 from .traces import batches, missing_site, node, shared_latents
 
 FEW = 64
+IMPUTATIONS = 32
 ROWS = 2**14
 VALUES = 2**22
 
@@ -323,6 +325,10 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
     Raises:
         SiteError: If the model has no site ``y``.
     """
+    completed = completions(fit, x, IMPUTATIONS, seed)
+    if completed is not None:
+        options = {"num_samples": num_samples, "seed": seed}
+        return _in_equal_parts([predict(fit, rows, **options) for rows in completed])
     features = fit.features(x)
     with torch.no_grad(), reproducible(seed):
         few = _few(features)
@@ -350,6 +356,13 @@ def predict(fit: Fit, x: Data, *, num_samples: int = 64, seed: int = 0) -> Predi
         draws[0].leading,
         fit.targets,
     )
+
+
+def _in_equal_parts(predictions: Sequence[Prediction]) -> Prediction:
+    """The mixture of predictions of the same rows in equal parts."""
+    log_weights = torch.cat([each.log_weights for each in predictions])
+    distributions = tuple(p for each in predictions for p in each.distributions)
+    return replace(predictions[0], log_weights=log_weights, distributions=distributions)
 
 
 def posterior(

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe import DataError, Rows, SiteError, datasets, evaluation, models
 from pyro_moe.distributions.mixture import Mixture
-from pyro_moe.evaluation import imputation
+from pyro_moe.evaluation.imputation import importance
+from pyro_moe.evaluation.imputation.gibbs import Chains
 
 pytestmark = pytest.mark.usefixtures("double")
 N, D, K, L = 200, 4, 3, 2
@@ -211,9 +212,52 @@ def test_more_samples_bring_the_means_closer():
 
 def test_the_encoder_alone_is_too_narrow(missing, monkeypatch):
     """What the mixture of proposals is for: without it the same check sees a wrong variance."""
-    monkeypatch.setattr(imputation, "_mix", lambda trace, num_proposals: None)
-    _, ratios, _ = errors(LinearGaussian(), missing)
+    monkeypatch.setattr(importance, "_mix", lambda trace, num_proposals: None)
+    _, ratios, _ = errors(LinearGaussian(), missing, num_moves=0)
     assert ratios.mean() < 0.85
+
+
+def exact_draws(log_weights, locs, covariances, row, known, number):
+    """Rows (number, D) with the columns that are not known drawn from a mixture of normals."""
+    rows = row.repeat(number, 1)
+    if known.all():
+        return rows
+    log_p, draws = [], []
+    for log_weight, loc, covariance in zip(log_weights, locs, covariances, strict=True):
+        gain = covariance[~known][:, known] @ covariance[known][:, known].inverse()
+        rest = covariance[~known][:, ~known] - gain @ covariance[known][:, ~known]
+        p = dist.MultivariateNormal(loc[~known] + gain @ (row - loc)[known], rest)
+        draws.append(p.sample((number,)))
+        p = dist.MultivariateNormal(loc[known], covariance[known][:, known])
+        log_p.append(log_weight + (p.log_prob(row[known]) if known.any() else 0.0))
+    k = torch.multinomial(torch.stack(log_p).softmax(0), number, replacement=True)
+    rows[:, ~known] = torch.stack(draws)[k, torch.arange(number)]
+    return rows
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_moves_leave_the_conditional_distribution_as_it_is(missing, name):
+    story, missing, number = STORIES[name](), missing[:20], 500
+    x, parts = story.rows(20), story.of_x()
+    start = [exact_draws(*parts, *each, number) for each in zip(x, ~missing, strict=True)]
+    chains = Chains(as_it_is(story.model, story.guide, x), ~missing, [], torch.stack(start, 1))
+    chains.move(40)
+    mean, variance = exact_moments(*parts, x, missing)
+    means = ((chains.draws.mean(0) - mean) / (variance / number).sqrt())[missing]
+    assert means.square().mean().sqrt() < 1.4
+    squares = (chains.draws - mean).square() / variance
+    ratios = (squares.mean(0) - 1.0) / (squares.std(0) / number**0.5)
+    assert ratios[missing].square().mean().sqrt() < 1.4
+    assert (chains.mean - mean)[missing].square().mean() < (variance[missing] / 100).mean()
+    assert torch.equal(chains.draws[:, ~missing], x[~missing].expand(number, -1))
+    assert (chains.num_moved > 300).all()
+
+
+def test_a_story_without_codes_has_no_chains():
+    story = models.GMM(D, K)
+    x = torch.randn(5, D)
+    chains = Chains(as_it_is(story.model, story.guide, x), x > 0, [], x.expand(3, 5, D))
+    assert not chains.can_move
 
 
 def test_the_shape_of_latent_variables_is_free(missing):
@@ -401,3 +445,37 @@ def test_of_single_precision_draws_are_single_and_moments_double(covariance):
     assert filled.mean.dtype == filled.variance.dtype == torch.float64
     known = ~holes.isnan()
     assert torch.equal(filled.mean[known].float(), x[known])
+
+
+def test_predictions_of_incomplete_rows_are_averages_over_imputations():
+    """A story of plain functions, beside the same story that has the exact answer."""
+    torch.manual_seed(0)
+    story = models.GMMMoE(2, 1, 2)
+    x = torch.randn(300, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]]) + torch.tensor([0.0, 1.0])
+    y = 3.0 * x[:, :1].abs() + 0.1 * torch.randn(300, 1)
+    exact = pyro_moe.fit(story.model, story.guide, (x, y), epochs=40, progress=False)
+
+    def model(x, y=None):
+        return exact.programs.model(x, y)
+
+    def guide(x, y=None):
+        return exact.programs.guide(x, y)
+
+    fit = as_it_is(model, guide, x, y)
+    rows = torch.tensor([[NAN, 1.0], [0.3, NAN], [0.5, 0.5], [NAN, NAN]])
+    found, expected = evaluation.predict(fit, rows), evaluation.predict(exact, rows)
+    assert len(found.log_weights) == 32
+    error = (found.mean - expected.mean).abs()
+    assert (error < 4.5 * (expected.variance / 32).sqrt() + 1e-9).all()
+    assert_close(found.mean[2], expected.mean[2], **CLOSE)
+    ratios = found.variance[[0, 1, 3]] / expected.variance[[0, 1, 3]]
+    assert ((0.4 < ratios) & (ratios < 2.0)).all()
+    with pytest.raises(DataError, match="expected finite values in x; got inf in row 0"):
+        evaluation.predict(fit, torch.tensor([[NAN, torch.inf]]))
+
+
+def test_incomplete_rows_without_a_density_of_x_are_refused():
+    story = models.ME(2, 1, 2)
+    fit = as_it_is(story.model, story.guide, torch.randn(9, 2), torch.randn(9, 1))
+    with pytest.raises(DataError, match="expected finite values in x; got nan"):
+        evaluation.predict(fit, [[NAN, 1.0]])
