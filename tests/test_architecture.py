@@ -60,7 +60,19 @@ BELOW = {
         "models",
     },
     "estimators": {"stories", "evaluation", "fitting", "fitted", "rows", "inference"},
-    "paper": {"images", "evaluation", "fitting", "datasets", "rows", "inference", "models"},
+    "paper": {
+        "criticism",
+        "plots",
+        "files",
+        "fitted",
+        "images",
+        "evaluation",
+        "fitting",
+        "datasets",
+        "rows",
+        "inference",
+        "models",
+    },
 }
 HOW = {f"pyro_moe.inference.{name}" for name in ("svi", "em", "initialize", "prior", "starts")}
 LARGEST_FOLDER = 12

@@ -1,4 +1,4 @@
-"""``pyro-moe reproduce``: reproduction of a table of the paper."""
+"""``pyro-moe reproduce``: reproduction of the paper, or of its table."""
 
 import argparse
 
@@ -10,7 +10,13 @@ from pyro_moe.paper import table1
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table row by row."""
+    """Print the table row by row, or write a page with the figures, too."""
     torch.set_num_threads(1)
+    chosen = {"quick": options.quick, "data_dir": options.data_dir}
     with without_warnings(EmptyComponentWarning):  # it would interrupt the table
-        table1.run(quick=options.quick, data_dir=options.data_dir)
+        if options.what == "table1":
+            table1.run(**chosen)
+            return
+        from pyro_moe.paper import page  # which imports matplotlib and pandas
+
+        print(page.write(options.out, **chosen))

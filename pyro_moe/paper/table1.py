@@ -1,6 +1,7 @@
 """Table 1 of the paper (§8.2): errors of mixtures of experts by gate, on spirals and MNIST."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -159,31 +160,36 @@ def run(*, quick: bool = False, data_dir: str | None = None) -> None:
         data_dir: Folder with MNIST's four files. If None, only spirals are fitted.
     """
     print(f"{'':<34}" + "".join(f"{f'M={y_dim}':>12}" for y_dim in Y_DIMS))
-    _print_part("spiral", quick, data_dir)
-    if data_dir is not None:
-        _print_part("mnist", quick, data_dir)
-
-
-def _print_part(data: str, quick: bool, data_dir: str | None) -> None:
-    pairs = [rows(data, y_dim=y_dim, seed=0, data_dir=data_dir) for y_dim in Y_DIMS]
-    start: Any = "autoencoder"
-    if data == "mnist":
-        if quick:
-            pairs = [(train.take(slice(10_000)), test) for train, test in pairs]
-        start = cluster_images(
-            pairs[0][0], 10, embedding="tsne" if quick else "umap", progress=False
-        )
-    _print_row(f"{data}: variance of the target", [variance(test) for _, test in pairs])
-    for (of, name), errors in PAPER.items():
-        if of == data:
-            _print_row(f"{data}: paper, {name}", errors)
-    for name in METHODS:
-        print(f"{f'{data}: {name}':<34}", end="", flush=True)
-        for train, test in pairs:
-            measured = cell(name, data, train, test, seed=0, start=start, quick=quick)
-            print(f"{measured['error']:>12.4f}", end="", flush=True)
+    for label, errors in measured(quick=quick, data_dir=data_dir):
+        print(f"{label:<34}", end="", flush=True)
+        for error in errors:
+            print(f"{error:>12.4f}", end="", flush=True)
         print()
 
 
-def _print_row(label: str, errors: Any) -> None:
-    print(f"{label:<34}" + "".join(f"{error:>12.4f}" for error in errors))
+def measured(
+    *, quick: bool = False, data_dir: str | None = None
+) -> Iterator[tuple[str, Iterator[float]]]:
+    """The rows of the table by their label. Each error is measured when it is read.
+
+    Args:
+        quick: As in `run`.
+        data_dir: As in `run`.
+    """
+    for data in ("spiral",) if data_dir is None else ("spiral", "mnist"):
+        pairs = [rows(data, y_dim=y_dim, seed=0, data_dir=data_dir) for y_dim in Y_DIMS]
+        start: Any = "autoencoder"
+        if data == "mnist":
+            if quick:
+                pairs = [(train.take(slice(10_000)), test) for train, test in pairs]
+            start = cluster_images(
+                pairs[0][0], 10, embedding="tsne" if quick else "umap", progress=False
+            )
+        yield f"{data}: variance of the target", (variance(test) for _, test in pairs)
+        for (of, name), errors in PAPER.items():
+            if of == data:
+                yield f"{data}: paper, {name}", iter(errors)
+        for name in METHODS:
+            options: dict[str, Any] = {"seed": 0, "start": start, "quick": quick}
+            cells = (cell(name, data, *pair, **options) for pair in pairs)
+            yield f"{data}: {name}", (each["error"] for each in cells)
