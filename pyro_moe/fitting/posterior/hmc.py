@@ -123,7 +123,8 @@ def hmc(
     log-odds: those of two components of a softmax gate, of two classes, and of a binary target.
     The parameters are those of `laplace`, which is a normal approximation of the same posterior
     and takes far less time. Where rows are few or components are well separated, the posterior is
-    far from normal. Then use this function.
+    far from normal. Then use this function. For intervals of coefficients fit with
+    ``prior="weak"``: a strong prior is made from the rows, which would count twice.
 
     The chains start at draws of `laplace`, which also gives their metric, and take steps together.
     Step sizes are adapted in the first half of the steps. The draws are from the second half. The

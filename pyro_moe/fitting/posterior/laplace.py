@@ -60,7 +60,8 @@ def laplace(fit: Fit) -> Fit:
     logits, see `hmc`. θ̂ is the maximum, to which Newton's method goes from the fit. q holds
     all parameters, those of the gate, too. All evaluation and criticism of the returned fit
     averages over q. Where rows are few, `hmc` is better. A strong prior, which is made from the
-    rows themselves, counts its rows as if they were new. The deviations are then too small.
+    rows themselves, counts its rows as if they were new. The deviations are then too small: fit
+    with ``prior="weak"`` for intervals of coefficients.
 
     Args:
         fit: A fit of a story without latent variables besides ``c``, with its training rows.
