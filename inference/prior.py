@@ -18,6 +18,7 @@ References:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -164,9 +165,15 @@ def _with_each(
 def without_effect(data: Data, seed: int, number: int) -> Data:
     """The rows with y permuted."""
     x, *targets = data
-    with reproducible(seed, number, 9):
-        order = torch.randperm(len(x)).to(x.device)
+    order = permutation(len(x), seed, number).to(x.device)
     return (x, *(y[order] for y in targets))
+
+
+@lru_cache(4 * PERMUTATIONS)  # kept, so that a recording of the objective holds it as a constant
+def permutation(number_of_rows: int, seed: int, number: int) -> torch.Tensor:
+    """The order of y in the permuted rows, shape (N,)."""
+    with reproducible(seed, number, 9):
+        return torch.randperm(number_of_rows)
 
 
 def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.Tensor | float:

@@ -439,6 +439,7 @@ class CategoricalExperts(GeneralizedLinear):
     """
 
     ridge = 0.04
+    prior_scale = 2.5 / math.sqrt(2.0)  # of log-odds, in the posterior of a fit
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -480,6 +481,7 @@ class BernoulliExperts(GeneralizedLinear):
     """
 
     ridge = 0.04
+    prior_scale = 2.5  # of log-odds, in the posterior of a fit
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -31,6 +31,8 @@ class SoftmaxGate(nn.Module):
 
     Attributes:
         ridge: λ of the M-step, see there and `inference.prior`.
+        prior_scale: The deviation of all w and b in the posterior of a fit. The log-odds of two
+            components then have N(0, 2.5²).
 
     Example:
         >>> SoftmaxGate(2, 5)(torch.zeros(7, 2)).probs.shape
@@ -39,6 +41,7 @@ class SoftmaxGate(nn.Module):
 
     evaluated_once = True
     ridge: float = 1e-4
+    prior_scale = 2.5 / math.sqrt(2.0)
     role = "gate"
 
     def __init__(

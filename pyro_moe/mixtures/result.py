@@ -123,7 +123,9 @@ class MixtureFit(FormulaFit):
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
         r"""Intervals of confidence 1 - α, :math:`\hat\theta \pm z_{1 - \alpha/2}\, se`.
 
-        Those of scales are computed on the scale of their logarithm.
+        Those of scales are computed on the scale of their logarithm. They hold for many rows. An
+        interval of a normal expert of 18 rows is as narrow as one of 86 % instead of 90 %, even if
+        its rows are known. `hmc` has no such error.
 
         Args:
             alpha: α, between 0 and 1.

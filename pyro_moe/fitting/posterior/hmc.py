@@ -16,7 +16,7 @@ from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
 from pyro_moe.inference.steps import Recording, simplify
 
 from .laplace import laplace
-from .story import PRIOR_SCALE, ParameterPosterior, in_double, with_buffers, with_story
+from .story import ParameterPosterior, in_double, prior_scales, with_buffers, with_story
 
 LEAPFROGS = 8
 BANDWIDTH = 0.1
@@ -117,11 +117,14 @@ def hmc(
     r"""Draw the parameters of a fit from their posterior.
 
     .. math:: \theta_s \sim p(\theta \mid d) \propto
-              N(\theta \mid 0, 10^2 I)\, p(\theta) \prod_n p_\theta(d_n)
+              N(\theta \mid 0, \mathrm{diag}(\tau)^2)\, p(\theta) \prod_n p_\theta(d_n)
 
-    c is summed out, and p(θ) is the prior of the fit. The parameters are those of `laplace`, which
-    is a normal approximation of the same posterior and takes far less time. Where rows are few or
-    components are well separated, the posterior is far from normal. Then use this function.
+    c is summed out, and p(θ) is the prior of the fit. τ = 10 in standard units, and 2.5 for
+    log-odds: those of two components of a softmax gate, of two classes, and of a binary target.
+    The parameters are those of `laplace`, which is a normal approximation of the same posterior
+    and takes far less time. Where rows are few or components are well separated, the posterior is
+    far from normal. Then use this function. For intervals of coefficients fit with
+    ``prior="weak"``: a strong prior is made from the rows, which would count twice.
 
     The chains start at draws of `laplace`, which also gives their metric, and take steps together.
     Step sizes are adapted in the first half of the steps. The draws are from the second half. The
@@ -221,6 +224,7 @@ def log_density(story: nn.Module, run: EM, number: int) -> Target:
     sizes = [value.numel() for value in named.values()]
     flat = torch.cat([value.detach().flatten() for value in named.values()])
     shapes = [value.shape for value in named.values()]
+    scales = prior_scales(story).to(flat)
     with_buffers(story)
     objective = _Objective(story, run)
 
@@ -229,7 +233,7 @@ def log_density(story: nn.Module, run: EM, number: int) -> Target:
         parts = zip(named, theta.split(sizes), shapes, strict=True)
         values = {f"story.{name}": part.reshape(shape) for name, part, shape in parts}
         value = torch.func.functional_call(objective, values)
-        value = value - 0.5 * (theta / PRIOR_SCALE).square().sum()
+        value = value - 0.5 * (theta / scales).square().sum()
         (gradient,) = torch.autograd.grad(value, theta)
         return value.detach(), gradient
 

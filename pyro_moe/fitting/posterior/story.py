@@ -1,5 +1,6 @@
 """Stories whose parameters are a latent variable with a posterior."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
-from pyro_moe.inference.prior import Prior
+from pyro_moe.inference.prior import Prior, penalized
 from pyro_moe.inference.programs import Programs, isolated
 from pyro_moe.rows import as_double
 
@@ -22,10 +23,10 @@ LARGEST = 2000
 class ParameterPosterior(nn.Module, ABC):
     r"""A story whose parameters θ are one latent site ``"parameters"`` outside the plate.
 
-    .. math:: \theta \sim N(0, 10^2 I), \quad \theta \sim q
+    .. math:: \theta \sim N(0, \mathrm{diag}(\tau)^2), \quad \theta \sim q
 
-    The parameters are in standard units and without constraints. Predictions average over draws
-    of q.
+    The parameters are in standard units and without constraints, see `prior_scales` for τ.
+    Predictions average over draws of q.
 
     Args:
         story: A story with model and guide. It is changed in place.
@@ -34,9 +35,11 @@ class ParameterPosterior(nn.Module, ABC):
         names: The names of the parameters in the story.
         shapes: Their shapes.
         loc: Their values in the story, shape (P,).
+        prior_scale: τ, shape (P,).
     """
 
     loc: torch.Tensor
+    prior_scale: torch.Tensor
 
     def __init__(self, story: nn.Module) -> None:
         super().__init__()
@@ -48,6 +51,7 @@ class ParameterPosterior(nn.Module, ABC):
         loc = torch.cat([value.detach().flatten() for value in named.values()])
         # Not a buffer: the type of a story is that of its parameters.
         self.loc = nn.Parameter(loc, requires_grad=False)
+        self.prior_scale = nn.Buffer(prior_scales(story).to(loc))
         with_buffers(story)
 
     @abstractmethod
@@ -60,7 +64,7 @@ class ParameterPosterior(nn.Module, ABC):
 
     def model(self, *columns: torch.Tensor | None) -> Any:
         """Draw the parameters from their prior, and run the story's model with them."""
-        prior = dist.Normal(torch.zeros_like(self.loc), PRIOR_SCALE).to_event(1)
+        prior = dist.Normal(torch.zeros_like(self.loc), self.prior_scale).to_event(1)
         return self._run("model", prior, columns)
 
     def guide(self, *columns: torch.Tensor | None) -> Any:
@@ -89,6 +93,27 @@ class _Programs(nn.Module):
 
     def forward(self, program: str, *columns: torch.Tensor | None) -> Any:
         return getattr(self.story, program)(*columns)
+
+
+def prior_scales(story: Any) -> torch.Tensor:
+    r"""The standard deviations τ of the normal prior of all parameters, shape (P,).
+
+    They are 10, but those of logits are smaller, see `prior_scale` of gates and experts: few rows
+    leave logits unbounded, or too far from zero. Weights are meant for columns in standard units.
+
+    References:
+        Gelman, Jakulin, Pittau, Su (2008), *A weakly informative default prior distribution for
+        logistic and other regression models*, Annals of Applied Statistics 2.
+    """
+    scales = {}
+    parts: list[Any] = [*penalized(story.model)]
+    for part in parts:
+        scale = getattr(part, "prior_scale", PRIOR_SCALE)
+        for name, value in part.named_parameters() if scale != PRIOR_SCALE else ():
+            width = value.shape[-1] if name.endswith("weight") else 1  # w = V / √D, `AffineMaps`
+            scales[value] = scale * math.sqrt(max(width, 1))
+    each = [torch.full((p.numel(),), scales.get(p, PRIOR_SCALE)) for p in story.parameters()]
+    return torch.cat(each).double()
 
 
 def with_buffers(story: nn.Module) -> None:

@@ -9,7 +9,14 @@ from torch import nn
 
 import pyro_moe
 from pyro_moe import ConvergenceWarning, evaluation, hmc, models
-from pyro_moe.fitting.posterior.hmc import Sampled, potential_scale_reduction, sampled
+from pyro_moe.fitting.posterior.hmc import (
+    Sampled,
+    log_density,
+    potential_scale_reduction,
+    sampled,
+)
+from pyro_moe.fitting.posterior.story import in_double, prior_scales
+from pyro_moe.inference.prior import Prior
 
 N = 12
 
@@ -79,6 +86,46 @@ def test_the_states_of_a_normal_target():
     found = chains.flatten(0, 1).T.cov()
     assert torch.allclose(found, root @ root.T, rtol=0.15)
     assert (potential_scale_reduction(chains) < 1.05).all()
+
+
+def test_posteriors_of_tables_from_the_prior_are_together_the_prior():
+    """Simulation-based calibration of logistic regressions, a table for each chain."""
+    number, scale = 2000, 1.5
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor([[1.0, value] for value in (-2.0, -1.0, 0.0, 1.0, 2.0)]).double()
+    truth = scale * torch.randn(number, 2, generator=generator, dtype=torch.float64)
+    y = torch.bernoulli((truth @ x.T).sigmoid(), generator=generator)
+
+    def target(theta):
+        logits = theta @ x.T
+        value = (y * logits - torch.nn.functional.softplus(logits)).sum(-1)
+        slope = (y - logits.sigmoid()) @ x - theta / scale**2
+        return value - 0.5 * (theta / scale).square().sum(-1), slope
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        center = torch.zeros(2).double()
+        last = sampled(target, truth, center, torch.eye(2).double(), 60)[-1]
+    assert (last.mean(0).abs() < 4 * scale / number**0.5).all()
+    assert (last.std(0) / scale - 1).abs().max() < 4 / (2 * number) ** 0.5
+    away = (last - truth).square().mean(0) / scale**2
+    assert (away > 0.2).all()  # the chains have left the truth
+
+
+def test_the_density_is_that_of_the_fit_with_the_prior_of_the_parameters():
+    """Also where the prior of the fit has rows without an effect, whose order is random."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 1, generator=generator, dtype=torch.float64)
+    y = x + torch.randn(N, 1, generator=generator, dtype=torch.float64)
+    fit = fitted(models.ME(1, 1, 2), (x, y), prior=Prior(1.0, 4.0), epochs=3)
+    story, run = in_double(fit)
+    theta = torch.cat([p.detach().flatten() for p in story.parameters()])
+    p = torch.distributions.Normal(0.0, prior_scales(story))
+    expected = run.log_posterior() + (p.log_prob(theta) - p.log_prob(0.0 * theta)).sum()
+    density = log_density(*in_double(fit), 3)
+    for _ in range(2):
+        value, _ = density(theta.expand(3, -1).contiguous())
+        assert torch.allclose(value, expected.expand(3), rtol=1e-10)
 
 
 def test_the_density_of_the_draws_is_that_of_scipy():

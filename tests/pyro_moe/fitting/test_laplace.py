@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -10,7 +9,8 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import ConvergenceWarning, SiteError, evaluation, laplace, models
-from pyro_moe.fitting.posterior.story import PRIOR_SCALE
+from pyro_moe.fitting.posterior.hmc import log_density
+from pyro_moe.fitting.posterior.story import PRIOR_SCALE, in_double, prior_scales
 
 N = 80
 FIXED = PRIOR_SCALE**-2
@@ -57,18 +57,60 @@ def test_predictions_carry_the_errors(rows):
     assert ((found / expected - 1).abs() < 5 / (2 * draws) ** 0.5).all()
 
 
-def test_a_softmax_expert_has_the_errors_of_logistic_regression():
+def test_a_binary_expert_has_the_errors_of_penalized_logistic_regression():
+    """At the maximum with the prior N(0, 2.5²) of intercept and weights in standard units."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(N, 2, generator=generator, dtype=torch.float64)
     y = torch.bernoulli((x[:, 0] - 0.5).sigmoid(), generator=generator).long()
     fit = fitted(models.ME(2, 1, 1, experts="bernoulli"), (x, y.double().unsqueeze(-1)))
     inputs = fit.story.experts.network.inputs(x)
-    p = LogisticRegression(C=np.inf, tol=1e-10).fit(inputs[:, :2], y).predict_proba(inputs[:, :2])
+    scales = 2.5 * torch.tensor([2**0.5, 2**0.5, 1.0]).double()  # V = √2 w
+    regression = LogisticRegression(C=1.0, tol=1e-10, fit_intercept=False).fit(inputs * scales, y)
+    p = regression.predict_proba(inputs * scales)
     information = inputs.T @ (inputs * torch.as_tensor(p.prod(1, keepdims=True)))
-    expected = torch.linalg.inv(information + FIXED * torch.eye(3)).diagonal().sqrt()
-    errors = laplace(fit).story.standard_errors()
-    found = torch.cat([errors[f"experts.network.{name}"].flatten() for name in ("weight", "bias")])
-    assert_close(found, expected, rtol=1e-3, atol=0)
+    expected = torch.linalg.inv(information + scales.pow(-2).diag()).diagonal().sqrt()
+    story = laplace(fit).story
+    errors, found = story.standard_errors(), story.named(story.loc)
+    names = ("experts.network.weight", "experts.network.bias")
+    loc = torch.cat([found[name].flatten() for name in names])
+    assert_close(loc, scales * torch.as_tensor(regression.coef_[0]), rtol=1e-3, atol=1e-3)
+    assert_close(torch.cat([errors[n].flatten() for n in names]), expected, rtol=1e-3, atol=0)
+
+
+def test_the_prior_of_log_odds_is_that_of_logistic_regression():
+    """Of two components or classes; all other parameters have a deviation of 10."""
+    for experts, expected in (("normal", 10.0), ("bernoulli", 2.5), ("categorical", 12.5**0.5 / 2)):
+        story = models.ME(3, 2, 2, experts=experts, gate_columns=(1,))
+        parts = prior_scales(story).split([p.numel() for p in story.parameters()])
+        scales = dict(zip(dict(story.named_parameters()), parts, strict=True))
+        assert_close(scales["gate.maps.weight"], torch.full((2,), 12.5**0.5 / 2).double())
+        assert_close(scales["gate.maps.bias"], torch.full((2,), 12.5**0.5 / 2).double())
+        bias = scales["experts.network.bias"]
+        assert_close(bias, torch.full_like(bias, expected))
+        factor = 1.0 if experts == "normal" else 3**0.5  # V = √D w
+        weight = scales["experts.network.weight"]
+        assert_close(weight, torch.full_like(weight, factor * expected))
+
+
+def test_the_center_is_the_maximum_with_the_prior():
+    """From a gate that separates the components, whose odds have no limit in the fit."""
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64).unsqueeze(-1)
+    noise = torch.randn(40, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.where(x > 0, 5.0 - x, x) + 0.1 * noise
+    labels = torch.nn.functional.one_hot((x[:, 0] > 0).long(), 2).double()
+    story = models.ME(1, 1, 2)
+    fit = pyro_moe.fit(
+        story.model, story.guide, (x, y), initialize=labels, prior="weak", progress=False
+    )
+    center = laplace(fit).story
+    density = log_density(*in_double(fit), 2)
+    loc = center.loc.double()
+    value, slope = density(torch.stack([loc, loc]))
+    assert (slope.abs() * center.covariance.diagonal().sqrt().double() < 0.01).all()
+    before = torch.cat([p.detach().flatten() for p in fit.story.parameters()]).double()
+    assert value[0] > density(torch.stack([before, before]))[0][0] + 0.1
+    weights = center.named(center.loc)["gate.maps.weight"].flatten()
+    assert (weights[1] - weights[0]).abs() < 7.5  # three deviations
 
 
 def test_a_fit_with_its_posterior_is_a_fit(rows):
