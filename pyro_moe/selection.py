@@ -22,7 +22,7 @@ from pyro_moe.plots.style import PALETTE
 
 from .fitted import Fit, strange_rows_expected
 from .fitting import fit
-from .rows import Data, as_tensors, has_target
+from .rows import Data, Rows, as_tensors, has_target
 
 Story = Callable[[int], Any]
 MISSING = ("missing_targets", "missing_features")
@@ -166,6 +166,7 @@ def select(
         2
     """
     numbers = _numbers(num_components)
+    fit_options = {**(data.annotations if isinstance(data, Rows) else {}), **fit_options}
     stories = dict(story) if isinstance(story, Mapping) else {"": story}
     for each in stories.values():
         _check_options(each, fit_options)

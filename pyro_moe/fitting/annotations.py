@@ -11,6 +11,8 @@ from pyro_moe.inference.handlers import UNANNOTATED, Annotations
 from pyro_moe.inference.programs import Program, owner
 from pyro_moe.rows import as_tensor
 
+WEIGHT_TYPES = ("replication", "sampling")
+
 
 def annotations_of(
     num_rows: int,
@@ -19,6 +21,7 @@ def annotations_of(
     weights: Any = None,
     groups: Any = None,
     labels: Any = None,
+    weight_type: str = "replication",
     like: torch.Tensor,
 ) -> Annotations:
     """The annotations of rows as tensors, after checks.
@@ -29,12 +32,18 @@ def annotations_of(
         weights: Shape (N,), or None.
         groups: Values of any kind that name the group of each row, shape (N,), or None.
         labels: Components (N,), missing where they are not known, or probabilities (N, K); or None.
+        weight_type: ``"replication"``, or ``"sampling"`` for weights with a mean of one.
         like: A tensor of the type and on the device of the fit.
 
     Raises:
+        ValueError: If the type of weights is no such type, or if it is that of no weights.
         DataError: If they have another shape, or impossible values.
         SiteError: If there are labels or groups without components.
     """
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
+    if weight_type == "sampling" and weights is None:
+        raise ValueError("expected weights with weight_type='sampling'; got none")
     if weights is groups is labels is None:
         return UNANNOTATED
     for name, value in (("groups", groups), ("labels", labels)):
@@ -42,7 +51,9 @@ def annotations_of(
             raise SiteError(f"expected a site 'c' in the model for {name}; got none")
     found: dict[str, torch.Tensor] = {}
     if weights is not None:
-        found["weights"] = _weights(weights, num_rows).to(like)
+        values = _weights(weights, num_rows)
+        scale = values[values > 0].mean() if weight_type == "sampling" else 1.0
+        found["weights"] = (values / scale).to(like)
     if groups is not None:
         found["groups"] = _groups(groups, num_rows).to(like.device)
     if labels is not None and num_components is not None:

@@ -17,7 +17,7 @@ from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.rows import OnDisk, without
 from pyro_moe.inference.svi import NewOptimizer, adam, steps_in_epoch
-from pyro_moe.rows import Data, column_names
+from pyro_moe.rows import Data, Rows, column_names
 from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns, check_range
 
@@ -111,7 +111,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     rate = options["learning_rate"]
     if rate is None:
         rate = 5e-3 if options["optimizer"] is None else optimizer.param_groups[0]["lr"]
-    names = described(data)["columns"]
+    names, known = described(data)["columns"], _known(data, options)
     data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
     initialize = options["initialize"]
@@ -126,7 +126,8 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         len(columns[0]),
         num_components,
         like=columns[0],
-        **{name: options[name] for name in ("weights", "groups", "labels")},
+        weight_type=options["weight_type"],
+        **known,
     )
     check_annotations(annotations, model, loss)
     start = check_start(initialize, len(columns[0]), num_components)
@@ -164,6 +165,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "tolerance": options["tolerance"],
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
+        "weight_type": options["weight_type"],
         "seed": seed,
         "compile": options["compile"],
     }
@@ -182,6 +184,15 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         settings,
         new_optimizer,
     )
+
+
+def _known(data: Data, options: dict[str, Any]) -> dict[str, Any]:
+    """The weights, groups and labels of rows: those of the arguments, or of the data."""
+    own = data.annotations if isinstance(data, Rows) else {}
+    return {
+        name: own.get(name) if options[name] is None else options[name]
+        for name in ("weights", "groups", "labels")
+    }
 
 
 def _check(options: dict[str, Any]) -> None:

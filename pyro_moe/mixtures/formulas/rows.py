@@ -58,21 +58,19 @@ def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
     return x, y
 
 
-def annotations_of(design: Design, table: pd.DataFrame, weight_type: str) -> dict[str, Any]:
+def annotations_of(design: Design, table: pd.DataFrame) -> dict[str, Any]:
     """The weights, groups and labels of the rows, arguments of `fit`.
 
     Args:
         design: The design.
         table: A table with these columns.
-        weight_type: See `mixture`.
 
     Raises:
         DataError: If a column is absent or a weight is invalid.
     """
     found: dict[str, Any] = {}
     if design.weights is not None:
-        weights = weighing(table, design.weights)
-        found["weights"] = weights / weights.mean() if weight_type == "sampling" else weights
+        found["weights"] = weighing(table, design.weights)
     if design.groups is not None:
         found["groups"] = variable(table, design.groups).to_numpy()
     if design.labels is not None:
