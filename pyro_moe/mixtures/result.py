@@ -138,7 +138,8 @@ class MixtureFit(FormulaFit):
         z, estimate, error = norm.isf(alpha / 2), self.params, self.bse
         low, high = estimate - z * error, estimate + z * error
         logarithmic = (estimate.index.get_level_values("term") == SIGMA) & self._of_experts
-        factor = np.exp(z * error / estimate)
+        with np.errstate(over="ignore"):  # of scales that the rows hardly determine
+            factor = np.exp((z * error / estimate).where(logarithmic, 0.0))
         low = low.where(~logarithmic, estimate / factor)
         high = high.where(~logarithmic, estimate * factor)
         return pd.DataFrame({"lower": low, "upper": high})

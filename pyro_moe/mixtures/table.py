@@ -91,7 +91,8 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
     positive = terms.isin([SIGMA, "df"]) & (equations != GATE)
     z = np.where(positive, np.nan, values / errors)
     reach = norm.isf(alpha / 2) * errors
-    factor = np.exp(np.where(positive, reach / values, 0.0))  # scales on that of their logarithm
+    with np.errstate(over="ignore"):  # of scales that the rows hardly determine
+        factor = np.exp(np.where(positive, reach / values, 0.0))  # on the scale of logarithms
     ends = (
         np.where(positive, values / factor, values - reach),
         np.where(positive, values * factor, values + reach),
