@@ -29,6 +29,7 @@ from .context import reproducible
 from .programs import Program, modules
 from .protocols import Penalized
 from .rows import OnDisk, stored
+from .rows.groups import shares_of_groups
 from .traces import is_in_plate
 
 Data = tuple[torch.Tensor, ...]
@@ -185,7 +186,13 @@ def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.
     total: Any = 0.0
     for name, site in model_trace.nodes.items():
         if name == "c" and len(site["fn"].batch_shape) > 0:
-            total = total + (prior.rows + null) * _scaled(site, site["unscaled_log_prob"]).sum()
+            log_c, groups = site["unscaled_log_prob"], site["infer"].get("groups")
+            each = _scaled(site, log_c)
+            total = total + null * each.sum()
+            if groups is not None:
+                weights = site["scale"] if isinstance(site["scale"], torch.Tensor) else None
+                each = shares_of_groups(groups, weights) * log_c
+            total = total + prior.rows * each.sum()
         elif site["type"] == "sample" and site["is_observed"] and is_in_plate(site):
             total = total + prior.rows * _each_component(site)
             if null:  # x is the same in these rows

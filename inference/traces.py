@@ -13,6 +13,7 @@ from .context import reproducible, running
 from .handlers import Enumerate
 from .handlers.assignment import is_in_plate
 from .programs import Program
+from .rows.groups import shares_of_groups, sums_of_groups
 
 
 def enumerated_traces(
@@ -76,14 +77,29 @@ def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     .. math:: \sum_k q(c = k) [\log p(x, z, c = k) - \log q(z, c = k)]
 
     If the guide has no site ``c``, it is :math:`\log \sum_k p(x, z, c = k) - \log q(z)`. In rows
-    whose component is known, q(c) is the given probability of each, see `assigned_bounds`.
+    whose component is known, q(c) is the given probability of each, see `assigned_bounds`. In rows
+    of groups it is the row's share of the bound of its group, with the optimal q(c):
+
+    .. math:: \log \sum_k p(c = k) \prod_{n} \frac{p(x_n, z_n \mid c = k)}{q(z_n)}
     """
+    groups = groups_of(model_trace)
+    if groups is not None:
+        whole, share = group_log_weights(model_trace, guide_trace, groups)
+        return share * _known_or(whole.logsumexp(0), whole, labels_of(model_trace))
     log_weights = row_log_weights(model_trace, guide_trace)
     free = _free_bounds(log_weights, model_trace, guide_trace)
-    labels = labels_of(model_trace)
+    weights = model_trace.nodes["c"]["scale"] if "c" in model_trace.nodes else 1.0
+    return _known_or(free, log_weights, labels_of(model_trace), weights)
+
+
+def _known_or(
+    free: torch.Tensor,
+    log_weights: torch.Tensor,
+    labels: torch.Tensor | None,
+    weights: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
     if labels is None:
         return free
-    weights = model_trace.nodes["c"]["scale"]
     return torch.where(is_labeled(labels), assigned_bounds(log_weights, labels, weights), free)
 
 
@@ -104,6 +120,27 @@ def row_log_weights(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
         term for name, term in guide_terms.items() if name != "c"
     )
     return torch.atleast_2d(torch.as_tensor(total).double())
+
+
+def group_log_weights(
+    model_trace: Trace, guide_trace: Trace, groups: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log p(x, z, c=k) − log q(z) of each row's group, (K, N), and the row's share of it, (N,).
+
+    The log-probability of c is the mean of those of the group's rows.
+    """
+    site = model_trace.nodes["c"]
+    weights = site["scale"] if isinstance(site["scale"], torch.Tensor) else None
+    share = shares_of_groups(groups, weights)
+    of_rows = row_log_weights(model_trace, guide_trace)
+    terms = of_rows - site["log_prob"] + share * site["unscaled_log_prob"]
+    return sums_of_groups(terms, groups), share
+
+
+def groups_of(model_trace: Trace) -> torch.Tensor | None:
+    """The groups of rows, shape (N,), see `Annotations`, or None."""
+    site = model_trace.nodes.get("c")
+    return None if site is None else site["infer"].get("groups")
 
 
 def labels_of(model_trace: Trace) -> torch.Tensor | None:

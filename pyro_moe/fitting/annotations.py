@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.handlers import UNANNOTATED, Annotations
-from pyro_moe.inference.programs import Program, owner
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations, where_incomplete
+from pyro_moe.inference.programs import Program, isolated, owner
+from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.processes import Processes
 from pyro_moe.rows import as_tensor
 
 WEIGHT_TYPES = ("replication", "sampling")
@@ -62,8 +65,23 @@ def annotations_of(
     return Annotations(**found)
 
 
-def check_annotations(annotations: Annotations, model: Program, loss: Any) -> None:
+def em_takes_groups(model: Program) -> bool:
+    """Whether the M-step of a story is one for rows in groups."""
+    step = getattr(owner(model), "m_step", None)
+    return step is not None and "sizes" in inspect.signature(step).parameters
+
+
+def check_annotations(
+    annotations: Annotations, model: Program, guide: Program, loss: Any, columns: Any
+) -> None:
     """Check that an objective and a story take the annotations.
+
+    Args:
+        annotations: The annotations.
+        model: The model.
+        guide: The guide.
+        loss: The objective.
+        columns: The rows.
 
     Raises:
         ValueError: If they do not.
@@ -73,14 +91,30 @@ def check_annotations(annotations: Annotations, model: Program, loss: Any) -> No
         raise ValueError(f"expected loss='em' or 'marginal' with labels; got {name!r}")
     if annotations.groups is None:
         return
-    if name != "em":
-        raise ValueError(f"expected loss='em' for rows in groups; got {name!r}")
-    step = getattr(owner(model), "m_step", None)
-    if step is None or "sizes" not in inspect.signature(step).parameters:
+    story = type(owner(model)).__name__
+    if name == "em" and not em_takes_groups(model):
         raise ValueError(
             "expected a mixture of experts with a gate p(c|x), such as models.ME, for rows in "
-            f"groups; got {type(owner(model)).__name__}"
+            f"groups by EM; got {story}: loss='marginal' is for others"
         )
+    if name not in ("em", "marginal"):
+        raise ValueError(f"expected loss='em' or 'marginal' for rows in groups; got {name!r}")
+    if name == "marginal" and Processes.running().size > 1:
+        raise ValueError("expected one process for rows in groups by gradients; got several")
+    if name == "marginal" and not _targets_given_c(model, guide, columns):
+        raise ValueError(
+            "expected a story whose targets are given c, such as DeepMoE, GMMMoE or VaDEMoE, for "
+            f"rows in groups; got {story}"
+        )
+
+
+def _targets_given_c(model: Program, guide: Program, columns: Any) -> bool:
+    """Whether the density of the targets, if there are any, depends on the site ``c``."""
+    some = tuple(column[:2] for column in columns)
+    store: dict[str, Any] = {"params": {}, "constraints": {}}
+    with torch.no_grad(), reproducible(0), running(store), where_incomplete(*some):
+        trace, _ = enumerated_traces(*isolated(model, guide), *some)
+    return "y" not in trace.nodes or trace.nodes["y"]["log_prob"].dim() > 1
 
 
 def responsibilities_of(given: Any, name: str, num_rows: int, num_components: int) -> torch.Tensor:

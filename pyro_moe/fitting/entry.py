@@ -84,8 +84,10 @@ def fit(
             Σ_k r_nk log(p(d_n, c_n = k) / r_nk). For ``"em"`` and ``"marginal"``.
         weights: w (N,) of at least 0: row n stands for w_n rows. `Rows` have weights, groups and
             labels of their own, see `Rows.annotations`, which are used unless others are given.
-        groups: Numbers or names (N,). The rows of a group are from one component. For mixtures of
-            experts such as `models.ME`, and ``"em"``.
+        groups: Numbers or names (N,). The rows of a group are from one component. For ``"em"`` of
+            mixtures of experts such as `models.ME`, and for ``"marginal"``, whose minibatches are
+            of whole groups, of stories whose targets are given c. A guide's q(c|x) learns the
+            posterior of the group. The log-probability of c is the mean of those of its rows.
         weight_type: ``"replication"``: row n is w_n rows. Or ``"sampling"``: it stands for others
             in proportion to w_n, as in a survey. The weights then are scaled to a mean of one, and
             standard errors of coefficients are those of the sandwich.

@@ -21,7 +21,7 @@ from pyro_moe.rows import Data, Rows, column_names
 from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns, check_range
 
-from .annotations import annotations_of, check_annotations
+from .annotations import annotations_of, check_annotations, em_takes_groups
 from .arguments import (
     check_numbers,
     check_optimizer,
@@ -40,6 +40,7 @@ from .columns import columns_of
 STEPS = 4000
 STARTS_OF_EM = 12
 PATIENCE = 20
+ANNOTATIONS = ("weights", "groups", "labels")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     rate = options["learning_rate"]
     if rate is None:
         rate = 5e-3 if options["optimizer"] is None else optimizer.param_groups[0]["lr"]
-    names, known = described(data)["columns"], _known(data, options)
+    options |= _known(data, options)
+    names = described(data)["columns"]
     data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
     initialize = options["initialize"]
@@ -127,9 +129,9 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         num_components,
         like=columns[0],
         weight_type=options["weight_type"],
-        **known,
+        **{name: options[name] for name in ANNOTATIONS},
     )
-    check_annotations(annotations, model, loss)
+    check_annotations(annotations, model, guide, loss, columns)
     start = check_start(initialize, len(columns[0]), num_components)
     check_restarts(options["restarts"], start, by_em=by_em)
     restarts, epochs, seed = options["restarts"], options["epochs"], options["seed"]
@@ -143,7 +145,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if not by_em:
         early = epochs is None and prior.rows < 1.0
         share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
-    held = held_rows(columns, share if learns else 0.0, seed)
+    held = held_rows(columns, share if learns else 0.0, seed, annotations.groups)
     kept = len(columns[0]) - len(held)
     if learns and kept < (num_components or 1):
         raise DataError(
@@ -189,10 +191,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
 def _known(data: Data, options: dict[str, Any]) -> dict[str, Any]:
     """The weights, groups and labels of rows: those of the arguments, or of the data."""
     own = data.annotations if isinstance(data, Rows) else {}
-    return {
-        name: own.get(name) if options[name] is None else options[name]
-        for name in ("weights", "groups", "labels")
-    }
+    return {name: own.get(name) if options[name] is None else options[name] for name in ANNOTATIONS}
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -246,6 +245,7 @@ def _resolved(
             "optimizer",
         )
         plain = all(options[name] is None for name in of_gradients) and not options["weight_decay"]
+        plain = plain and (options["groups"] is None or em_takes_groups(model))
         em = plain and has_em(one, other, columns)
         loss = "em" if em else "marginal"
         if em and learns:

@@ -5,13 +5,23 @@ from inspect import signature
 from typing import Any
 
 from pyro_moe.fitting import fit
+from pyro_moe.fitting.annotations import em_takes_groups
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
 
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
-from .formulas import Design, annotations_of, as_frame, columns_of, designed, stated, weighing
+from .formulas import (
+    Design,
+    annotations_of,
+    as_frame,
+    check_groups,
+    columns_of,
+    designed,
+    stated,
+    weighing,
+)
 from .result import MixtureFit
 from .stories import Made, made_of
 from .uncertainty import polish
@@ -87,8 +97,8 @@ def mixture(
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
         weights: A column of weights. Rows of weight zero are left out.
-        groups: A column. The rows of a group are from one component. The gate's columns must not
-            differ in a group.
+        groups: A column. The rows of a group are from one component. The columns of a gate p(c|x)
+            must not differ in a group.
         labels: A column with the component of each row, 0 to K - 1, where it is known; missing
             or -1 elsewhere.
         weight_type: ``"replication"``: a row of weight w is w rows. Or ``"sampling"``: a row
@@ -138,7 +148,7 @@ def mixture(
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
     is_me = isinstance(story, str) and story == "me"
-    expect_possible(story, is_me, groups=groups, order=order)
+    expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)
     table = as_frame(data)
     if weights is not None:
@@ -168,13 +178,15 @@ def mixture(
         "progress": progress,
         "weight_type": weight_type,
     }
-    about = annotations_of(design, table)
+    columns, about = columns_of(design, table), annotations_of(design, table)
+    if groups is not None and em_takes_groups(made.story.model):  # which have a gate p(c|x)
+        check_groups(design, columns[0], about["groups"])
     options |= further(fit_options, {*options, *ANNOTATIONS, *(["loss"] if is_me else [])})
     fitting: Callable[..., MixtureFit | FormulaFit] = fitted_to if is_me else fitted_otherwise
     found = fitting(
         made,
         design,
-        columns_of(design, table),
+        columns,
         " and ".join(families),
         **about,
         **options,
@@ -192,7 +204,7 @@ def mixture(
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
-def expect_possible(story: Any, is_me: bool, *, groups: Any, order: Any) -> None:
+def expect_possible(story: Any, is_me: bool, *, order: Any) -> None:
     """Check that options are of a story.
 
     Raises:
@@ -201,8 +213,6 @@ def expect_possible(story: Any, is_me: bool, *, groups: Any, order: Any) -> None
     if is_me:
         return
     name = repr(story) if isinstance(story, str) else getattr(story, "__name__", "a module")
-    if groups is not None:
-        raise ValueError(f"expected story='me' for rows in groups; got {name}")
     if order is not None and not (isinstance(order, str) and order == "fitted"):
         raise ValueError(f"expected story='me' to order components; got {name}")
 

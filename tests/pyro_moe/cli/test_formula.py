@@ -134,7 +134,7 @@ def test_classes_have_their_names_in_predictions(folder):
         ("me", "y ~ firm", ("--loss", "marginal"), "expected no --loss with story me"),
         ("me", "y ~ firm", ("--z-dim", "2"), "expected story_options of ME"),
         ("gmm", "y ~ firm", (), "expected a story with a target"),
-        ("dvmoe", "y ~ firm", ("--groups", "firm"), "expected story='me' for rows in groups"),
+        ("dvmoe", "y ~ firm", ("--groups", "firm"), "expected a story whose targets are given c"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(folder, capsys, story, formula, options, message):
