@@ -276,12 +276,12 @@ class SVI:
         """
         number, done = len(self.data[0]), 0
         if self.annotations.groups is not None:
-            parts = list(whole_groups(self.annotations.groups, self.batch_size))
-            lengths = Counter(map(len, parts))
-            for index, rows in enumerate(parts):
+            batches = list(whole_groups(self.annotations.groups, self.batch_size))
+            lengths = Counter(map(len, batches))
+            for index, rows in enumerate(batches):
                 # of groups of several sizes, each epoch has minibatches of other lengths
                 alike = lengths[len(rows)] if len(lengths) <= 2 else 1 / self.epochs
-                yield index / len(parts), alike, rows
+                yield index / len(batches), alike, rows
             return
         for window in shuffled(number, self.seed, epoch, 13):
             parts = window.to(self.data[0].device).tensor_split(

@@ -104,7 +104,12 @@ def test_the_classical_story_is_the_default(table):
         ({"formula": "y ~ x | 1"}, "expected columns that the gate of 'dvmoe' reads"),
         ({"formula": "y ~ x | 0 + x"}, "expected an intercept of the gate of 'dvmoe'"),
         ({"formula": "y ~ x | time"}, "got 'x' of the experts alone: name it after"),
-        ({"offset": "time"}, "expected no offset with 'dvmoe'"),
+        (
+            {"offset": "time"},
+            "expected no offset with 'dvmoe'.*; got 'time': story='me' and 'deepmoe'",
+        ),
+        ({"story": "gmmmoe", "offset": "np.log(time)"}, "expected no offset with 'gmmmoe'"),
+        ({"story": "vademoe", "trials": "time", "family": "binomial"}, "no trials with 'vademoe'"),
         ({"story_options": {"no": 1}}, "expected story_options of DVMoE"),
         ({"fit_options": {"no": 1}}, "expected fit_options in"),
         ({"fit_options": {"seed": 1}}, "expected fit_options in"),
