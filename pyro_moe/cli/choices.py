@@ -12,9 +12,11 @@ from torch import nn
 
 from pyro_moe import datasets, runs
 from pyro_moe.datasets.source import Source
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Discretize
+from pyro_moe.mixtures import FormulaFit
 from pyro_moe.rows import Rows, looks_like_classes
 from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
@@ -91,6 +93,14 @@ def check_resumed(options: argparse.Namespace) -> None:
                 f"expected {expected} with --resume {options.resume}, as it began; "
                 f"got {given or 'none'}"
             )
+
+
+def classes_of(run: str, fit: Fit) -> tuple[str, ...] | None:
+    """The names of the classes of the one target of a run that has classes, or None."""
+    if isinstance(fit, FormulaFit) and fit.design.classes is not None:
+        return tuple(map(str, fit.design.classes))
+    named = [*((runs.settings_of(run)["source"] or {}).get("classes") or {}).values()]
+    return tuple(named[0]) if len(named) == 1 else None
 
 
 def which_rows(data: str | None, train: Rows, test: Rows) -> str:

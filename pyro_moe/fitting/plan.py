@@ -167,7 +167,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "tolerance": options["tolerance"],
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
-        "weight_type": options["weight_type"],
+        **({} if annotations.weights is None else {"weight_type": options["weight_type"]}),
         "seed": seed,
         "compile": options["compile"],
     }
