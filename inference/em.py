@@ -40,6 +40,7 @@ from .prior import (
 from .programs import Program, beside, isolated, learned, modules
 from .protocols import Completes, Maximizable, MixturePart, MStep, Penalized
 from .rows import OnDisk, empty
+from .rows.groups import rows_in_group, shares_of_groups, sums_of_groups
 from .svi import Data
 from .traces import assigned_bounds, compute_log_prob, is_labeled, row_log_weights
 
@@ -437,13 +438,12 @@ def _of_groups(found: list[tuple[torch.Tensor, Any]], annotations: Annotations) 
     The log-probability of c is the mean of those of the group's rows.
     """
     log_joint, log_c = (torch.cat(part, -1) for part in zip(*found, strict=True))
-    groups, weights = annotations.groups, annotations.weights
-    labels, place = torch.unique(groups, return_inverse=True)
-    scale = torch.ones_like(log_joint[0]) if weights is None else weights.to(log_joint)
-    share = scale / rows_in_group(place, scale)
+    groups: Any = annotations.groups
+    weights = annotations.weights
+    scale = 1.0 if weights is None else weights.to(log_joint)
+    share = shares_of_groups(groups, weights).to(log_joint)
     terms = share * log_c + scale * (log_joint - log_c)
-    whole = terms.new_zeros(len(terms), len(labels)).index_add(1, place, terms)[:, place]
-    return Block(whole, share, annotations.labels)
+    return Block(sums_of_groups(terms, groups), share, annotations.labels)
 
 
 def _like(rows: torch.Tensor, log_joint: torch.Tensor) -> torch.Tensor:
@@ -452,19 +452,6 @@ def _like(rows: torch.Tensor, log_joint: torch.Tensor) -> torch.Tensor:
     if isinstance(rows, OnDisk):
         return empty(shape, log_joint.dtype)
     return log_joint.new_empty(*reversed(shape)).T
-
-
-def rows_in_group(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The number of rows in the group of each row, or the sum of their weights, shape (N,).
-
-    Example:
-        >>> rows_in_group(torch.tensor([4, 7, 4]))
-        tensor([2., 1., 2.], dtype=torch.float64)
-    """
-    labels, place = groups.unique(return_inverse=True)
-    each = torch.ones(len(groups), device=groups.device) if weights is None else weights
-    sums = torch.zeros(len(labels), dtype=torch.float64, device=groups.device)
-    return sums.index_add(0, place, each.to(sums))[place]
 
 
 def _sum(block: Block) -> torch.Tensor:

@@ -25,6 +25,9 @@ from .traces import (
     component_bounds,
     enumerated_traces,
     global_log_weight,
+    group_log_weights,
+    groups_of,
+    is_labeled,
     labels_of,
     log_assignment,
     row_bounds,
@@ -185,11 +188,12 @@ class MarginalELBO(_DifferentiableELBO):
 
     It is a lower bound on log p(x), without relaxation and without score-function gradients. If
     the guide has no site ``c``, the optimal q(c) = p(c|x, z) is used. The sum over k is then
-    log Σ_k p(x, z, c=k) − log q(z). In rows whose component is known, q(c) is as given, see
-    `Annotations`. `TraceEnum_ELBO` computes the same value, but more slowly.
+    log Σ_k p(x, z, c=k) − log q(z). In rows whose component is known, q(c) is as given, and rows of
+    groups have one component, see `Annotations` and `traces.row_bounds`. `TraceEnum_ELBO` computes
+    the same value for any discrete sites, but more slowly.
 
-    A story may have several layers of assignments. Then the sum is over all of their values, K1 K2 …
-    terms in each row. Each layer that the guide lacks has the optimal q.
+    A story may have several layers of assignments. Then the sum is over all of their values,
+    K1 K2 … terms in each row. Each layer that the guide lacks has the optimal q.
 
     Args:
         num_particles: Samples of the other latent variables to average over.
@@ -198,7 +202,8 @@ class MarginalELBO(_DifferentiableELBO):
         num_rows: N, the number of training rows.
         mean_weight: The mean of their weights.
         teaches: Whether rows whose component is known teach q(c|x), as those of a
-            semi-supervised VAE do (Kingma et al. 2014). Then the gradient, and not the value, is
+            semi-supervised VAE do (Kingma et al. 2014), and rows of groups by the posterior of
+            the group. Then the gradient, and not the value, is
             that of the bound plus Σ_k r_k log q(c = k). A posterior by Bayes' rule needs no such
             term.
         **options: Further options of Pyro's ELBO.
@@ -228,10 +233,10 @@ class MarginalELBO(_DifferentiableELBO):
         """
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            rows = row_bounds(model_trace, guide_trace)
-            log_q, labels = log_assignment(guide_trace), labels_of(model_trace)
-            if self.teaches and log_q is not None and labels is not None:
-                taught = labels.nan_to_num(0.0).T * log_q.masked_fill(log_q.isneginf(), 0.0)
+            rows, log_q = row_bounds(model_trace, guide_trace), log_assignment(guide_trace)
+            known = _known_assignments(model_trace, guide_trace) if self.teaches else None
+            if log_q is not None and known is not None:
+                taught = known * log_q.masked_fill(log_q.isneginf(), 0.0)
                 rows = rows + (taught - taught.detach()).sum(0)
             prior = self._log_prior(model, guide, model_trace, len(rows))
             particles.append(rows.sum() + global_log_weight(model_trace, guide_trace) + prior)
@@ -239,6 +244,18 @@ class MarginalELBO(_DifferentiableELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return enumerated_traces(model, guide, *args, **kwargs)
+
+
+def _known_assignments(model_trace: Any, guide_trace: Any) -> torch.Tensor | None:
+    """What is known of c: the given probabilities, or the posteriors of groups, (K, N), or None."""
+    labels, groups = labels_of(model_trace), groups_of(model_trace)
+    given = None if labels is None else labels.nan_to_num(0.0).T
+    if groups is None:
+        return given
+    posterior = group_log_weights(model_trace, guide_trace, groups)[0].softmax(0).detach()
+    if labels is None or given is None:
+        return posterior
+    return torch.where(is_labeled(labels), given, posterior)
 
 
 class RelaxedELBO(Trace_ELBO):

@@ -31,6 +31,7 @@ from .handlers import is_assignment
 from .programs import Program, modules
 from .protocols import Penalized
 from .rows import OnDisk, stored
+from .rows.groups import shares_of_groups
 from .traces import is_in_plate, layers
 
 Data = tuple[torch.Tensor, ...]
@@ -196,8 +197,14 @@ def log_prior_terms(prior: Prior, num_rows: float, model_trace: Trace) -> torch.
     number = model_trace.nodes["c"]["value"].shape[-1] if "c" in dims else 1
     for name, site in model_trace.nodes.items():
         if is_assignment(site) and len(site["fn"].batch_shape) > 0:
-            each = _of_components(site["unscaled_log_prob"], number)
-            total = total + (prior.rows + null) * _scaled(site, each).sum()
+            log_c = _of_components(site["unscaled_log_prob"], number)
+            groups = site["infer"].get("groups")
+            each = _scaled(site, log_c)
+            total = total + null * each.sum()
+            if groups is not None:
+                weights = site["scale"] if isinstance(site["scale"], torch.Tensor) else None
+                each = shares_of_groups(groups, weights) * log_c
+            total = total + prior.rows * each.sum()
         elif site["type"] == "sample" and site["is_observed"] and is_in_plate(site):
             total = total + prior.rows * _each_component(site, number)
             if null:  # x is the same in these rows

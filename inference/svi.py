@@ -28,6 +28,7 @@ from .objectives import Temperature, Treatment
 from .programs import Program, copied, isolated, learned, modules, restore, state
 from .protocols import Differentiable
 from .rows import shuffled
+from .rows.groups import whole_groups
 from .steps import Gradients, Updates
 from .traces import enumerated_traces, row_bounds
 
@@ -266,14 +267,22 @@ class SVI:
             "seconds": time.perf_counter() - started,
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[float, int, torch.Tensor]]:
-        """The minibatches of an epoch.
+    def _batches(self, epoch: int) -> Iterator[tuple[float, float, torch.Tensor]]:
+        """The minibatches of an epoch, of rows or of whole groups.
 
         Yields:
             The completed share of the epoch, about how many minibatches have as many rows, and the
             rows.
         """
         number, done = len(self.data[0]), 0
+        if self.annotations.groups is not None:
+            batches = list(whole_groups(self.annotations.groups, self.batch_size))
+            lengths = Counter(map(len, batches))
+            for index, rows in enumerate(batches):
+                # of groups of several sizes, each epoch has minibatches of other lengths
+                alike = lengths[len(rows)] if len(lengths) <= 2 else 1 / self.epochs
+                yield index / len(batches), alike, rows
+            return
         for window in shuffled(number, self.seed, epoch, 13):
             parts = window.to(self.data[0].device).tensor_split(
                 steps_in_epoch(len(window), self.batch_size)
@@ -292,7 +301,7 @@ class SVI:
         buffers: list[torch.Tensor],
         updates: Updates,
         done: float,
-        steps: int,
+        steps: float,
     ) -> float:
         """Take a step. The batch has the rows of this process, out of ``num_rows``.
 
@@ -397,14 +406,25 @@ def marginal_elbo(
     The KL divergence of latent variables outside the plate, such as experts with a prior, is left
     out. It belongs to the training rows.
     """
-    total = 0.0
+    total, groups = 0.0, annotations.groups
+    copies, times = (num_particles, 1) if groups is None else (1, num_particles)
     model, guide = (annotated(program, annotations.names) for program in (model, guide))
     every = (*columns, *annotations.columns)
     with torch.no_grad(), reproducible(seed, 0, 2), running(store), where_incomplete(*columns):
-        for batch in zip(*(column.split(512) for column in every), strict=True):
-            rows = (column.repeat(num_particles, *[1] * (column.dim() - 1)) for column in batch)
-            total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()
+        for batch in _blocks(every, groups):
+            rows = [column.repeat(copies, *[1] * (column.dim() - 1)) for column in batch]
+            for _ in range(times):
+                total += row_bounds(*enumerated_traces(model, guide, *rows)).sum().item()
     return total / num_particles / annotations.total(len(columns[0]))
+
+
+def _blocks(columns: Data, groups: torch.Tensor | None, size: int = 512) -> Iterator[Data]:
+    """Blocks of rows, or of whole groups."""
+    if groups is None:
+        yield from zip(*(column.split(size) for column in columns), strict=True)
+        return
+    for rows in whole_groups(groups, size):
+        yield tuple(column[rows] for column in columns)
 
 
 def _of_all_processes(loss: float, gradients: list[torch.Tensor]) -> float:

@@ -14,9 +14,11 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_moe.distributions import in_double, is_precise
 
 from .context import reproducible, running
+from .errors import SiteError
 from .handlers import Enumerate, is_assignment
 from .handlers.assignment import is_in_plate
 from .programs import Program
+from .rows.groups import shares_of_groups, sums_of_groups
 
 
 def enumerated_traces(
@@ -107,22 +109,40 @@ def row_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     The sum is over all values of all assignments of the guide. Those that only the model has are
     summed out of p: without assignments in the guide, the bound is
     :math:`\log \sum_k p(x, z, c = k) - \log q(z)`. In rows whose component is known, q(c) is the
-    given probability of each, see `assigned_bounds`.
+    given probability of each, see `assigned_bounds`. In rows of groups it is the row's share of the
+    bound of its group, with the optimal q(c):
+
+    .. math:: \log \sum_k p(c = k) \prod_{n} \frac{p(x_n, z_n \mid c = k)}{q(z_n)}
     """
+    groups, labels = groups_of(model_trace), labels_of(model_trace)
+    if groups is not None:
+        whole, share = group_log_weights(model_trace, guide_trace, groups)
+        return share * _known_or(whole.logsumexp(0), whole, labels)
     free = _free_bounds(model_trace, guide_trace)
-    labels = labels_of(model_trace)
     if labels is None:
         return free
     weights = model_trace.nodes["c"]["scale"]
-    of_components = component_bounds(model_trace, guide_trace)
-    return torch.where(is_labeled(labels), assigned_bounds(of_components, labels, weights), free)
+    return _known_or(free, component_bounds(model_trace, guide_trace), labels, weights)
+
+
+def _known_or(
+    free: torch.Tensor,
+    log_weights: torch.Tensor,
+    labels: torch.Tensor | None,
+    weights: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    if labels is None:
+        return free
+    return torch.where(is_labeled(labels), assigned_bounds(log_weights, labels, weights), free)
 
 
 def _free_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     log_weights = joint_log_weights(model_trace, guide_trace)
     only_in_model = _only_in(model_trace, guide_trace).values()
     log_weights = _log_sum(log_weights, [*only_in_model], _scale(model_trace))
-    log_q, scaled = (_log_assignments(guide_trace, key) for key in ("unscaled_log_prob", "log_prob"))
+    log_q, scaled = (
+        _log_assignments(guide_trace, key) for key in ("unscaled_log_prob", "log_prob")
+    )
     terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
     return (log_q.exp() * terms).flatten(0, -2).sum(0)
 
@@ -225,6 +245,33 @@ def _scale(trace: Trace) -> torch.Tensor | float:
 def _first(values: torch.Tensor) -> torch.Tensor:
     """Values (1, ..., 1, K, N) as (K, N)."""
     return values.reshape(values.shape[-2:])
+
+
+def group_log_weights(
+    model_trace: Trace, guide_trace: Trace, groups: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log p(x, z, c=k) − log q(z) of each row's group, (K, N), and the row's share of it, (N,).
+
+    The log-probability of c is the mean of those of the group's rows.
+
+    Raises:
+        SiteError: If there are further layers of assignments.
+    """
+    names = list(layers(model_trace))
+    if names != ["c"]:
+        raise SiteError(f"expected the site 'c' alone for groups; got {', '.join(names)}")
+    site = model_trace.nodes["c"]
+    weights = site["scale"] if isinstance(site["scale"], torch.Tensor) else None
+    share = shares_of_groups(groups, weights)
+    of_rows = row_log_weights(model_trace, guide_trace)
+    terms = of_rows - site["log_prob"] + share * site["unscaled_log_prob"]
+    return sums_of_groups(terms, groups), share
+
+
+def groups_of(model_trace: Trace) -> torch.Tensor | None:
+    """The groups of rows, shape (N,), see `Annotations`, or None."""
+    site = model_trace.nodes.get("c")
+    return None if site is None else site["infer"].get("groups")
 
 
 def labels_of(model_trace: Trace) -> torch.Tensor | None:

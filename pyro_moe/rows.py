@@ -2,8 +2,8 @@
 
 import reprlib
 from collections import Counter
-from collections.abc import Sized
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -32,6 +32,8 @@ class Rows:
         image_shape: ``(channels, height, width)`` if a row is a flattened image, or None.
         columns: Names of the columns of x, or None.
         targets: Names of the columns of y, or None.
+        annotations: What else is known of the rows, tensors (N,) by the names ``"weights"``,
+            ``"groups"`` and ``"labels"``. `fit` uses them, unless it is given others.
     """
 
     x: torch.Tensor
@@ -40,6 +42,7 @@ class Rows:
     image_shape: tuple[int, int, int] | None = None
     columns: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
+    annotations: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -47,7 +50,8 @@ class Rows:
     def take(self, chosen: torch.Tensor | slice) -> "Rows":
         """The rows at given indices, or of a slice."""
         y, labels = (None if part is None else part[chosen] for part in (self.y, self.labels))
-        return replace(self, x=self.x[chosen], y=y, labels=labels)
+        known = {name: column[chosen] for name, column in self.annotations.items()}
+        return replace(self, x=self.x[chosen], y=y, labels=labels, annotations=known)
 
     def subsample(self, number: int, seed: int) -> "Rows":
         """At most ``number`` rows, drawn at random without replacement."""
@@ -58,27 +62,57 @@ class Rows:
         return self.take(chosen)
 
     def split(self, test_share: float, seed: int) -> tuple["Rows", "Rows"]:
-        """Split the rows into training and test rows at random.
+        """Split the rows into training and test rows at random, with whole groups in each.
 
         Args:
-            test_share: Share of test rows, between 0 and 1. There is at least one row of each.
+            test_share: Share of test rows, or of groups of rows, between 0 and 1. There is at
+                least one of each.
             seed: Seed of the split.
 
         Raises:
-            DataError: If there are fewer than two rows.
+            DataError: If there are fewer than two rows or groups.
             ValueError: If test_share is not between 0 and 1.
         """
         if not 0 < test_share < 1:
             raise ValueError(f"expected test_share between 0 and 1; got {test_share}")
-        if len(self) < 2:
-            raise DataError(f"expected at least 2 rows, to train and to test on; got {len(self)}")
-        num_test = min(max(round(test_share * len(self)), 1), len(self) - 1)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
-        return self.take(order[num_test:]), self.take(order[:num_test])
+        train, test = parted(len(self), test_share, seed, self.annotations.get("groups"))
+        return self.take(torch.from_numpy(train)), self.take(torch.from_numpy(test))
 
     def with_targets(self) -> "Rows":
         """The rows that have a target."""
         return self.take(has_target(self.y).nonzero().flatten())
+
+
+def parted(
+    num_rows: int, test_share: float, seed: int, groups: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of training rows and of test rows, at random.
+
+    Args:
+        num_rows: N.
+        test_share: Share of test rows, or of groups.
+        seed: Seed of the split.
+        groups: Values that are equal in the rows of a group, which are not parted, (N,); or None.
+
+    Raises:
+        DataError: If there are fewer than two rows or groups.
+
+    Example:
+        >>> [rows.tolist() for rows in parted(4, 0.5, 0, groups=[7, 8, 7, 8])]
+        [[1, 3], [0, 2]]
+    """
+    place = np.arange(num_rows)
+    if groups is not None:
+        place = np.unique(np.asarray(groups), return_inverse=True)[1]
+    number, of = place.max(initial=-1) + 1, "rows" if groups is None else "groups"
+    if number < 2:
+        raise DataError(f"expected at least 2 {of}, to train and to test on; got {number}")
+    num_test = min(max(round(test_share * number), 1), number - 1)
+    order = np.random.default_rng(seed).permutation(number)
+    train, test = order[num_test:], order[:num_test]
+    if groups is None:
+        return train, test
+    return np.isin(place, train).nonzero()[0], np.isin(place, test).nonzero()[0]
 
 
 def as_double(column: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,12 @@ from pyro_moe.evaluation.criteria import NAMES as CRITERIA
 from pyro_moe.evaluation.traces import observed_sites
 from pyro_moe.inference.context import reproducible, without_warnings
 from pyro_moe.inference.errors import DataError, EmptyComponentWarning
+from pyro_moe.inference.prior import Prior
 from pyro_moe.plots.style import PALETTE
 
 from .fitted import Fit, strange_rows_expected
 from .fitting import fit
-from .rows import Data, as_tensors, has_target
+from .rows import Data, Rows, as_tensors, has_target
 
 Story = Callable[[int], Any]
 MISSING = ("missing_targets", "missing_features")
@@ -126,6 +127,7 @@ def select(
     difference from the best is at most one standard error; of several stories the better. The
     standard error is that of the difference, paired by row, so that variation between rows that is
     common to all K cancels. With folds, rows scored by the same fit are treated as independent.
+    All fits of a choice have one prior; ``prior="auto"`` chooses it in the rows of the first.
 
     The table also has information criteria, of a fit to all rows by EM. They are NaN for stories
     that EM does not fit, and, if several are compared by y given x, for those that model x, whose
@@ -166,6 +168,7 @@ def select(
         2
     """
     numbers = _numbers(num_components)
+    fit_options = {**(data.annotations if isinstance(data, Rows) else {}), **fit_options}
     stories = dict(story) if isinstance(story, Mapping) else {"": story}
     for each in stories.values():
         _check_options(each, fit_options)
@@ -177,6 +180,7 @@ def select(
     by_target = len(stories) > 1 and len(columns) > 1
     choices = [(name, k) for name in stories for k in numbers]
     with tqdm(total=len(choices) * (len(parts) + 1), disable=not progress) as bar:
+        priors: dict[Any, Prior] = {}  # of the first fit of each choice, for its others
 
         def fitted(choice: Any, data: Data, rows: torch.Tensor | None = None) -> Fit:
             name, number = choice
@@ -185,7 +189,10 @@ def select(
                 untrained = stories[name](number)
             # the density shows the effect of an empty component
             with without_warnings(EmptyComponentWarning):
-                result = _fit(untrained, data, seed, _of_rows(fit_options, rows))
+                options = _of_rows(fit_options, rows)
+                options |= {"prior": priors[choice]} if choice in priors else {}
+                result = _fit(untrained, data, seed, options)
+            priors[choice] = Prior(**result.settings["prior"])
             bar.update()
             return result
 
@@ -316,7 +323,7 @@ def _others(number: int, rows: torch.Tensor) -> torch.Tensor:
 def _of_rows(fit_options: dict[str, Any], rows: torch.Tensor | None) -> dict[str, Any]:
     """The options of `fit` for some of the rows, or for all."""
     if rows is None:
-        return fit_options
+        return dict(fit_options)
     found = dict(fit_options)
     for name in ("labels", "weights"):
         if found.get(name) is not None:

@@ -68,7 +68,7 @@ class Gradients:
         buffers: Sequence[torch.Tensor],
         batch: Batch,
         temperature: float,
-        steps: int,
+        steps: float,
         *,
         one_vector: bool = False,
     ) -> float:
@@ -121,7 +121,7 @@ class Gradients:
                 buffer.copy_(other)
         return value.item()
 
-    def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: int) -> None:
+    def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: float) -> None:
         """Compile a recording, if that saves time or in any case, and say so."""
         say, rows = self.say or (lambda line: None), len(tensors[-2])
         saved = seconds_saved(recording.graph) * steps

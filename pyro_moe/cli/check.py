@@ -29,7 +29,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"warning: {warning}")
     except SiteError:  # a model without components
         pass
-    checked = criticism.check(fitted, test, num_replicates=options.replicates)
+    classes = choices.classes_of(options.run, fitted)
+    checked = criticism.check(fitted, test, num_replicates=options.replicates, classes=classes)
     print(f"{checked}")
     table = checked.table if options.all else checked.surprises(options.level)
     if len(table):

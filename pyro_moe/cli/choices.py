@@ -12,8 +12,11 @@ from torch import nn
 
 from pyro_moe import datasets, runs
 from pyro_moe.datasets.source import Source
+from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, running
+from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.handlers import Discretize
+from pyro_moe.mixtures import FormulaFit
 from pyro_moe.rows import Rows, looks_like_classes
 from pyro_moe.runs import story_file
 from pyro_moe.runs.story_file import StoryFile
@@ -42,6 +45,7 @@ OPTIONS = (
     "experts",
     "context",
 )
+ANNOTATIONS = ("weights", "groups", "labels")
 TARGET_ARGUMENTS = ("y_dim", "num_classes")
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -63,6 +67,48 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
     """Those of these options that are given."""
     asked = {name: vars(options)[name] for name in READING}
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def check_weight_type(options: argparse.Namespace) -> None:
+    """Check that there are weights for their type.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if options.weight_type is not None and options.weights is None:
+        raise ValueError("expected --weights, a column of the table, with --weight-type; got none")
+
+
+def check_resumed(options: argparse.Namespace) -> None:
+    """Check that a resumed run has the annotations with which it began, if it is known.
+
+    Raises:
+        ValueError: If one is missing, or another.
+    """
+    try:
+        settings = runs.settings_of(options.resume)
+    except DataError:  # it was killed before there were settings
+        return
+    recorded = (settings.get("formula") or {}).get("design") or settings["source"] or {}
+    pairs = {name: (recorded.get(name), vars(options)[name]) for name in ANNOTATIONS}
+    types = settings["fit"].get("weight_type"), options.weight_type
+    pairs["weight_type"] = (types[0] or "replication", types[1] or "replication")
+    for name, (before, given) in pairs.items():
+        if given != before:
+            option = "--" + name.replace("_", "-")
+            expected = f"no {option}" if before is None else f"{option} {before}"
+            raise ValueError(
+                f"expected {expected} with --resume {options.resume}, as it began; "
+                f"got {given or 'none'}"
+            )
+
+
+def classes_of(run: str, fit: Fit) -> tuple[str, ...] | None:
+    """The names of the classes of the one target of a run that has classes, or None."""
+    if isinstance(fit, FormulaFit) and fit.design.classes is not None:
+        return tuple(map(str, fit.design.classes))
+    named = [*((runs.settings_of(run)["source"] or {}).get("classes") or {}).values()]
+    return tuple(named[0]) if len(named) == 1 else None
 
 
 def which_rows(data: str | None, train: Rows, test: Rows) -> str:
@@ -94,7 +140,7 @@ def source(options: argparse.Namespace, known: Parameters) -> Source:
         drop_missing=options.drop_missing,
         missing_targets=options.missing_targets,
         classes=_classes(options, known),
-        **reading(options),
+        **(reading(options) | {name: vars(options).get(name) for name in ANNOTATIONS}),
     )
 
 
@@ -102,8 +148,8 @@ def _check_target(options: argparse.Namespace, made: bool, wanted: bool) -> None
     if options.target and (made or not wanted):
         where = f"data {options.data}" if made else f"story {options.story}"
         raise ValueError(f"expected no --target with {where}; got {' '.join(options.target)}")
-    for name in ("columns", "index", "drop_missing", *READING):
-        if made and vars(options)[name]:
+    for name in ("columns", "index", "drop_missing", *ANNOTATIONS, *READING):
+        if made and vars(options).get(name):
             option = name.replace("_", "-")
             raise ValueError(f"expected --{option} with a table; got it with data {options.data}")
     if wanted and not made and not options.target:

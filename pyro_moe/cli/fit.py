@@ -38,6 +38,9 @@ def _run(options: argparse.Namespace, processes: Processes) -> tuple[Fit, dict[s
         raise ValueError("expected --resume RUN without --out, because RUN is the run folder")
     if options.device is not None:
         _check_device(options.device)
+    choices.check_weight_type(options)
+    if options.resume:
+        choices.check_resumed(options)
     story_class, file = choices.story_class(options.story)
     if options.formula:
         return formula.run(options, story_class, file, processes)

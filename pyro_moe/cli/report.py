@@ -16,12 +16,11 @@ def run(options: argparse.Namespace) -> None:
     )
     out = Path(options.out or Path(options.run, "report.html"))
     settings = runs.settings_of(options.run)
-    classes = [*((settings["source"] or {}).get("classes") or {}).values()]
     fitted.report(
         out,
         test,
         title=Path(options.run).resolve().name,
         table=Path(settings["data"]).name,
-        classes=classes[0] if len(classes) == 1 else None,
+        classes=choices.classes_of(options.run, fitted),
     )
     print(in_one_line(f"report: {out}", longest=None))

@@ -27,7 +27,6 @@ def run(options: argparse.Namespace) -> None:
         num_components=options.num_components,
         seed=options.seed,
         progress=not options.quiet,
-        prior="weak",  # held-out rows tell what overfits
         **given,
     )
     print(f"log density of {len(found.log_densities):,} held-out rows, nats per row")

@@ -15,7 +15,7 @@ from pyro_moe.evaluation import Prediction
 from pyro_moe.evaluation.marginals import discrete_columns, has_classes, is_binary
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.plots.names import CLASS, label
-from pyro_moe.plots.posteriors import beside
+from pyro_moe.plots.posteriors import legend
 from pyro_moe.plots.style import color, panels_of
 from pyro_moe.rows import Rows, numbered
 from pyro_moe.text import in_one_line
@@ -69,7 +69,7 @@ class Effects:
                 axes = panels[place * across + d if several else place + d]
                 axes.set_xlabel(label(names[column]))
                 axes.set_ylabel(self._of(name) if d % across == 0 else "")
-        beside(panels[across - 1], "component")
+        legend(figure, panels, "component")
         return figure
 
     def _of(self, name: str) -> str:
@@ -293,8 +293,8 @@ def expert_table(
     Returns:
         For each expert its ``share`` (the mean of the gate), its number of ``rows``, and over
         these rows the mean ``log_density`` of the targets, and the ``mean`` and the
-        ``standard_deviation`` of the first target that it predicts. For classes, their mean
-        probabilities instead.
+        ``standard_deviation`` that it predicts; of several targets ``mean_of_y0`` and so on. For
+        classes, their mean probabilities instead.
     """
     rows = _marked(fit, rows, posterior, seed)
     prediction = evaluation.predict(fit, rows.x, seed=seed)
@@ -315,7 +315,11 @@ def expert_table(
             yes = "1" if classes is None else classes[-1]
             found |= {f"P({n} = {yes})": _average(mean[:, m]) for m, n in enumerate(names)}
         else:
-            found |= {"mean": _average(mean[:, 0]), "standard_deviation": _average(deviation[:, 0])}
+            names = rows.targets or numbered("y", mean.shape[1])
+            for m, name in enumerate(names[:MOST_OUTPUTS]):
+                of = "" if len(names) == 1 else f"_of_{name}"
+                found[f"mean{of}"] = _average(mean[:, m])
+                found[f"standard_deviation{of}"] = _average(deviation[:, m])
         table.append(found)
     return pd.DataFrame(table)
 

@@ -55,7 +55,9 @@ def calibration_curve(check: Check) -> Figure:
     return figure
 
 
-def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
+def pit_histogram(
+    check: Check, *, num_bins: int = 20, names: Sequence[str] | None = None
+) -> Figure:
     """Plot a histogram of the probability integral transform (PIT) of the targets.
 
     It is uniform if the model is correct. A peak in the middle means that predictive
@@ -65,6 +67,7 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
     Args:
         check: The result of `check` for a story with a numeric target.
         num_bins: Number of bins.
+        names: Names of the targets.
 
     Raises:
         DataError: If the target is a class, or there is none.
@@ -73,12 +76,13 @@ def pit_histogram(check: Check, *, num_bins: int = 20) -> Figure:
         raise DataError("expected a check of a target whose values have an order; got none")
     pit = check.pit.cpu().numpy()
     figure, (axes,) = panels_of(1)
+    names = names or numbered("y", pit.shape[1])
     expected = len(pit) / num_bins
     low, high = (binom.ppf(q, len(pit), 1 / num_bins) / expected for q in (0.025, 0.975))
     axes.axhspan(low, high, color=MODEL, alpha=0.5, label=BAND)
     for m, column in enumerate(pit.T):
         counts, edges = np.histogram(column, bins=num_bins, range=(0, 1))
-        of = "data" if pit.shape[1] == 1 else f"data, y{m}"
+        of = "data" if pit.shape[1] == 1 else f"data, {label(names[m])}"
         axes.stairs(counts / expected, edges, color=color(m) if m else DATA, label=of)
     axes.set(
         title="Probability integral transform",

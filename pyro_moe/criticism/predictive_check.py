@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -69,6 +70,7 @@ def check(
     *,
     statistics: Mapping[str, Mapping[str, Statistic]] | None = None,
     num_replicates: int = 200,
+    classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Check:
     r"""Compare data with replicates simulated from the fitted model, overall and by component.
@@ -97,6 +99,7 @@ def check(
         statistics: Further test statistics, ``{"y": {"range": function}, "x": …}``. Each is a
             function of a `Sample` and returns a number, or one for each column.
         num_replicates: S. The smallest possible p-value is 1 / (S + 1).
+        classes: Names of the classes, which name their shares in the table.
         seed: Seed of the replicates.
 
     Raises:
@@ -129,7 +132,8 @@ def check(
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
         targets, groups = fit.targets or target_names(data), fit.groups_of(data)
-        parts.append(Targets(fit, columns, x_names=names, names=targets, groups=groups, seed=seed))
+        options: dict[str, Any] = {"names": targets, "classes": classes, "groups": groups}
+        parts.append(Targets(fit, columns, x_names=names, seed=seed, **options))
     if "x" in sites:
         parts.append(Features(fit, columns[0], names=names, seed=seed))
     given = statistics or {}

@@ -47,6 +47,7 @@ class Targets:
         *,
         x_names: tuple[str, ...],
         names: tuple[str, ...] | None = None,
+        classes: Sequence[str] | None = None,
         groups: torch.Tensor | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,8 +61,8 @@ class Targets:
         of_classes = has_classes(self.prediction.distributions[0])
         size = self.prediction.experts.shape[-1]
         self.statistics = class_statistics(size) if of_classes else TARGET_STATISTICS
-        numbers = map(str, range(size))
-        self.names = tuple(numbers) if of_classes else names or numbered("y", size)
+        of_class = tuple(map(str, classes or range(size)))
+        self.names = of_class if of_classes else names or numbered("y", size)
         self.x_names = x_names
         self.pit = None if of_classes else self._transform(self.y, seed)
 

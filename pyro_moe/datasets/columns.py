@@ -1,11 +1,12 @@
 """Columns of a table: which of them are data, and checks of their values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pyro_moe.inference.errors import DataError
 from pyro_moe.text import in_one_line
@@ -14,11 +15,14 @@ from .reading import MISSING
 
 UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")
 NUMBERS = {"id", "index", "level_0", "no", "row", "row_id", "rowid"}
+ANNOTATIONS = ("weights", "groups", "labels")
 LARGEST = float(np.finfo(np.float32).max)
 _GAPS = r"' _\u2019\u00a0\u202f"
 _GROUPED = re.compile(
     rf"[+-]?[1-9]\d{{0,2}}(?P<mark>[,.{_GAPS}])\d{{3}}((?P=mark)\d{{3}})*([.,]\d*)?"
 )
+TARGETS = "text targets require classes=… (on the command line, --experts categorical)"
+FEATURES = "choose other columns with columns=… (on the command line, --columns)"
 _YES_NO = {"yes", "no", "y", "n", "t", "f", "true", "false"}
 
 
@@ -107,19 +111,10 @@ def check_values(
     where = f"column {column.name!r} of {path}"
     known = column.dropna()
     if not pd.api.types.is_numeric_dtype(column) and len(known):
-        _refuse_text(known, where, decimal=decimal, target=target)
-    if len(known) < len(column) and not (target and may_lack):
-        missing = column.index[column.isna()]
-        keep = (
-            "; or keep them for a model of x with missing_targets=True (--missing-targets)"
-            if target
-            else ""
-        )
-        raise DataError(
-            f"expected a value in every row of {where}; got none in row {missing[0]} "
-            f"({len(missing)} of {len(column)} rows lack one): leave them out with "
-            f"drop_missing=True (on the command line of fit, --drop-missing){keep}"
-        )
+        _refuse_text(known, where, decimal, TARGETS if target else FEATURES)
+    if not (target and may_lack):
+        keep = "; or keep them for a model of x with missing_targets=True (--missing-targets)"
+        _refuse_gaps(column, where, keep if target else "")
     size = np.abs(known.to_numpy(dtype=np.float64))
     for bad, wanted in (
         (np.isinf(size), "finite numbers"),
@@ -130,27 +125,60 @@ def check_values(
             raise DataError(f"expected {wanted} in {where}; got {known[row]} in row {row}")
 
 
+def _refuse_gaps(column: pd.Series, where: str, keep: str = "") -> None:
+    missing = column.index[column.isna()]
+    if len(missing):
+        raise DataError(
+            f"expected a value in every row of {where}; got none in row {missing[0]} "
+            f"({len(missing)} of {len(column)} rows lack one): leave them out with "
+            f"drop_missing=True (on the command line of fit, --drop-missing){keep}"
+        )
+
+
+def annotations_of(
+    frame: pd.DataFrame, names: Mapping[str, str], path: Path, decimal: str
+) -> dict[str, torch.Tensor]:
+    """The weights, groups and labels of rows as tensors (N,): groups by number, no label as NaN.
+
+    Args:
+        frame: The rows.
+        names: The names of columns by the names of arguments of `fit`.
+        path: The file, for messages.
+        decimal: The decimal mark of the file.
+
+    Raises:
+        DataError: If a weight or a group is missing, or a weight or a label is not a number.
+    """
+    found = {}
+    for kind, name in names.items():
+        column, where = frame[name], f"column {name!r} of {path}"
+        if kind != "labels":
+            _refuse_gaps(column, where)
+        if kind == "groups":
+            found[kind] = torch.from_numpy(pd.factorize(column)[0].astype(np.int64))
+            continue
+        known = column.dropna()
+        if len(known) and not pd.api.types.is_numeric_dtype(column):
+            _refuse_text(known, where, decimal, f"{kind} are numbers")
+        numbers = column.to_numpy(np.float64, na_value=np.nan)
+        found[kind] = torch.from_numpy(np.array(numbers))  # pandas may share one to be read
+    return found
+
+
 def check_classes(column: pd.Series, path: Path, decimal: str) -> None:
     """Check that texts are not numbers in another notation."""
     known = column.dropna().astype(str)
     if len(known) and all(number_advice(text, decimal) for text in known):
-        _refuse_text(known, f"column {column.name!r} of {path}", decimal=decimal, target=True)
+        _refuse_text(known, f"column {column.name!r} of {path}", decimal, TARGETS)
 
 
-def _refuse_text(known: pd.Series, where: str, *, decimal: str, target: bool) -> None:
+def _refuse_text(known: pd.Series, where: str, decimal: str, hint: str) -> None:
     texts = known.astype(str)
     strange = pd.to_numeric(texts, errors="coerce").isna() & ~texts.str.lower().isin(MISSING)
     row = texts.index[strange][0] if strange.any() else texts.index[0]
-    hint = (
-        number_advice(texts[row], decimal)
-        or _separator_advice(texts[row])
-        or (
-            "text targets require classes=… (on the command line, --experts categorical)"
-            if target
-            else "choose other columns with columns=… (on the command line, --columns)"
-        )
-    )
-    if texts[row].lower() in _YES_NO and not target:
+    is_answer = texts[row].lower() in _YES_NO and hint == FEATURES
+    hint = number_advice(texts[row], decimal) or _separator_advice(texts[row]) or hint
+    if is_answer:
         hint = f"write yes and no as 1 and 0, or {hint}"
     raise DataError(f"expected numbers in {where}; got {texts[row]!r} in row {row}: {hint}")
 

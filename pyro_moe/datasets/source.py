@@ -11,8 +11,9 @@ import pandas as pd
 
 from pyro_moe import datasets
 from pyro_moe.inference.errors import DataError
-from pyro_moe.rows import Rows
+from pyro_moe.rows import Rows, parted
 
+from .columns import ANNOTATIONS, check_there
 from .reading import Format, read
 
 
@@ -36,6 +37,9 @@ class Source:
         encoding: The encoding of the table.
         sha256: SHA-256 of the table's content.
         test_share: The share of rows of a table that a formula sets aside for tests.
+        weights: The column of weights of the table, or None.
+        groups: The column of its groups, or None. Whole groups are set aside.
+        labels: The column of known components, or None.
     """
 
     name: str
@@ -53,6 +57,9 @@ class Source:
     encoding: str | None = None
     sha256: str | None = None
     test_share: float = 0.0
+    weights: str | None = None
+    groups: str | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.test_share < 1.0:
@@ -113,7 +120,12 @@ class Source:
         path, is_fitted = self._found(data)
         if is_fitted:
             return replace(self, name=str(path), **chosen).rows()
-        rows = datasets.table(path, **replace(self, **chosen | {"index": ()})._choices())
+        other = replace(self, **chosen | {"index": ()})
+        names = read(path, Format(**other.reading)).columns
+        absent: dict[str, Any] = {
+            each: None for each in ANNOTATIONS if getattr(self, each) not in names
+        }
+        rows = datasets.table(path, **replace(other, **absent)._choices())
         return rows, rows
 
     def frames(self, texts: Collection[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -123,16 +135,18 @@ class Source:
             texts: Names of columns that are text.
 
         Raises:
-            DataError: If the table cannot be read, or has fewer than two rows to be shared.
+            DataError: If the table cannot be read, or has fewer than two rows or groups to be
+                shared.
         """
         frame = read(Path(self.name), Format(**self.reading), texts)
         if self.test_share == 0.0:
             return frame, frame
-        if len(frame) < 2:
-            raise DataError(f"expected at least 2 rows, to train and to test on; got {len(frame)}")
-        order = np.random.default_rng(0).permutation(len(frame))
-        number = min(max(round(self.test_share * len(frame)), 1), len(frame) - 1)
-        train, test = (frame.iloc[np.sort(part)] for part in (order[number:], order[:number]))
+        groups = None
+        if self.groups is not None:
+            check_there(self.groups, frame, Path(self.name))
+            groups = pd.factorize(frame[self.groups], use_na_sentinel=False)[0]
+        parts = parted(len(frame), self.test_share, 0, groups)
+        train, test = (frame.iloc[np.sort(part)] for part in parts)
         return train.reset_index(drop=True), test.reset_index(drop=True)
 
     def frames_again(
@@ -180,6 +194,7 @@ class Source:
             "drop_missing": self.drop_missing,
             "missing_targets": self.missing_targets,
             "classes": self.classes,
+            **{name: getattr(self, name) for name in ANNOTATIONS},
             **self.reading,
         }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -10,7 +11,9 @@ from pyro_moe.inference.errors import DataError, DataWarning, warn
 from pyro_moe.rows import Rows, as_tensors
 
 from .columns import (
+    ANNOTATIONS,
     UNNAMED,
+    annotations_of,
     as_array,
     check_classes,
     check_there,
@@ -32,6 +35,9 @@ def table(
     drop_missing: bool = False,
     missing_targets: bool = False,
     classes: Mapping[str, Sequence[str]] | None = None,
+    weights: str | None = None,
+    groups: str | None = None,
+    labels: str | None = None,
     sep: str | None = None,
     decimal: str = ".",
     encoding: str | None = None,
@@ -47,7 +53,7 @@ def table(
             MiB, or to a hundred times its size if that is more.
         target: Name of the column that becomes y, shape (N,); or several names, for y of shape
             (N, M). Integers, such as classes and counts, become int64.
-        columns: Names of the columns that become x. If None, all but the target and the index.
+        columns: Names of the columns that become x. If None, all but those that are named here.
             Then the first columns without a name are left out if they number or name the rows, as
             pandas writes them, and so are columns with neither name nor values.
         index: Names of columns that identify the rows and are not data. They are left out.
@@ -56,6 +62,9 @@ def table(
         missing_targets: Whether targets may be missing. They become NaN.
         classes: The classes of text targets, by column, see `class_names`. A target becomes the
             index of its class, from 0.
+        weights: Name of the column of weights, see `fit`, which are `Rows.annotations`.
+        groups: Name of the column of groups, numbers or texts.
+        labels: Name of the column with the component of each row, missing where it is not known.
         sep: The separator of a text file, one character, or ``r"\s+"`` for white space. If None, a
             tab in .tsv files, and a comma in others.
         decimal: The decimal mark of a text file, ``"."`` or ``","``.
@@ -88,28 +97,35 @@ def table(
     path = Path(path)
     frame = read(path, Format(sep, decimal, encoding))
     targets, indices = _names(target), _names(index)
+    given = zip(ANNOTATIONS, (weights, groups, labels), strict=True)
+    about = {kind: name for kind, name in given if name is not None}
     for name in indices:
         check_there(name, frame, path)
-    features = _names(columns) if columns is not None else _features(frame, targets, indices, path)
-    frame = _select(frame, features, targets, indices, path)
+    if columns is not None:
+        features = _names(columns)
+    else:
+        features = _features(frame, targets, [*indices, *about.values()], path)
+    frame = _select(frame, features, targets, indices, list(about.values()), path)
     if drop_missing:
-        wanted = features if missing_targets else list(frame)
+        wanted = features if missing_targets else features + targets
+        wanted = wanted + [name for kind, name in about.items() if kind != "labels"]
         frame = frame[~frame[wanted].isna().any(axis=1)]
     for name, names in (classes or {}).items():
         if name in targets:
             frame = frame.assign(**{name: class_numbers(frame[name], names, path)})
     if frame.empty:
         raise DataError(f"expected rows of data in {path}; got none")
-    for name in frame:
+    for name in features + targets:
         is_target = name in targets
         check_values(frame[name], path, decimal=decimal, target=is_target, may_lack=missing_targets)
     x = as_array(frame[features])
-    labels = tuple(map(str, features))
+    described: dict[str, Any] = {"columns": tuple(map(str, features))}
+    described["annotations"] = annotations_of(frame, about, path, decimal)
     if not targets:
-        return Rows(as_tensors(x, dtype=torch.float64)[0], columns=labels)
+        return Rows(as_tensors(x, dtype=torch.float64)[0], **described)
     y = as_array(frame[target if isinstance(target, str) else targets])
     tensors = as_tensors((x, y), dtype=torch.float64, missing_targets=missing_targets)
-    return Rows(tensors[0], tensors[1], columns=labels, targets=tuple(map(str, targets)))
+    return Rows(tensors[0], tensors[1], targets=tuple(map(str, targets)), **described)
 
 
 def class_names(
@@ -190,13 +206,18 @@ def _features(frame: pd.DataFrame, targets: list[str], indices: list[str], path:
 
 
 def _select(
-    frame: pd.DataFrame, features: list[str], targets: list[str], indices: list[str], path: Path
+    frame: pd.DataFrame,
+    features: list[str],
+    targets: list[str],
+    indices: list[str],
+    about: list[str],
+    path: Path,
 ) -> pd.DataFrame:
     if not features:
         raise DataError(f"expected at least one column for x in {path}; got none")
     used = features + targets + indices
-    for name in used:
+    for name in [*used, *about]:
         check_there(name, frame, path)
         if used.count(name) > 1:
             raise DataError(f"expected each column of {path} once; got {name!r} twice")
-    return frame[features + targets]
+    return frame[list(dict.fromkeys(features + targets + about))]

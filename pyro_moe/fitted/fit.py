@@ -164,8 +164,10 @@ class Fit:
         """The numbers of the groups of rows, whose rows have one component, shape (N,), or None.
 
         Args:
-            data: Rows; the training rows if None. Others than these have no groups.
+            data: Rows; the training rows if None. Others have the groups of `Rows.annotations`.
         """
+        if isinstance(data, Rows) and "groups" in data.annotations:
+            return data.annotations["groups"]
         columns = self.training_rows if data is None else data
         return self.annotations.groups if columns is self.data else None
 

@@ -1,5 +1,6 @@
 """Fitting of models: `fit` and `resume`, and posteriors of parameters."""
 
+from .double import em_of
 from .entry import fit, resume
 from .fewer import with_fewer
 from .posterior import Laplace, Sampled, hmc, information, laplace
@@ -8,6 +9,7 @@ from .training import geometric
 __all__ = [
     "Laplace",
     "Sampled",
+    "em_of",
     "fit",
     "geometric",
     "hmc",

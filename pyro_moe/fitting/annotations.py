@@ -6,10 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, SiteError
-from pyro_moe.inference.handlers import UNANNOTATED, Annotations
-from pyro_moe.inference.programs import Program, owner
+from pyro_moe.inference.handlers import UNANNOTATED, Annotations, where_incomplete
+from pyro_moe.inference.programs import Program, isolated, owner
+from pyro_moe.inference.traces import enumerated_traces
+from pyro_moe.processes import Processes
 from pyro_moe.rows import as_tensor
+
+WEIGHT_TYPES = ("replication", "sampling")
 
 
 def annotations_of(
@@ -19,6 +24,7 @@ def annotations_of(
     weights: Any = None,
     groups: Any = None,
     labels: Any = None,
+    weight_type: str = "replication",
     like: torch.Tensor,
 ) -> Annotations:
     """The annotations of rows as tensors, after checks.
@@ -29,12 +35,18 @@ def annotations_of(
         weights: Shape (N,), or None.
         groups: Values of any kind that name the group of each row, shape (N,), or None.
         labels: Components (N,), missing where they are not known, or probabilities (N, K); or None.
+        weight_type: ``"replication"``, or ``"sampling"`` for weights with a mean of one.
         like: A tensor of the type and on the device of the fit.
 
     Raises:
+        ValueError: If the type of weights is no such type, or if it is that of no weights.
         DataError: If they have another shape, or impossible values.
         SiteError: If there are labels or groups without components.
     """
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
+    if weight_type == "sampling" and weights is None:
+        raise ValueError("expected weights with weight_type='sampling'; got none")
     if weights is groups is labels is None:
         return UNANNOTATED
     for name, value in (("groups", groups), ("labels", labels)):
@@ -42,7 +54,9 @@ def annotations_of(
             raise SiteError(f"expected a site 'c' in the model for {name}; got none")
     found: dict[str, torch.Tensor] = {}
     if weights is not None:
-        found["weights"] = _weights(weights, num_rows).to(like)
+        values = _weights(weights, num_rows)
+        scale = values[values > 0].mean() if weight_type == "sampling" else 1.0
+        found["weights"] = (values / scale).to(like)
     if groups is not None:
         found["groups"] = _groups(groups, num_rows).to(like.device)
     if labels is not None and num_components is not None:
@@ -51,8 +65,23 @@ def annotations_of(
     return Annotations(**found)
 
 
-def check_annotations(annotations: Annotations, model: Program, loss: Any) -> None:
+def em_takes_groups(model: Program) -> bool:
+    """Whether the M-step of a story is one for rows in groups."""
+    step = getattr(owner(model), "m_step", None)
+    return step is not None and "sizes" in inspect.signature(step).parameters
+
+
+def check_annotations(
+    annotations: Annotations, model: Program, guide: Program, loss: Any, columns: Any
+) -> None:
     """Check that an objective and a story take the annotations.
+
+    Args:
+        annotations: The annotations.
+        model: The model.
+        guide: The guide.
+        loss: The objective.
+        columns: The rows.
 
     Raises:
         ValueError: If they do not.
@@ -62,14 +91,30 @@ def check_annotations(annotations: Annotations, model: Program, loss: Any) -> No
         raise ValueError(f"expected loss='em' or 'marginal' with labels; got {name!r}")
     if annotations.groups is None:
         return
-    if name != "em":
-        raise ValueError(f"expected loss='em' for rows in groups; got {name!r}")
-    step = getattr(owner(model), "m_step", None)
-    if step is None or "sizes" not in inspect.signature(step).parameters:
+    story = type(owner(model)).__name__
+    if name == "em" and not em_takes_groups(model):
         raise ValueError(
             "expected a mixture of experts with a gate p(c|x), such as models.ME, for rows in "
-            f"groups; got {type(owner(model)).__name__}"
+            f"groups by EM; got {story}: loss='marginal' is for others"
         )
+    if name not in ("em", "marginal"):
+        raise ValueError(f"expected loss='em' or 'marginal' for rows in groups; got {name!r}")
+    if name == "marginal" and Processes.running().size > 1:
+        raise ValueError("expected one process for rows in groups by gradients; got several")
+    if name == "marginal" and not _targets_given_c(model, guide, columns):
+        raise ValueError(
+            "expected a story whose targets are given c, such as DeepMoE, GMMMoE or VaDEMoE, for "
+            f"rows in groups; got {story}"
+        )
+
+
+def _targets_given_c(model: Program, guide: Program, columns: Any) -> bool:
+    """Whether the density of the targets, if there are any, depends on the site ``c``."""
+    some = tuple(column[:2] for column in columns)
+    store: dict[str, Any] = {"params": {}, "constraints": {}}
+    with torch.no_grad(), reproducible(0), running(store), where_incomplete(*some):
+        trace, _ = enumerated_traces(*isolated(model, guide), *some)
+    return "y" not in trace.nodes or trace.nodes["y"]["log_prob"].dim() > 1
 
 
 def responsibilities_of(given: Any, name: str, num_rows: int, num_components: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from pyro_moe.inference.rows import OnDisk
 from pyro_moe.inference.rows.order import SAMPLE, WINDOW
 from pyro_moe.inference.starts.clustering import LEAST_ROWS
 from pyro_moe.inference.svi import adam
-from pyro_moe.rows import as_tensor, has_target
+from pyro_moe.rows import as_tensor, has_target, parted
 
 from .annotations import responsibilities_of
 
@@ -158,15 +158,22 @@ def held_share(validation: float | None, num_rows: int, *, early: bool, restarts
     return float(validation)
 
 
-def held_rows(columns: Sequence[torch.Tensor], share: float, seed: int) -> torch.Tensor:
+def held_rows(
+    columns: Sequence[torch.Tensor],
+    share: float,
+    seed: int,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Numbers of held-out rows in ascending order, with the same share of known targets.
 
     If targets are missing, at least one known target is kept. Of more than 262,144 rows on disk
-    at most 65,536 are held out.
+    at most 65,536 are held out. Of rows in groups whole groups are held out.
     """
     number = len(columns[0])
-    if not share:
+    if not share or (groups is not None and bool((groups == groups[0]).all())):
         return torch.zeros(0, dtype=torch.int64)
+    if groups is not None:
+        return torch.from_numpy(parted(number, share, seed, groups.cpu())[1])
     with reproducible(seed):
         if number > WINDOW and isinstance(columns[0], OnDisk):
             return torch.randint(number, (min(math.ceil(share * number), SAMPLE),)).unique()

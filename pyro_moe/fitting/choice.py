@@ -17,6 +17,7 @@ from pyro_moe.inference.protocols import HasShallow
 from pyro_moe.inference.starts.several import best_start
 from pyro_moe.rows import as_double
 
+from .annotations import em_takes_groups
 from .arguments import has_em
 from .columns import standardizes
 from .reset import reset
@@ -90,6 +91,8 @@ def chosen_prior(
         if shallow.num_components != num_components:
             annotations = replace(annotations, labels=None)
         model, guide, num_components = shallow.model, shallow.guide, shallow.num_components
+    if not em_takes_groups(model):
+        annotations = replace(annotations, groups=None)
     if standardizes(model, guide):
         columns = tuple(map(as_double, columns))
     first = _begin(model, guide, columns, annotations, seed, 0)

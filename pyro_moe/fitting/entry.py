@@ -37,6 +37,7 @@ def fit(
     labels: Any = None,
     weights: Any = None,
     groups: Any = None,
+    weight_type: str = "replication",
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: Schedule | None = None,
@@ -81,9 +82,15 @@ def fit(
             NaN or None where it is not known. Or responsibilities (N, K), rows of NaN where they
             are not known. The term of a labeled row is log p(d_n, c_n = k), or the sum
             Σ_k r_nk log(p(d_n, c_n = k) / r_nk). For ``"em"`` and ``"marginal"``.
-        weights: w (N,) of at least 0: row n stands for w_n rows.
-        groups: Numbers or names (N,). The rows of a group are from one component. For mixtures of
-            experts such as `models.ME`, and ``"em"``.
+        weights: w (N,) of at least 0: row n stands for w_n rows. `Rows` have weights, groups and
+            labels of their own, see `Rows.annotations`, which are used unless others are given.
+        groups: Numbers or names (N,). The rows of a group are from one component. For ``"em"`` of
+            mixtures of experts such as `models.ME`, and for ``"marginal"``, whose minibatches are
+            of whole groups, of stories whose targets are given c. A guide's q(c|x) learns the
+            posterior of the group. The log-probability of c is the mean of those of its rows.
+        weight_type: ``"replication"``: row n is w_n rows. Or ``"sampling"``: it stands for others
+            in proportion to w_n, as in a survey. The weights then are scaled to a mean of one, and
+            standard errors of coefficients are those of the sandwich.
         epochs: Passes over the data, or the maximum number of iterations of EM. If None, there are
             4,000 steps, initial phases included, or 5 epochs if these are more, unless training
             stops early, see ``patience``; and EM has up to 1,000 iterations. ``epochs=0`` with
@@ -187,6 +194,7 @@ def fit(
         labels=labels,
         weights=weights,
         groups=groups,
+        weight_type=weight_type,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -17,11 +17,11 @@ from pyro_moe.inference.programs import Program, isolated, modules, owner
 from pyro_moe.inference.protocols import HasStart
 from pyro_moe.inference.rows import OnDisk, without
 from pyro_moe.inference.svi import NewOptimizer, adam, steps_in_epoch
-from pyro_moe.rows import Data, column_names
+from pyro_moe.rows import Data, Rows, column_names
 from pyro_moe.streams import on_disk
 from pyro_moe.validation import check, check_columns, check_range
 
-from .annotations import annotations_of, check_annotations
+from .annotations import annotations_of, check_annotations, em_takes_groups
 from .arguments import (
     check_numbers,
     check_optimizer,
@@ -40,6 +40,7 @@ from .columns import columns_of
 STEPS = 4000
 STARTS_OF_EM = 12
 PATIENCE = 20
+ANNOTATIONS = ("weights", "groups", "labels")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     rate = options["learning_rate"]
     if rate is None:
         rate = 5e-3 if options["optimizer"] is None else optimizer.param_groups[0]["lr"]
+    options |= _known(data, options)
     names = described(data)["columns"]
     data = on_disk(data, missing_targets=options["missing_targets"], seed=options["seed"])
     prior = check_prior(options["prior"])
@@ -126,9 +128,10 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         len(columns[0]),
         num_components,
         like=columns[0],
-        **{name: options[name] for name in ("weights", "groups", "labels")},
+        weight_type=options["weight_type"],
+        **{name: options[name] for name in ANNOTATIONS},
     )
-    check_annotations(annotations, model, loss)
+    check_annotations(annotations, model, guide, loss, columns)
     start = check_start(initialize, len(columns[0]), num_components)
     check_restarts(options["restarts"], start, by_em=by_em)
     restarts, epochs, seed = options["restarts"], options["epochs"], options["seed"]
@@ -142,7 +145,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
     if not by_em:
         early = epochs is None and prior.rows < 1.0
         share = held_share(options["validation"], len(columns[0]), early=early, restarts=restarts)
-    held = held_rows(columns, share if learns else 0.0, seed)
+    held = held_rows(columns, share if learns else 0.0, seed, annotations.groups)
     kept = len(columns[0]) - len(held)
     if learns and kept < (num_components or 1):
         raise DataError(
@@ -164,6 +167,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         "tolerance": options["tolerance"],
         "prior": asdict(prior),
         "missing_targets": options["missing_targets"],
+        **({} if annotations.weights is None else {"weight_type": options["weight_type"]}),
         "seed": seed,
         "compile": options["compile"],
     }
@@ -182,6 +186,12 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         settings,
         new_optimizer,
     )
+
+
+def _known(data: Data, options: dict[str, Any]) -> dict[str, Any]:
+    """The weights, groups and labels of rows: those of the arguments, or of the data."""
+    own = data.annotations if isinstance(data, Rows) else {}
+    return {name: own.get(name) if options[name] is None else options[name] for name in ANNOTATIONS}
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -235,6 +245,7 @@ def _resolved(
             "optimizer",
         )
         plain = all(options[name] is None for name in of_gradients) and not options["weight_decay"]
+        plain = plain and (options["groups"] is None or em_takes_groups(model))
         em = plain and has_em(one, other, columns)
         loss = "em" if em else "marginal"
         if em and learns:

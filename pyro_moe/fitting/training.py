@@ -64,12 +64,14 @@ def run_of(plan: Plan, number: int) -> Any:
         return EM(model, guide, data, epochs, seed, plan.prior, tolerance, about)
     with_ridge(plan.prior, model, guide)
     number = len(data[0])
+    teaches = about.labels is not None or about.groups is not None
+    teaches = teaches and not has_exact_posterior(model, guide, data, seed)
     elbo, treatment = objective(
         plan.loss,
         prior=plan.prior,
         num_rows=number,
         mean_weight=about.total(number) / number,
-        teaches=about.labels is not None and not has_exact_posterior(model, guide, data, seed),
+        teaches=teaches,
     )
     temperature = settings["temperature"]
     return SVI(

@@ -1,22 +1,31 @@
 """The function `mixture`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
 from pyro_moe.fitting import fit
+from pyro_moe.fitting.annotations import em_takes_groups
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
 
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
-from .formulas import Design, annotations_of, as_frame, columns_of, designed, stated, weighing
+from .formulas import (
+    Design,
+    annotations_of,
+    as_frame,
+    check_groups,
+    columns_of,
+    designed,
+    stated,
+    weighing,
+)
 from .result import MixtureFit
 from .stories import Made, made_of
 from .uncertainty import polish
 
-WEIGHT_TYPES = ("replication", "sampling")
 ANNOTATIONS = ("weights", "groups", "labels")
 FAMILIES = (
     "normal",
@@ -58,7 +67,7 @@ def mixture(
     progress: bool = False,
     story_options: Mapping[str, Any] | None = None,
     fit_options: Mapping[str, Any] | None = None,
-) -> Any:
+) -> MixtureFit | FormulaFit:
     r"""Fit a mixture of regressions by maximum likelihood, or another story by formula.
 
     .. math:: p(y \mid x) = \sum_k g_k(x)\, p_k(y \mid x), \quad
@@ -88,8 +97,8 @@ def mixture(
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
         weights: A column of weights. Rows of weight zero are left out.
-        groups: A column. The rows of a group are from one component. The gate's columns must not
-            differ in a group.
+        groups: A column. The rows of a group are from one component. The columns of a gate p(c|x)
+            must not differ in a group.
         labels: A column with the component of each row, 0 to K - 1, where it is known; missing
             or -1 elsewhere.
         weight_type: ``"replication"``: a row of weight w is w rows. Or ``"sampling"``: a row
@@ -108,8 +117,9 @@ def mixture(
         epochs: The maximum number of iterations of EM.
         tolerance: EM ends when all further iterations are expected to add less, in nats.
         prior: ``"none"``, ``"weak"``, ``"auto"`` or a `Prior`, see `fit`. A prior keeps the
-            likelihood bounded where an expert could fit a few rows exactly. If None, ``"none"`` for
-            ``"me"``, and ``"auto"`` for other stories.
+            likelihood bounded where an expert could fit a few rows exactly. The estimates are then
+            the posterior mode, and standard errors those of the penalized observed information. If
+            None, ``"none"`` for ``"me"``, and ``"auto"`` for other stories.
         seed: Seed of the starts.
         progress: Whether to show a progress bar.
         story_options: Further arguments of the story's constructor, such as ``hidden``.
@@ -137,12 +147,8 @@ def mixture(
     families = [family] if isinstance(family, str) else list(family)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
-    if weight_type not in WEIGHT_TYPES:
-        raise ValueError(f"expected weight_type in {WEIGHT_TYPES}; got {weight_type!r}")
-    if weight_type == "sampling" and weights is None:
-        raise ValueError("expected weights, the name of a column, with weight_type='sampling'")
     is_me = isinstance(story, str) and story == "me"
-    expect_possible(story, is_me, groups=groups, order=order)
+    expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)
     table = as_frame(data)
     if weights is not None:
@@ -170,20 +176,22 @@ def mixture(
         "prior": ("none" if is_me else "auto") if prior is None else prior,
         "seed": seed,
         "progress": progress,
+        "weight_type": weight_type,
     }
-    about = annotations_of(design, table, weight_type)
+    columns, about = columns_of(design, table), annotations_of(design, table)
+    if groups is not None and em_takes_groups(made.story.model):  # which have a gate p(c|x)
+        check_groups(design, columns[0], about["groups"])
     options |= further(fit_options, {*options, *ANNOTATIONS, *(["loss"] if is_me else [])})
-    fitting = fitted_to if is_me else fitted_otherwise
+    fitting: Callable[..., MixtureFit | FormulaFit] = fitted_to if is_me else fitted_otherwise
     found = fitting(
         made,
         design,
-        columns_of(design, table),
+        columns,
         " and ".join(families),
-        weight_type=weight_type,
         **about,
         **options,
     )
-    if not is_me:
+    if not isinstance(found, MixtureFit):
         return found
     if not found.converged:
         warn(
@@ -196,7 +204,7 @@ def mixture(
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
 
 
-def expect_possible(story: Any, is_me: bool, *, groups: Any, order: Any) -> None:
+def expect_possible(story: Any, is_me: bool, *, order: Any) -> None:
     """Check that options are of a story.
 
     Raises:
@@ -205,8 +213,6 @@ def expect_possible(story: Any, is_me: bool, *, groups: Any, order: Any) -> None
     if is_me:
         return
     name = repr(story) if isinstance(story, str) else getattr(story, "__name__", "a module")
-    if groups is not None:
-        raise ValueError(f"expected story='me' for rows in groups; got {name}")
     if order is not None and not (isinstance(order, str) and order == "fitted"):
         raise ValueError(f"expected story='me' to order components; got {name}")
 
@@ -230,8 +236,6 @@ def fitted_to(
     design: Design,
     columns: tuple[Any, ...],
     family: str,
-    *,
-    weight_type: str = "replication",
     **options: Any,
 ) -> MixtureFit:
     """A story fitted to the columns of a design, by EM and then by Newton's method.
@@ -241,7 +245,6 @@ def fitted_to(
         design: Its design.
         columns: x and y.
         family: The name of the family.
-        weight_type: See `mixture`.
         **options: Arguments of `fit`.
     """
     fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
@@ -252,9 +255,8 @@ def fitted_to(
             lambda: named_parameters(fitted.story, design)[1],
             at_limit(fitted.story, design),
         )
-    cov_type = "sandwich" if weight_type == "sampling" else "observed"
     values = {"design": design, "family": family, "remaining": remaining}
-    values |= {"weight_type": weight_type, "cov_type": cov_type}
+    values["cov_type"] = "sandwich" if options.get("weight_type") == "sampling" else "observed"
     return by_formula(MixtureFit, fitted, **values, **named(made))
 
 
@@ -263,14 +265,11 @@ def fitted_otherwise(
     design: Design,
     columns: tuple[Any, ...],
     family: str,
-    *,
-    weight_type: str = "replication",
     **options: Any,
 ) -> FormulaFit:
     """A story fitted to the columns of a design as by `fit`, see `fitted_to`."""
     fitted = fit(made.story.model, made.story.guide, columns, **options)
-    values = {"design": design, "family": family, "weight_type": weight_type}
-    return by_formula(FormulaFit, fitted, **values, **named(made))
+    return by_formula(FormulaFit, fitted, design=design, family=family, **named(made))
 
 
 def named(made: Made) -> dict[str, Any]:

@@ -49,14 +49,12 @@ class FormulaFit(Fit):
     Attributes:
         design: The coding of the formula.
         family: The family of the experts.
-        weight_type: What the weights mean, ``"replication"`` or ``"sampling"``.
         story_name: The name of the story, or None if it has none.
         story_arguments: The arguments of its constructor, or None for a story given as a module.
     """
 
     design: Design = field(default=None, repr=False)  # type: ignore[assignment]
     family: str = "normal"
-    weight_type: str = "replication"
     story_name: str | None = None
     story_arguments: Mapping[str, Any] | None = None
 
@@ -75,6 +73,11 @@ class FormulaFit(Fit):
     def num_components(self) -> Any:
         """K."""
         return self.story.num_components
+
+    @property
+    def weight_type(self) -> str:
+        """What the weights mean, ``"replication"`` or ``"sampling"``."""
+        return str(self.settings.get("weight_type", "replication"))
 
     @functools.cached_property
     def params(self) -> pd.Series:

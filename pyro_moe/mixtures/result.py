@@ -14,8 +14,8 @@ from scipy.stats import norm
 
 from pyro_moe.evaluation import Prediction, predict
 from pyro_moe.fitted import Fit
+from pyro_moe.fitting import em_of
 from pyro_moe.inference.em import EM
-from pyro_moe.rows import as_double
 
 from .coefficients import GATE, at_limit, named_parameters, permute
 from .fit import FormulaFit
@@ -57,14 +57,18 @@ class MixtureFit(FormulaFit):
 
     @property
     def converged(self) -> bool:
-        """Whether the parameters are at a maximum of the likelihood."""
+        """Whether the parameters are at a maximum of the likelihood, or with a prior the mode."""
         return self.stopped is None and self.remaining < 1e-6
 
     # The parameters, and how sure they are
 
     @functools.cached_property
     def information(self) -> Information:
-        """The observed information of the parameters of `params`.
+        r"""The observed information of the parameters of `params`.
+
+        .. math:: A = -\nabla^2 [\ell(\theta) + \log p(\theta)]
+
+        With the prior of the fit; of maximum likelihood, ``prior="none"``, it is that of ℓ alone.
 
         Raises:
             DataError: If the fit was restored without its training rows.
@@ -75,10 +79,12 @@ class MixtureFit(FormulaFit):
         r"""The covariance of the estimates.
 
         .. math:: A^{-1} \text{ or } A^{-1} B A^{-1}, \quad
-                  A = -\nabla^2 \ell, \quad B = \sum_n s_n s_n^\top
+                  A = -\nabla^2 [\ell + \log p(\theta)], \quad B = \sum_n s_n s_n^\top
 
-        with the score s_n of each row or group. Where the information is singular, the entries
-        of parameters that are not determined are NaN, and `undetermined` names them.
+        with the score s_n of each row or group, the gradient of its log-likelihood, and the prior
+        p(θ) of the fit. At the posterior mode A is the penalized observed information. Where it is
+        singular, the entries of parameters that are not determined are NaN, and `undetermined`
+        names them.
 
         Args:
             cov_type: ``"observed"`` or ``"sandwich"``; the attribute ``cov_type`` if None.
@@ -134,7 +140,8 @@ class MixtureFit(FormulaFit):
         z, estimate, error = norm.isf(alpha / 2), self.params, self.bse
         low, high = estimate - z * error, estimate + z * error
         logarithmic = (estimate.index.get_level_values("term") == SIGMA) & self._of_experts
-        factor = np.exp(z * error / estimate)
+        with np.errstate(over="ignore"):  # of scales that the rows hardly determine
+            factor = np.exp((z * error / estimate).where(logarithmic, 0.0))
         low = low.where(~logarithmic, estimate / factor)
         high = high.where(~logarithmic, estimate * factor)
         return pd.DataFrame({"lower": low, "upper": high})
@@ -145,7 +152,8 @@ class MixtureFit(FormulaFit):
         .. math:: 2 [\ell(\hat\theta) - \max_{\theta_{-i}} \ell(\theta_i, \theta_{-i})]
                   \le \chi^2_{1, 1 - \alpha}
 
-        Unlike that of `conf_int` it need not be symmetric.
+        Unlike that of `conf_int` it need not be symmetric. With a prior, ℓ is the log-likelihood
+        plus log p(θ).
 
         Args:
             name: A name in the index of `params`, (component, equation, term).
@@ -278,12 +286,8 @@ class MixtureFit(FormulaFit):
     # Behind it
 
     def _em(self) -> EM:
-        """A run of EM at the present parameters, in double precision."""
-        programs = self.programs
-        data = tuple(map(as_double, self.training_rows))
-        about = self.annotations.each(as_double)
-        seed = self.settings["seed"]
-        return EM(programs.model, programs.guide, data, 0, seed, annotations=about)
+        """A run of EM at the present parameters."""
+        return em_of(self, self.programs.model, self.programs.guide)
 
     def _values(self) -> torch.Tensor:
         return named_parameters(self.story, self.design)[1]

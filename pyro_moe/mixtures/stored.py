@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from pyro_moe.fitted import Fit
-from pyro_moe.rows import Rows, as_tensors
+from pyro_moe.rows import Rows, as_tensor, as_tensors
 
 from .fit import FormulaFit, by_formula
 from .formulas import Design, annotations_of, columns_of
@@ -28,8 +28,7 @@ def formula_of(fit: FormulaFit) -> dict[str, Any]:
     """
     names = OF_MIXTURES_ALONE if isinstance(fit, MixtureFit) else ()
     own = {name: getattr(fit, name) for name in names}
-    own |= {"family": fit.family, "weight_type": fit.weight_type}
-    return {"design": as_data(fit.design), **own}
+    return {"design": as_data(fit.design), "family": fit.family, **own}
 
 
 def program_of(formula: Mapping[str, Any]) -> str | None:
@@ -60,25 +59,18 @@ def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **story: 
         formula: The stored formula.
         **story: Name and arguments of the story.
     """
-    own = {
-        name: formula[name]
-        for name in ("family", "weight_type", *OF_MIXTURES_ALONE)
-        if name in formula
-    }
+    own = {name: formula[name] for name in ("family", *OF_MIXTURES_ALONE) if name in formula}
     kind = MixtureFit if "remaining" in formula else FormulaFit
     found: FormulaFit = by_formula(kind, fit, design=design, **own, **story)
     return found
 
 
-def fitted_rows(
-    design: Design, table: pd.DataFrame, weight_type: str = "replication"
-) -> tuple[Any, dict[str, Any]]:
+def fitted_rows(design: Design, table: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
     """The rows of a table as they were fitted, and their weights, groups and labels.
 
     Args:
         design: The design.
         table: A table with the variables of the formula.
-        weight_type: See `mixture`.
 
     Returns:
         The rows x and y, or x alone if the table has no target; and further arguments of `fit`,
@@ -91,15 +83,21 @@ def fitted_rows(
     if not others <= set(table.columns):
         design = replace(design, weights=None, groups=None, labels=None)
     table = kept(design, table)
-    return columns_of(design, table), annotations_of(design, table, weight_type)
+    return columns_of(design, table), annotations_of(design, table)
 
 
 def as_rows(design: Design, table: pd.DataFrame) -> Rows:
-    """The rows x and y of a table, or x alone, as tensors with names."""
-    data, _ = fitted_rows(design, table)
+    """The rows x and y of a table, or x alone, as tensors with names and annotations."""
+    data, about = fitted_rows(design, table)
+    if "groups" in about:
+        about["groups"] = pd.factorize(about["groups"])[0]
     x, *y = as_tensors(data, dtype=torch.float64)
     return Rows(
-        x, y[0] if y else None, columns=design.columns, targets=design.target_names if y else None
+        x,
+        y[0] if y else None,
+        columns=design.columns,
+        targets=design.target_names if y else None,
+        annotations={name: as_tensor(column, name) for name, column in about.items()},
     )
 
 

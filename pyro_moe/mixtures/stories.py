@@ -107,7 +107,8 @@ def expect_readable(name: str, design: Design, known: set[str]) -> None:
         if spec is not None and "gate_columns" not in known:
             raise ValueError(
                 f"expected no {option} with {name}, all of whose columns are input of a network or "
-                f"have a model; got {spec.column_names[0]!r}"
+                f"have a model; got {spec.column_names[0]!r}: story='me' and 'deepmoe', which have "
+                "no model of x, take it"
             )
     others = [column for column in design.columns if column not in gate]
     if "gate_columns" not in known and others:

@@ -107,7 +107,8 @@ def notes(fit: Any) -> list[str]:
         + ("converged." if fit.converged else f"not converged, {fit.remaining:.2g} nats remain.")
     ]
     if fit.cov_type == "observed":
-        found.append("Standard errors are from the observed information.")
+        of = " of the posterior mode" if any(fit.settings["prior"].values()) else ""
+        found.append(f"Standard errors are from the observed information{of}.")
     limits = [
         name
         for name, at in zip(fit.params.index, at_limit(fit.story, fit.design), strict=True)

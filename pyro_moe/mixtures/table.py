@@ -11,14 +11,13 @@ import torch
 from scipy.stats import norm
 
 from pyro_moe.fitted import Fit
-from pyro_moe.fitting import information
+from pyro_moe.fitting import em_of, information
 from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import isolated
 from pyro_moe.models import ME, DeepMoE, GMMMoE, HierarchicalME, Predictor
-from pyro_moe.rows import as_double, numbered
+from pyro_moe.rows import numbered
 
 from .coefficients import GATE, at_limit, named_parameters
 from .formulas import SIGMA
@@ -56,8 +55,9 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
               se^2 = \Big( J H^{-1} J^\top \Big)_{ii}, \quad J = \partial \theta / \partial \phi
 
     H is the observed information of the story's parameters φ, with the prior of the fit, and
-    with c summed out. Those of the gate are relative to component 0, and those of classes to the
-    first class. For a fit by `mixture` they are those of its summary.
+    with c summed out. With sampling weights, H⁻¹ gives way to the sandwich H⁻¹ Σ_n s_n s_nᵀ H⁻¹ of
+    the scores s_n of rows or groups. Coefficients of the gate are relative to component 0, and
+    those of classes to the first class. For a fit by `mixture` they are those of its summary.
 
     Args:
         fit: A fit of a story with affine experts of x: `ME`, `DeepMoE`, `HierarchicalME`, `GMMMoE`.
@@ -91,7 +91,8 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
     positive = terms.isin([SIGMA, "df"]) & (equations != GATE)
     z = np.where(positive, np.nan, values / errors)
     reach = norm.isf(alpha / 2) * errors
-    factor = np.exp(np.where(positive, reach / values, 0.0))  # scales on that of their logarithm
+    with np.errstate(over="ignore"):  # of scales that the rows hardly determine
+        factor = np.exp(np.where(positive, reach / values, 0.0))  # on the scale of logarithms
     ends = (
         np.where(positive, values / factor, values - reach),
         np.where(positive, values * factor, values + reach),
@@ -121,20 +122,22 @@ def estimated(fit: Fit) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
     errors = torch.full_like(values, torch.nan)
     learned = [p for p in story.parameters() if p.requires_grad]
     if fit.restored is None and sum(p.numel() for p in learned) <= MOST_PARAMETERS:
-        data, about = tuple(map(as_double, fit.training_rows)), fit.annotations.each(as_double)
-        prior = Prior(**fit.settings["prior"])
-        run = EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)
-        errors = standard_errors(run, values, at_limit(story, design))
+        sandwich = fit.settings.get("weight_type") == "sampling"
+        run = em_of(fit, model, guide)
+        errors = standard_errors(run, values, at_limit(story, design), sandwich=sandwich)
     return index, values.detach().cpu().numpy(), errors.cpu().numpy()
 
 
-def standard_errors(run: EM, values: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+def standard_errors(
+    run: EM, values: torch.Tensor, fixed: torch.Tensor, *, sandwich: bool = False
+) -> torch.Tensor:
     """Standard errors of functions of the parameters of a run, NaN where they are undetermined.
 
     Args:
         run: The run, at a maximum of its objective.
         values: θ with gradients, shape (P,).
         fixed: Which of θ are at a limit.
+        sandwich: Whether they are those of the sandwich.
     """
     learned = list(run.parameters().values())
     jacobian = torch.stack([derivative(value, learned) for value in values])
@@ -146,11 +149,23 @@ def standard_errors(run: EM, values: torch.Tensor, fixed: torch.Tensor) -> torch
     flat = curvature < 1e-9 * curvature.max()
     moved = (jacobian / scale)[:, known] @ directions
     variance = (moved[:, ~flat].square() / curvature[~flat]).sum(-1)
+    if sandwich:
+        scores = (scores_of(run) / scale)[:, known] @ directions[:, ~flat]
+        variance = (scores / curvature[~flat] @ moved[:, ~flat].mT).square().sum(0)
     size = moved.square().sum(-1).clamp_min(1e-300)
     undetermined = moved[:, flat].square().sum(-1) > 1e-6 * size
     undetermined |= (jacobian[:, ~known] != 0).any(-1)
     lost = fixed.to(undetermined) | undetermined | (variance <= 0)
     return variance.sqrt().masked_fill(lost, math.nan)
+
+
+def scores_of(run: EM) -> torch.Tensor:
+    """The gradient of each row's or group's log-likelihood, times its weight, shape (N, Q)."""
+    rows, groups = run.log_likelihoods(), run.annotations.groups
+    if groups is not None:
+        place = groups.unique(return_inverse=True)[1]
+        rows = rows.new_zeros(int(place.max()) + 1).index_add(0, place, rows)
+    return torch.stack([derivative(row, list(run.parameters().values())) for row in rows])
 
 
 def columns_of(fit: Fit, story: Any) -> Columns:

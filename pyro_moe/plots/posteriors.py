@@ -1,5 +1,7 @@
 """Plots of the posterior probabilities of components: how well they are told apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ from .style import GRAY, color, panels_of
 LEAST = 1e-4  # of a probability that the rootogram counts, as flexmix has it
 BINS = 20
 MOST_COMPONENTS = 12
+MOST_IN_A_ROW = 8  # of a legend
 
 
 def rootogram(posterior: np.ndarray) -> Figure:
@@ -106,7 +109,7 @@ def classification(x: np.ndarray, posterior: np.ndarray, names: tuple[str, ...])
                 label=str(k),
             )
         axes.set(xlabel=label(names[a]), ylabel=label(names[b]))
-    beside(panels[-1], "component")
+    legend(figure, panels, "component")
     return figure
 
 
@@ -117,6 +120,27 @@ def separation(x: np.ndarray, posterior: np.ndarray) -> np.ndarray:
     between = (sizes[:, None] / len(x) * np.square(means - x.mean(0))).sum(0)
     variance = x.var(0)
     return np.divide(between, variance, out=np.zeros_like(variance), where=variance > 0)
+
+
+def legend(figure: Figure, panels: Sequence[Axes] | np.ndarray, title: str) -> None:
+    """One legend of all panels: beside a single one, or above several.
+
+    It is at the left, where a narrow window shows it first.
+    """
+    if len(panels) == 1:
+        beside(panels[0], title)
+        return
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        title=title,
+        loc="outside upper left",
+        ncols=MOST_IN_A_ROW,
+        alignment="left",
+        frameon=False,
+        handletextpad=0.2,
+    )
 
 
 def beside(axes: Axes, title: str) -> None:

@@ -12,8 +12,10 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Rows, numbered
 
 from .names import CLASS, label, tilted
-from .posteriors import beside
+from .posteriors import legend
 from .style import GRAY, color, panels_of
+
+ACROSS = 3  # panels in a row
 
 
 @strange_rows_expected()
@@ -61,8 +63,13 @@ def predictions(
         for part in (prediction.mean, prediction.quantile(0.05), prediction.quantile(0.95))
     )
     experts = prediction.gate.argmax(-1).cpu().numpy()
-    figure, panels = panels_of(target.shape[1])
-    names = rows.targets or numbered("y", target.shape[1])
+    number = target.shape[1]
+    wide = min(number, ACROSS)
+    size = (4.5, 4.2) if number == 1 else (3.6, 3.5)
+    figure, panels = panels_of(wide, rows=-(-number // wide), width=size[0], height=size[1])
+    for axes in panels[number:]:
+        axes.set_visible(False)
+    names = rows.targets or numbered("y", number)
     for m, (axes, name) in enumerate(zip(panels, names, strict=False)):
         for k in np.unique(experts):
             of_k = experts == k
@@ -75,8 +82,8 @@ def predictions(
         ends = [mean[:, m].min(), mean[:, m].max()]
         axes.plot(ends, ends, color=GRAY, linewidth=0.8, zorder=0)
         axes.set(title=label(name), xlabel="predicted mean, with 90 % interval")
-    panels[0].set_ylabel("target")
-    beside(panels[-1], "expert")
+        axes.set_ylabel("" if m % wide else "target")
+    legend(figure, panels, "expert")
     return figure
 
 

@@ -61,9 +61,11 @@ def _fit_of(run: Run, data: Data) -> Fit:
     }
     training, results = _training(run), _results(run)
     design = run.design
-    about: dict[str, Any] = {}
+    about: dict[str, Any] = dict(data.annotations) if isinstance(data, Rows) else {}
     if design is not None and isinstance(data, pd.DataFrame):
-        data, about = fitted_rows(design, data, settings["formula"]["weight_type"])
+        data, about = fitted_rows(design, data)
+    if "weights" in about:
+        about["weight_type"] = asked.get("weight_type", "replication")
     data = in_order(data, names["columns"], names["targets"])
     missing = {
         "missing_targets": asked["missing_targets"],

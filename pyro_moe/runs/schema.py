@@ -155,6 +155,8 @@ def _compile(value: Any) -> None:
     _expect(value in (True, False, "auto"), "true, false or 'auto'", value)
 
 
+ANNOTATIONS = ("weights", "groups", "labels")
+WEIGHT_TYPES = ("replication", "sampling")
 NAMES = _list(_text, least=1)
 RATE = _number(0.0)
 PRIOR = _record(dict.fromkeys(("rows", "null_rows", "ridge"), RATE), {"networks": RATE})
@@ -179,6 +181,7 @@ FIT = _record(
         "compile": _compile,
         "optimizer": _text,  # which older runs lack, as the next
         "weight_decay": RATE,
+        "weight_type": _choice(*WEIGHT_TYPES),
     },
 )
 SOURCE = _record(
@@ -198,7 +201,7 @@ SOURCE = _record(
         "encoding": _or_none(_text),
         "sha256": _or_none(_digest),
     },
-    {"test_share": _number(0.0)},
+    {"test_share": _number(0.0), **dict.fromkeys(ANNOTATIONS, _or_none(_text))},
 )
 CODING = _record(
     {
@@ -238,7 +241,7 @@ DESIGN = _record(
     }
 )
 FORMULA = _record(
-    {"design": DESIGN, "family": _text, "weight_type": _choice("replication", "sampling")},
+    {"design": DESIGN, "family": _text},
     {"remaining": _number(0.0, finite=False), "cov_type": _choice("observed", "sandwich")},
 )
 SETTINGS = _record(

@@ -11,7 +11,8 @@ from torch.distributions import Normal
 
 import pyro_moe
 from pyro_moe import DataError, Rows, evaluation, models, selection
-from pyro_moe.selection import compare_log_densities
+from pyro_moe.inference.prior import Prior
+from pyro_moe.selection import compare_log_densities, select
 
 EM = {"loss": "em", "epochs": 30, "prior": "none", "progress": False}
 
@@ -250,3 +251,29 @@ def test_stories_and_criteria_are_in_one_table():
     assert rows["log_likelihood"][1] == pytest.approx(by_hand, abs=0.05)
     axes = chosen.plot().axes[0]
     assert {"me", "gmmmoe"} <= {text.get_text() for text in axes.get_legend().get_texts()}
+
+
+def test_the_prior_of_a_choice_is_chosen_once(monkeypatch):
+    asked = []
+
+    def chosen(model, guide, columns, number, *_):
+        asked.append((number, len(columns[0])))
+        return Prior(3.0)
+
+    monkeypatch.setattr("pyro_moe.fitting.plan.chosen_prior", chosen)
+    x = torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    options = {"num_components": [1, 2], "folds": 3, "restarts": 1, "progress": False}
+    found = select(lambda k: models.GMM(1, k), x, **options)
+    assert asked == [(1, 40), (2, 40)]
+    assert found.fit.settings["prior"]["rows"] == 3.0
+    assert found.fit.num_rows == 60
+
+
+def test_rows_bring_their_weights_and_labels():
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(0))
+    about = {"weights": torch.arange(40) % 3 + 1.0, "labels": torch.full((40,), -1.0)}
+    options = {"num_components": [1], "restarts": 1, "prior": "weak", "progress": False}
+    one = select(lambda k: models.GMM(1, k), Rows(x, annotations=about), **options)
+    other = select(lambda k: models.GMM(1, k), x, **about, **options)
+    pd.testing.assert_frame_equal(one.log_densities, other.log_densities)
+    assert one.fit.annotations.names == ("weights", "labels")

@@ -20,6 +20,7 @@ from pyro_moe.runs.story_file import StoryFile
 from pyro_moe.text import in_one_line
 
 from .. import choices
+from ..choices import ANNOTATIONS
 from . import results
 from .training import fit_arguments
 
@@ -27,15 +28,13 @@ ALONE = (
     "family",
     "offset",
     "trials",
-    "weights",
-    "groups",
     "shared",
     "order",
     "unseen",
     "test_share",
 )
 WITHOUT = ("target", "columns", "index", "missing_targets", "experts")
-OF_MIXTURE = ("offset", "trials", "weights", "groups", "order", "num_components", "unseen")
+OF_MIXTURE = ("offset", "trials", *ANNOTATIONS, "order", "num_components", "unseen")
 OF_STORY = ("num_groups", "z_dim", "likelihood", "covariance", "context")
 OF_FIT = ("loss", "validation", "patience", "device")
 
@@ -57,6 +56,7 @@ def run(
         options.data,
         drop_missing=options.drop_missing,
         test_share=options.test_share or 0.0,
+        groups=options.groups,
         **choices.reading(options),
     )
     table, test = source.frames()

@@ -16,6 +16,7 @@ FIT_OPTIONS = (
     "tolerance",
     "initialize",
     "missing_targets",
+    "weight_type",
     "seed",
     "device",
 )

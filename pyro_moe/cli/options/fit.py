@@ -12,6 +12,7 @@ from .names import (
     LOSSES,
     OF_FORMULAS,
     STARTS,
+    WEIGHT_TYPES,
     WITHOUT_TREES,
 )
 
@@ -24,6 +25,19 @@ def add(commands: Any) -> None:
     add("story", type=_story, help=stories, metavar="STORY")
     add_data(parser)
     add("--missing-targets", action="store_true", help="targets may be missing")
+    add("--weights", metavar="COLUMN", help="a column: for how many rows each row stands")
+    add(
+        "--weight-type",
+        choices=WEIGHT_TYPES,
+        help="replication: a row of weight w is w rows (default); sampling: it stands for others "
+        "in proportion to w, as in a survey",
+    )
+    add("--groups", metavar="COLUMN", help="a column: rows of a group are from one component")
+    add(
+        "--labels",
+        metavar="COLUMN",
+        help="a column with the component of each row from 0, empty or -1 where it is not known",
+    )
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
@@ -73,8 +87,6 @@ def _add_formula(group: Any) -> None:
     add("--family", nargs="+", choices=OF_FORMULAS, metavar="FAMILY", help=_families())
     add("--offset", metavar="COLUMN", help="a column or expression added to all linear predictors")
     add("--trials", metavar="COLUMN", help="the number of trials of binomial experts")
-    add("--weights", metavar="COLUMN", help="for how many rows each row stands")
-    add("--groups", metavar="COLUMN", help="rows of a group are from one component (story me)")
     add("--shared", nargs="+", metavar="TERM", help="terms with one coefficient in all experts")
     add("--order", metavar="ORDER", help="size, fitted, or the coefficient that orders components")
     add("--unseen", choices=("raise", "reference"), help="levels of factors that are new: an error")

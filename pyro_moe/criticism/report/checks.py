@@ -42,7 +42,7 @@ def _pictures(subject: Subject) -> list[str]:
     if checked is not None and checked.pit is not None and len(checked.pit) >= LEAST_ROWS:
         drawn += [
             picture(
-                figures.pit_histogram(checked),
+                figures.pit_histogram(checked, names=subject.targets),
                 "Probability integral transform of the targets. It is uniform if the model is "
                 "correct.",
             ),

@@ -24,7 +24,7 @@ def goodness(subject: Subject) -> str:
         drawn = plots.predictions(subject.fit, subject.judged, seed=subject.seed, classes=classes)
         caption = (
             "Observed classes against the most probable ones."
-            if subject.of_classes
+            if subject.of_classes or (subject.is_binary and len(subject.targets) == 1)
             else "Observed targets against predicted means, with 90 % prediction intervals."
         )
         parts.append(picture(drawn, caption))

@@ -71,7 +71,7 @@ def heading(subject: Subject) -> str:
     names = subject.columns
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
     values = {
-        "Model": f"{model}, {family} experts" if family else model,
+        "Model": f"{model}, {family.replace(' and ', ', ')} experts" if family else model,
         "Formula": getattr(getattr(fit, "design", None), "formula", None),
         "Table": subject.table,
         "Target" + "s" * (len(subject.targets) > 1): ", ".join(subject.targets) or None,
@@ -134,7 +134,7 @@ def _equations(subject: Subject, table: pd.DataFrame) -> Iterator[str]:
         if equation == "gate":
             yield f"gate: log g{_low(k)}(x) / g{_low(0)}(x) = {right}"
             continue
-        left = _left(subject, str(equation), family)
+        left = _left(subject, str(equation), _family_of(subject, str(equation), family))
         noise = ""
         if "sigma" in scale:
             noise = f" + ε, ε ~ N(0, {scale['sigma']:.4g}²)"
@@ -148,6 +148,12 @@ def by_equation(table: pd.DataFrame) -> list[tuple[tuple[Any, Any], pd.DataFrame
     """The rows of each equation: those of the experts, then those of the gate."""
     parts = list(table.groupby(level=["component", "equation"], sort=False))
     return sorted(parts, key=lambda part: part[0][1] == "gate")
+
+
+def _family_of(subject: Subject, equation: str, family: str) -> str:
+    """The family of one target, of families that are joined by "and" in the order of targets."""
+    each = dict(zip(subject.targets, family.split(" and "), strict=False))
+    return each.get(equation, family) if " and " in family else family
 
 
 def _left(subject: Subject, equation: str, family: str) -> str:
@@ -256,7 +262,7 @@ def rounded(value: float, places: int) -> str:
     """
     if places > 6:
         return f"{value:.2e}"
-    return f"{round(value, places):.{max(places, 0)}f}"
+    return f"{round(value, places) + 0.0:.{max(places, 0)}f}"  # no zero is negative
 
 
 def _named(subject: Subject, equation: str) -> str:
@@ -264,7 +270,8 @@ def _named(subject: Subject, equation: str) -> str:
     if not subject.of_classes:
         return equation
     names = class_names(subject)
-    shown = names[int(equation)] if subject.given_classes and equation.isdigit() else equation
+    numbered = subject.given_classes and getattr(subject.fit, "design", None) is None
+    shown = names[int(equation)] if numbered and equation.isdigit() else equation
     return f"{subject.targets[0]} = {shown} against {names[0]}"
 
 

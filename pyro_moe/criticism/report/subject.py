@@ -49,10 +49,14 @@ class Subject:
         """The rows by which the fit is judged."""
         return self.fit.rows(self.data)
 
-    @property
+    @cached_property
     def seen(self) -> bool:
         """Whether these are the training rows."""
-        return self.data is None
+        if self.data is None or self.fit.restored is not None:
+            return self.data is None
+        given, own = self.rows, self.fit.rows()
+        pairs = ((given.x, own.x), (given.y, own.y))
+        return len(given) == len(own) and all(_equal(*pair) for pair in pairs)
 
     @cached_property
     def training(self) -> Rows:
@@ -135,6 +139,7 @@ class Subject:
     def checked(self) -> Check | None:
         """The predictive check."""
         options: dict[str, Any] = {"num_replicates": self.num_replicates, "seed": self.seed}
+        options["classes"] = self.classes
         return _or_none(lambda: check(self.fit, self._grouped(self.data, self.rows), **options))
 
     @cached_property
@@ -238,6 +243,15 @@ class Subject:
     def posterior_array(self) -> np.ndarray:
         """`posterior` as an array."""
         return torch.as_tensor(self.posterior).numpy()
+
+
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether columns are equal, with values missing in the same places."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool(
+        ((one == other) | (one != one) & (other != other)).all()
+    )
 
 
 def _or_none(ask: Callable[[], Any]) -> Any:

@@ -12,9 +12,10 @@ from torch import nn
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.em import EM
-from pyro_moe.inference.prior import Prior, penalized
+from pyro_moe.inference.prior import penalized
 from pyro_moe.inference.programs import Programs, isolated
-from pyro_moe.rows import as_double
+
+from ..double import em_of
 
 PRIOR_SCALE = 10.0
 LARGEST = 2000
@@ -133,17 +134,13 @@ def in_double(fit: Fit) -> tuple[nn.Module, EM]:
             parameters.
         DataError: If the fit was restored without its training rows.
     """
-    columns = fit.training_rows
     if not isinstance(fit.story, nn.Module):
         raise ValueError(f"expected the fit of a story; got that of {fit.programs.model!r}")
     number = sum(p.numel() for p in fit.story.parameters())
     if number > LARGEST:
         raise ValueError(f"expected at most {LARGEST:,} parameters; got {number:,}")
     model, guide = isolated(fit.programs.model, fit.programs.guide)
-    story = model.__self__.double()
-    data = tuple(map(as_double, columns))
-    prior, about = Prior(**fit.settings["prior"]), fit.annotations.each(as_double)
-    return story, EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)
+    return model.__self__.double(), em_of(fit, model, guide)
 
 
 def with_story(fit: Fit, story: ParameterPosterior) -> Fit:

@@ -1,7 +1,7 @@
 """Formulas: what of a table experts and gate read, and how it is coded."""
 
 from .design import SIGMA, Design, designed
-from .rows import annotations_of, as_frame, columns_of, weighing
+from .rows import annotations_of, as_frame, check_groups, columns_of, weighing
 from .text import stated
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Design",
     "annotations_of",
     "as_frame",
+    "check_groups",
     "columns_of",
     "designed",
     "stated",

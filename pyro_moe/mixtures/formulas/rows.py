@@ -53,26 +53,22 @@ def columns_of(design: Design, table: pd.DataFrame) -> tuple[Any, ...]:
     x, y = design.features(table), design.target(table)
     if design.trials is not None:
         check_trials(design, x, y)
-    if design.groups is not None:
-        check_groups(design, x, pd.factorize(variable(table, design.groups))[0])
     return x, y
 
 
-def annotations_of(design: Design, table: pd.DataFrame, weight_type: str) -> dict[str, Any]:
+def annotations_of(design: Design, table: pd.DataFrame) -> dict[str, Any]:
     """The weights, groups and labels of the rows, arguments of `fit`.
 
     Args:
         design: The design.
         table: A table with these columns.
-        weight_type: See `mixture`.
 
     Raises:
         DataError: If a column is absent or a weight is invalid.
     """
     found: dict[str, Any] = {}
     if design.weights is not None:
-        weights = weighing(table, design.weights)
-        found["weights"] = weights / weights.mean() if weight_type == "sampling" else weights
+        found["weights"] = weighing(table, design.weights)
     if design.groups is not None:
         found["groups"] = variable(table, design.groups).to_numpy()
     if design.labels is not None:
@@ -114,14 +110,19 @@ def check_trials(design: Design, x: pd.DataFrame, y: Any) -> None:
         )
 
 
-def check_groups(design: Design, x: pd.DataFrame, place: np.ndarray) -> None:
+def check_groups(design: Design, x: pd.DataFrame, groups: Any) -> None:
     """Check that the gate's columns do not differ in a group.
+
+    Args:
+        design: The design.
+        x: Rows of x.
+        groups: Their groups, (N,).
 
     Raises:
         DataError: If one does.
     """
     for name in design.gate_terms:
-        by_group = x[name].groupby(place)
+        by_group = x[name].groupby(groups)
         differing = by_group.max() != by_group.min()
         if differing.any():
             raise DataError(

@@ -17,7 +17,7 @@ Parameters = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Information:
-    r"""Derivatives of the log-likelihood at a point, in named parameters θ.
+    r"""Derivatives of the objective ℓ at a point, in named parameters θ.
 
     .. math:: A = -\frac{\partial^2 \ell}{\partial \theta \, \partial \theta^\top}
 

@@ -1,4 +1,4 @@
-"""Intervals of one parameter by the profile of the likelihood."""
+"""Intervals of one parameter by the profile of the objective: the likelihood and its prior."""
 
 import torch
 from scipy.stats import chi2
@@ -14,7 +14,7 @@ CLOSE = 1e-9
 def profile_interval(
     run: EM, parameters: Parameters, place: int, error: float, alpha: float
 ) -> tuple[float, float]:
-    """The ends of the interval of one parameter, infinite where the likelihood does not fall.
+    """The ends of the interval of one parameter, infinite where the objective does not fall.
 
     Args:
         run: A run of EM at the maximum, whose parameters are changed in place.
@@ -26,7 +26,7 @@ def profile_interval(
     learned = list(run.parameters().values())
     top, z = copies(learned), chi2.isf(alpha, 1) ** 0.5
     with torch.no_grad():
-        estimate, highest = float(parameters()[place]), float(run.log_likelihoods().sum())
+        estimate, highest = float(parameters()[place]), float(run.log_posterior())
 
     def end(side: float) -> float:
         # The root of twice the decrease is nearly linear in the parameter
@@ -57,9 +57,9 @@ def profile_interval(
 
 
 def profiled(run: EM, parameters: Parameters, place: int, value: float) -> float:
-    """The largest log-likelihood with one parameter at a value, by Newton's method.
+    """The largest objective with one parameter at a value, by Newton's method.
 
-    From the present parameters. Steps are halved until the likelihood increases.
+    From the present parameters. Steps are halved until it increases.
     """
     learned = list(run.parameters().values())
     best = -float("inf")
@@ -79,7 +79,7 @@ def profiled(run: EM, parameters: Parameters, place: int, value: float) -> float
         for halvings in range(10):
             shift(learned, before, found.lift @ (step * 0.5**halvings))
             with torch.no_grad():
-                reached = float(run.log_likelihoods().sum())
+                reached = float(run.log_posterior())
             if not there or reached >= best - CLOSE:
                 break
         if there and abs(reached - best) < 1e-6:

@@ -22,14 +22,14 @@ def folder(tmp_path_factory):
             "country": rng.choice(["DE", "FR", "NA"], 160),
             "firm": np.repeat(np.arange(40), 4),
             "y": np.where(component, 1 + 2 * dose, 9 - dose) + rng.normal(0, 0.5, 160).round(3),
+            "known": np.where(np.arange(160) % 40 == 8, 0, np.nan),
             "died": np.where(component, "yes", "no"),
         }
     )
     rows.loc[3, "dose"] = None
     rows.to_csv(folder / "t.csv", index=False)
-    rows[rows["country"] == "NA"].dropna().head(2).drop(columns=["y", "died"]).to_csv(
-        folder / "new.csv", index=False
-    )
+    others = rows.drop(columns=["y", "died", "known"])
+    others[rows["country"] == "NA"].dropna().head(2).to_csv(folder / "new.csv", index=False)
     assert main(command(folder, "me", FORMULA, out="me")) == 0
     return folder
 
@@ -60,7 +60,10 @@ def test_the_command_is_the_call(folder, capsys):
 
 def test_all_options_are_those_of_the_call(folder):
     options = {"weights": "firm", "groups": "firm", "shared": ["dose"], "order": "country[T.FR]"}
-    words = [f"--{name}={value}" for name, value in options.items() if name != "shared"]
+    options |= {"labels": "known", "weight_type": "sampling"}
+    words = [
+        f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "shared"
+    ]
     given = ("--drop-missing", "--restarts", "1", "--shared", "dose", "--seed", "3", *words)
     assert main(command(folder, "me", "y ~ dose + country", out="o", options=given)) == 0
     fit = mixture(
@@ -131,7 +134,7 @@ def test_classes_have_their_names_in_predictions(folder):
         ("me", "y ~ firm", ("--loss", "marginal"), "expected no --loss with story me"),
         ("me", "y ~ firm", ("--z-dim", "2"), "expected story_options of ME"),
         ("gmm", "y ~ firm", (), "expected a story with a target"),
-        ("dvmoe", "y ~ firm", ("--groups", "firm"), "expected story='me' for rows in groups"),
+        ("dvmoe", "y ~ firm", ("--groups", "firm"), "expected a story whose targets are given c"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(folder, capsys, story, formula, options, message):
@@ -142,7 +145,7 @@ def test_what_is_wrong_is_said_in_one_line(folder, capsys, story, formula, optio
     assert not (folder / "bad").exists()
 
 
-@pytest.mark.parametrize("option", ["--offset", "--weights", "--family", "--test-share"])
+@pytest.mark.parametrize("option", ["--offset", "--trials", "--family", "--test-share"])
 def test_options_of_a_formula_need_one(folder, capsys, option):
     words = ["fit", "me", "--data", str(folder / "t.csv"), "--target", "y", option]
     value = {"--family": "poisson", "--test-share": "0.3"}.get(option, "firm")

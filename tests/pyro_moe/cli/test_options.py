@@ -11,6 +11,7 @@ import pytest
 from pyro_moe import cli, runs
 from pyro_moe.cli import options
 from pyro_moe.cli.options import names
+from pyro_moe.fitting.annotations import WEIGHT_TYPES
 from pyro_moe.inference.initialize import STARTS
 from pyro_moe.inference.objectives import LOSSES
 from pyro_moe.mixtures.entry import FAMILIES as OF_FORMULAS
@@ -25,6 +26,7 @@ LIBRARY = {
     "COVARIANCES": mixture.COVARIANCES,
     "LOSSES": LOSSES,
     "STARTS": STARTS,
+    "WEIGHT_TYPES": WEIGHT_TYPES,
 }
 COMMANDS = sorted(Path(command.__file__).stem for command in options.COMMANDS)
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import pyro_moe
-from pyro_moe import evaluation, models
+from pyro_moe import criticism, evaluation, models
+from pyro_moe.criticism import figures
+from pyro_moe.criticism.report.model import rounded
 from pyro_moe.fitting import with_fewer
 
 
@@ -226,3 +228,53 @@ def test_components_that_say_the_same_are_told(written):
     page = written(fit)
     assert any(text.startswith("All 3 components say the same") for text in page.paragraphs)
     assert "AIC" not in dict(page.tables["The fitted model"][0])
+
+
+def test_several_targets_have_their_names_and_families(table, written):
+    rows = table.assign(number=np.arange(len(table)) % 7, other=table["y"] - table["x"])
+    families = ["normal", "poisson", "normal"]
+    formulas = ["y ~ x", "number ~ x", "other ~ x"]
+    fit = pyro_moe.mixture(formulas, rows, family=families, restarts=1, epochs=5)
+    page = written(fit, rows)
+    facts = dict(next(iter(page.tables.values()))[0])
+    assert facts["Rows"] == "160 for fitting"  # none of these rows is held out
+    assert facts["Model"].endswith("2 components, normal, poisson, normal experts")
+    text = " ".join(page.paragraphs)
+    assert "component 0: log E[number] = " in text
+    assert "component 0: y = " in text
+    head = page.tables["Experts"][0][0]
+    assert [name for name in head if name.startswith("mean of")] == [
+        f"mean of {name}" for name in ("y", "number", "other")
+    ]
+    figure = pyro_moe.plots.predictions(fit, fit.rows())
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "expert"
+    assert [axes.get_title() for axes in figure.axes] == ["y", "number", "other"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == sorted(set(map(str, fit.predict(rows).gate.argmax(-1).tolist())))
+    drawn = figures.pit_histogram(criticism.check(fit), names=fit.targets)
+    shown = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+    assert shown[1:] == [f"data, {name}" for name in ("y", "number", "other")]
+
+
+def test_shares_of_classes_have_their_names(table, written):
+    rows = table.assign(kind=np.where(table["x"] > 0.3, "2", "1"))
+    rows["kind"] = rows["kind"].where(np.arange(len(rows)) % 5 > 0, "3")
+    fit = pyro_moe.mixture("kind ~ size", rows, family="categorical", restarts=1, epochs=3)
+    page = written(fit)
+    checked = page.frame("Predictive checks")
+    named = checked["column"][checked["statistic"] == "share"]
+    assert len(named)
+    assert set(named) <= {"1", "2", "3"}
+    table = criticism.check(fit, classes=["1", "2", "3"], num_replicates=20).table
+    first = table[table["statistic"] == "share"].iloc[0]
+    assert first["column"] == "1"
+    assert first["observed"] == pytest.approx((rows["kind"] == "1").mean(), rel=0.05)
+    equations = " ".join(page.paragraphs)
+    assert "log P(kind = 2) / P(kind = 1)" in equations
+
+
+def test_no_zero_is_negative():
+    assert rounded(-461.0, -3) == "0"
+    assert rounded(-0.001, 2) == "0.00"

@@ -98,7 +98,7 @@ def test_sampling_weights_have_no_unit(table):
     ("options", "message"),
     [
         ({"weight_type": "survey"}, "expected weight_type in .*; got 'survey'"),
-        ({"weight_type": "sampling"}, "expected weights, the name of a column"),
+        ({"weight_type": "sampling"}, "expected weights with weight_type='sampling'; got none"),
         ({"labels": "nowhere"}, "nowhere"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pyro_moe
-from pyro_moe import MixtureFit, mixture, models
+from pyro_moe import DataError, MixtureFit, evaluation, mixture, models
 from pyro_moe.mixtures import FormulaFit
 
 SIZES = {"y_dim": 1, "num_components": 2}
@@ -99,12 +99,17 @@ def test_the_classical_story_is_the_default(table):
         ({"story": "no"}, "expected a story in"),
         ({"story": "gmm"}, "expected a story with a target y"),
         ({"story": 3}, "expected the name of a story, its class"),
-        ({"groups": "group"}, "expected story='me' for rows in groups; got 'dvmoe'"),
+        ({"groups": "group"}, "expected a story whose targets are given c.*; got DVMoE"),
         ({"order": "x"}, "expected story='me' to order components; got 'dvmoe'"),
         ({"formula": "y ~ x | 1"}, "expected columns that the gate of 'dvmoe' reads"),
         ({"formula": "y ~ x | 0 + x"}, "expected an intercept of the gate of 'dvmoe'"),
         ({"formula": "y ~ x | time"}, "got 'x' of the experts alone: name it after"),
-        ({"offset": "time"}, "expected no offset with 'dvmoe'"),
+        (
+            {"offset": "time"},
+            "expected no offset with 'dvmoe'.*; got 'time': story='me' and 'deepmoe'",
+        ),
+        ({"story": "gmmmoe", "offset": "np.log(time)"}, "expected no offset with 'gmmmoe'"),
+        ({"story": "vademoe", "trials": "time", "family": "binomial"}, "no trials with 'vademoe'"),
         ({"story_options": {"no": 1}}, "expected story_options of DVMoE"),
         ({"fit_options": {"no": 1}}, "expected fit_options in"),
         ({"fit_options": {"seed": 1}}, "expected fit_options in"),
@@ -118,3 +123,23 @@ def test_what_a_story_cannot_have_is_said_in_one_line(table, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         mixture(**{"formula": "y ~ x", "data": table, "story": "dvmoe", "epochs": 1, **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("story", ["deepmoe", "gmmmoe", "vademoe"])
+def test_rows_of_a_group_are_from_one_component_in_other_stories(table, story, tmp_path):
+    rows = table.assign(of_group=table["component"] + 0.1)
+    formula = {"deepmoe": "y ~ x | of_group", "gmmmoe": "y ~ x"}.get(story, "y ~ x + time")
+    fit = mixture(formula, rows, story=story, groups="group", epochs=2)
+    assert fit.annotations.names == ("groups",)
+    posterior = evaluation.posterior(fit, rows)
+    by_group = rows["group"].factorize()[0]
+    for group in range(3):
+        mine = posterior[by_group == group]
+        torch.testing.assert_close(mine, mine[:1].expand_as(mine))
+    pyro_moe.runs.save(fit, tmp_path)
+    assert pyro_moe.runs.fit_of(tmp_path, rows).restored is None
+
+
+def test_the_columns_of_a_neural_gate_are_constant_in_a_group(table):
+    with pytest.raises(DataError, match=r"constant in each group of 'group'; got .* 'x'"):
+        mixture("y ~ x", table, story="deepmoe", groups="group")

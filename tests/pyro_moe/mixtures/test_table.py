@@ -8,6 +8,8 @@ import torch
 import pyro_moe
 from pyro_moe import SiteError, models
 from pyro_moe.fitting import with_fewer
+from pyro_moe.inference.prior import Prior
+from pyro_moe.mixtures.table import estimated
 
 ML = {"prior": "none", "progress": False, "tolerance": 1e-9}
 
@@ -126,3 +128,38 @@ def test_standard_errors_count_a_row_as_its_weight_says(table):
     copies = me(table.loc[table.index.repeat(weights)], 2, **ML).coefficients()
     errors = [sorted(each["standard_error"]) for each in (found, copies)]
     np.testing.assert_allclose(*errors, rtol=1e-2)
+
+
+@pytest.mark.parametrize("groups", [None, "level"])
+def test_errors_at_a_posterior_mode_count_the_rows_of_the_prior(table, groups):
+    rows = table.assign(level=np.repeat(np.arange(75), 2))
+    plain, strong = (
+        pyro_moe.mixture("y ~ dose", rows, num_components=1, prior=prior, groups=groups)
+        for prior in ("none", Prior(rows=50.0, ridge=0.0))
+    )  # of one component, the prior has the rows of the data once more, 50 of 150
+    np.testing.assert_allclose(strong.params, plain.params, rtol=1e-6)
+    np.testing.assert_allclose(strong.bse, plain.bse / (200 / 150) ** 0.5, rtol=1e-6)
+    assert strong.llf == pytest.approx(plain.llf)
+    name = (0, "y", "dose")
+    interval = np.array([plain.profile_interval(name), strong.profile_interval(name)])
+    width = np.diff(interval)[:, 0]
+    assert width[1] / width[0] == pytest.approx((150 / 200) ** 0.5, rel=1e-2)
+    assert "of the posterior mode" in str(strong.summary())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prior": Prior(rows=10.0, null_rows=5.0)},
+        {"weights": "w", "weight_type": "sampling"},
+        {"weights": "w", "weight_type": "sampling", "groups": "pair", "prior": "weak"},
+    ],
+    ids=["prior", "survey", "survey of groups"],
+)
+def test_both_ways_to_standard_errors_agree(table, options):
+    rows = table.assign(w=1.0 + np.arange(150) % 3, pair=np.repeat(np.arange(75), 2))
+    fit = pyro_moe.mixture("y ~ dose", rows, restarts=3, **options)
+    index, _, errors = estimated(fit)
+    known = fit.bse.reset_index(drop=True)
+    assert len(index) == len(known)
+    np.testing.assert_allclose(errors, known, rtol=1e-5)

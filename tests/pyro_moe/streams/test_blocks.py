@@ -118,8 +118,6 @@ def test_rows_on_disk_give_the_fit_of_rows_in_memory(name):
 @pytest.mark.parametrize("loss", ["em", "marginal"])
 @pytest.mark.parametrize("names", ["weights", "labels", "weights labels", "groups weights"])
 def test_rows_on_disk_have_annotations(names, loss):
-    if loss == "marginal" and "groups" in names:
-        pytest.skip("groups are for EM")
     known = {
         "weights": torch.arange(N) % 3 + 0.5,
         "labels": torch.where(torch.arange(N) % 5 == 0, torch.arange(N) % 2, -1),
