@@ -188,8 +188,8 @@ class MarginalELBO(_DifferentiableELBO):
     log Σ_k p(x, z, c=k) − log q(z). In rows whose component is known, q(c) is as given, see
     `Annotations`. `TraceEnum_ELBO` computes the same value, but more slowly.
 
-    A story may have several layers of assignments. Then the sum is over all of their values, K1 K2 …
-    terms in each row. Each layer that the guide lacks has the optimal q.
+    A story may have several layers of assignments. Then the sum is over all of their values,
+    K1 K2 … terms in each row. Each layer that the guide lacks has the optimal q.
 
     Args:
         num_particles: Samples of the other latent variables to average over.

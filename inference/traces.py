@@ -122,7 +122,9 @@ def _free_bounds(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     log_weights = joint_log_weights(model_trace, guide_trace)
     only_in_model = _only_in(model_trace, guide_trace).values()
     log_weights = _log_sum(log_weights, [*only_in_model], _scale(model_trace))
-    log_q, scaled = (_log_assignments(guide_trace, key) for key in ("unscaled_log_prob", "log_prob"))
+    log_q, scaled = (
+        _log_assignments(guide_trace, key) for key in ("unscaled_log_prob", "log_prob")
+    )
     terms = (log_weights - scaled).masked_fill(log_q.isneginf(), 0.0)  # 0 log 0 = 0
     return (log_q.exp() * terms).flatten(0, -2).sum(0)
 
@@ -270,7 +272,7 @@ def assigned_bounds(
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
-    """Log q(c=k), shape (K, N), or None for a guide without ``c``. Further layers are summed out."""
+    """Log q(c=k), shape (K, N), with further layers summed out; None for a guide without ``c``."""
     assignments = layers(guide_trace)
     if "c" not in assignments:
         return None

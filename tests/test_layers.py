@@ -173,10 +173,34 @@ def test_plots(fit, rows):
 
 
 def test_a_site_that_is_none_is_an_error(fit, rows):
-    message = r"^expected a site 'c7' in the guide or the model; got sites \[.*'c1'.*\]$"
-    for ask in (evaluation.gate, evaluation.posterior):
-        with pytest.raises(SiteError, match=message):
-            ask(fit, rows, site="c7")
+    for site in ("c7", "z"):
+        message = rf"^expected a site '{site}' in the guide or the model; got sites \[.*'c1'.*\]$"
+        for ask in (evaluation.gate, evaluation.posterior):
+            with pytest.raises(SiteError, match=message):
+                ask(fit, rows, site=site)
+        with pytest.raises(SiteError, match=f"^expected a site '{site}' in the model; got"):
+            evaluation.sample(fit, 3, component=0, site=site)
+
+
+def test_a_story_of_one_layer_has_no_other():
+    story = models.DMVAE(2, 2, K, hidden=(4,))
+    x = torch.randn(8, 2)
+    fit = pyro_moe.fit(story.model, story.guide, x, epochs=0, initialize="keep", progress=False)
+    for site in ("c1", "z"):
+        with pytest.raises(SiteError, match=f"^expected a site '{site}' in the guide or the model"):
+            evaluation.gate(fit, x, site=site)
+
+
+def test_em_is_for_one_layer():
+    def story(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c1", dist.OneHotCategorical(torch.ones(2)))
+            c = pyro.sample("c", dist.OneHotCategorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(c[..., :1], 1.0).to_event(1), obs=x)
+
+    message = "^expected no latent site besides 'c' for EM; got 'c1'$"
+    with pytest.raises(SiteError, match=message):
+        pyro_moe.fit(story, lambda x: None, torch.randn(9, 1), loss="em", progress=False)
 
 
 @pytest.mark.parametrize("loss", ["relaxed", "categorical-kl"])

@@ -70,9 +70,7 @@ class Relax(Messenger):
             device=logits.device,
         )
         bound = getattr(written, "max_log_odds", None) if self.max_log_odds is None else None
-        msg["fn"] = self.family(
-            temperature, logits=logits, max_log_odds=self.max_log_odds or bound
-        )
+        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds or bound)
 
 
 class Discretize(Messenger):

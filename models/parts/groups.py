@@ -136,7 +136,7 @@ class GroupedMixture(GaussianMixture):
 def _ward(points: torch.Tensor, number: int) -> torch.Tensor:
     """Assignments (K, G) of points (K, L) to the groups of Ward's method."""
     labels = np.zeros(len(points), dtype=int)
-    if 1 < number:
+    if number > 1:
         from scipy.cluster.hierarchy import fcluster, linkage
 
         merged = linkage(points.cpu().numpy(), "ward")

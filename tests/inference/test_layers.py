@@ -320,7 +320,10 @@ def test_the_order_of_groups_does_not_matter(x):
         other.below["c"].copy_(one.below["c"][order])
         other.shift.copy_(one.shift[order])
         other.after["c1 c"].copy_(one.after["c1 c"][order])
-        for part, columns in ((other.gate.weight, one.gate.weight), (other.gate.bias, one.gate.bias)):
+        for part, columns in (
+            (other.gate.weight, one.gate.weight),
+            (other.gate.bias, one.gate.bias),
+        ):
             part.copy_(columns)
 
     def permuted(x):  # the gate's logits are those of c1 and of c
