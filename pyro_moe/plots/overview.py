@@ -27,8 +27,8 @@ def pictures(fit: Fit, data: Data | None = None, *, seed: int = 0) -> dict[str, 
 
     Returns:
         Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"``,
-        ``"hierarchy"``, ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks are omitted, and
-        plots of x unless rows are images or points in the plane.
+        ``"hierarchy"``, ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks
+        are omitted, and plots of x unless rows are images or points in the plane.
     """
     rows = fit.in_order(data) if isinstance(data, Rows) else fit.rows(data)
     drawings: dict[str, Callable[[], Figure]] = {
