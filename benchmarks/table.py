@@ -364,6 +364,45 @@ def false_alarms() -> str:
     return table(("story", "", "simulations", "alarms", "named first most often"), rows)
 
 
+def hierarchy() -> str:
+    """How well groups of clusters agree with those of simulated data."""
+    rows = []
+    runs = [run for run in recorded("hierarchy") if run["data"] != "digits"]
+    runs = [{**run, "far": f"{run['far']:g}"} for run in runs]
+    for (data, far, method, loss), of_seeds in grouped(
+        runs, "data", "far", "method", "loss"
+    ).items():
+        trees = [run["members"] == [[0, 1, 2], [3, 4]] for run in of_seeds if "members" in run]
+        clusters = [run["accuracy"] for run in of_seeds if "accuracy" in run]
+        rows.append(
+            (
+                data,
+                far,
+                method if loss == "marginal" else f"{method}, {loss}",
+                len(of_seeds),
+                spread(clusters, 4) if clusters else "",
+                spread([run["group_accuracy"] for run in of_seeds], 4),
+                f"{sum(trees)} of {len(trees)}" if trees else "",
+            )
+        )
+    head = ("data", "distance", "method", "seeds", "accuracy of clusters", "of groups")
+    return table((*head, "trees found"), rows)
+
+
+def digit_groups() -> str:
+    """The groups of digits, each by the most frequent digits of its clusters."""
+    runs = recorded("hierarchy", data="digits")
+    rows = [
+        (
+            run["seed"],
+            f"{run['accuracy']:.4f}",
+            " · ".join(" ".join(map(str, group)) for group in run["members"]),
+        )
+        for run in sorted(runs, key=lambda run: run["seed"])
+    ]
+    return table(("seed", "test accuracy", "digits of each group"), rows)
+
+
 MADE = (
     clusters,
     starts,
@@ -378,6 +417,8 @@ MADE = (
     coverage,
     defaults,
     false_alarms,
+    hierarchy,
+    digit_groups,
     engine,
     memory,
     processes,

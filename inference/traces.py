@@ -197,12 +197,24 @@ def joint_posterior(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     """The log-probabilities of all assignments together, with a dimension for each.
 
     Those of the guide have q, and those that only the model has the posterior given z and those of
-    the guide.
+    the guide. What does not depend on the latter cancels, and is left out.
     """
-    joint = joint_log_weights(model_trace, guide_trace)
-    dims = [*_only_in(model_trace, guide_trace).values()]
-    conditional = joint - joint.logsumexp(dims, keepdim=True) if dims else torch.zeros_like(joint)
-    return conditional + _log_assignments(guide_trace, "unscaled_log_prob")
+    log_q = _log_assignments(guide_trace, "unscaled_log_prob").double()
+    free = _only_in(model_trace, guide_trace)
+    if not free:
+        return log_q if log_q.dim() else 0.0 * joint_log_weights(model_trace, guide_trace)
+    of_model = _model_log_probs(model_trace, guide_trace, in_plate=True)
+    of_guide = _log_probs(guide_trace, in_plate=True)
+    dims = [*free.values()]
+
+    def depends(term: torch.Tensor) -> bool:
+        return any(term.dim() >= -dim and term.shape[dim] > 1 for dim in dims)
+
+    joint: Any = sum(term for name, term in of_model.items() if name in free or depends(term))
+    joint = joint - sum(
+        term for name, term in of_guide.items() if depends(term) and name not in layers(guide_trace)
+    )
+    return log_q + joint - joint.logsumexp(dims, keepdim=True)
 
 
 def marginal(log_probabilities: torch.Tensor, dim: int) -> torch.Tensor:
@@ -305,7 +317,7 @@ def assigned_bounds(
 
 
 def log_assignment(guide_trace: Trace) -> torch.Tensor | None:
-    """Log q(c=k), shape (K, N), or None for a guide without ``c``. Further layers are summed out."""
+    """Log q(c=k), shape (K, N), with further layers summed out; None for a guide without ``c``."""
     assignments = layers(guide_trace)
     if "c" not in assignments:
         return None

@@ -34,9 +34,9 @@ class HierarchicalDMVAE(DMVAE):
     whose centers in the latent space are near each other, compared with their own spread, see
     `GroupedMixture`. In the guide p(c_1|c) is exact, because z depends on c alone. The bound of
     each row is therefore that of the DMVAE with the same clusters. The guide draws c_1 first, as
-    the model does, so that the KL divergence of one layer given the one above it is known. The prior of the centers is an
-    observed site ``centers`` outside the plate of rows. With one group the story is a DMVAE with a
-    normal prior of its centers.
+    the model does, so that the KL divergence of one layer given the one above it is known. The
+    prior of the centers is an observed site ``centers`` outside the plate of rows. With one group
+    the story is a DMVAE with a normal prior of its centers.
 
     Args:
         x_dim: D, columns of x.

@@ -64,12 +64,13 @@ class GroupedMixture(GaussianMixture):
         super().__init__(dim, num_components, covariance=covariance, weights=weights)
 
     def reset_parameters(self) -> None:
-        """Set the components as in `GaussianMixture`, and find their groups."""
+        """Set the components as in `GaussianMixture`, and standard normal centers of groups."""
         super().reset_parameters()
         if not hasattr(self, "group_loc"):
             self.group_loc = torch.nn.Parameter(torch.empty(self.num_groups, self.dim))
             self.group_log_scale = torch.nn.Parameter(torch.empty(()))
-        self.find_groups()
+        torch.nn.init.normal_(self.group_loc)
+        torch.nn.init.zeros_(self.group_log_scale)
 
     def num_free_parameters(self) -> int:
         """The number of those of the components, of the groups' centers, and s."""

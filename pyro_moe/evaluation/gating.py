@@ -113,13 +113,13 @@ def _gate(fit: Fit, batch: Features, num_samples: int, site: str) -> torch.Tenso
     with SobolSamples(num_samples), Undecided():
         guide_trace = poutine.trace(fit.guide).get_trace(*batch)
     sites = prune_subsample_sites(guide_trace)
-    drawn = [is_assignment(sites.nodes[name]) for name in sites.stochastic_nodes]
-    first = len([*takewhile(bool, drawn)])  # assignments before any other latent
-    if site in sites.stochastic_nodes[:first] and first > 1:
+    drawn = {name: is_assignment(sites.nodes[name]) for name in sites.stochastic_nodes}
+    first = [*takewhile(drawn.get, drawn)]  # assignments before any other latent
+    if site in first and len(first) > 1:
         with Enumerate():
             one = poutine.trace(fit.guide).get_trace(*batch)
         return _exact_gate(one, site)
-    if sum(drawn) != 1 or site not in guide_trace.nodes:
+    if [name for name in drawn if drawn[name]] != [site]:
         return _estimated_gate(fit, batch, num_samples, site)
     log_q = log_probabilities(guide_trace.nodes[site]["fn"])
     if log_q.dim() == 2 and first:

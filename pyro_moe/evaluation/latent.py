@@ -8,10 +8,10 @@ from pyro.poutine import Trace
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.handlers import AtTheMean, Discretize
+from pyro_moe.inference.handlers import AtTheMean, Discretize, is_assignment
 from pyro_moe.rows import Data
 
-from .traces import batches, node, shared_latents
+from .traces import batches, missing_site, node, shared_latents
 
 
 def encode(fit: Fit, x: Data) -> torch.Tensor:
@@ -98,7 +98,9 @@ def sample(
         model = poutine.condition(poutine.uncondition(fit.model), shared_latents(fit))
         trace = poutine.trace(model).get_trace(*template)
         if component is not None:
-            num_components = node(trace, site, "model")["value"].shape[-1]
+            if site not in trace.nodes or not is_assignment(trace.nodes[site]):
+                raise missing_site(site, "model", trace)
+            num_components = trace.nodes[site]["value"].shape[-1]
             if not 0 <= component < num_components:
                 raise ValueError(
                     f"expected component from 0 to {num_components - 1}; got {component}"

@@ -5,6 +5,7 @@ figure with ``figure.savefig("my.png")``.
 """
 
 from .gate_regions import gate_map
+from .hierarchy import hierarchy
 from .latent import generated, latent_map, reconstructions
 from .overview import pictures
 from .posteriors import classification, rootogram, uncertainty
@@ -15,6 +16,7 @@ __all__ = [
     "classification",
     "gate_map",
     "generated",
+    "hierarchy",
     "history",
     "latent_map",
     "pictures",

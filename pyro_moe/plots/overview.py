@@ -10,6 +10,7 @@ from pyro_moe.inference.errors import SiteError
 from pyro_moe.rows import Data, Rows
 
 from .gate_regions import gate_map
+from .hierarchy import hierarchy
 from .latent import generated, latent_map, reconstructions
 from .targets import predictions
 from .training import history
@@ -26,8 +27,8 @@ def pictures(fit: Fit, data: Data | None = None, *, seed: int = 0) -> dict[str, 
 
     Returns:
         Some of ``"history"``, ``"latent_map"``, ``"reconstructions"``, ``"generated"``,
-        ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks are omitted, and
-        plots of x unless rows are images or points in the plane.
+        ``"hierarchy"``, ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks
+        are omitted, and plots of x unless rows are images or points in the plane.
     """
     rows = fit.in_order(data) if isinstance(data, Rows) else fit.rows(data)
     drawings: dict[str, Callable[[], Figure]] = {
@@ -37,6 +38,7 @@ def pictures(fit: Fit, data: Data | None = None, *, seed: int = 0) -> dict[str, 
     if rows.image_shape is not None or fit.x_dim == 2:
         drawings["reconstructions"] = partial(reconstructions, fit, rows, seed=seed)
         drawings["generated"] = partial(generated, fit, image_shape=rows.image_shape, seed=seed)
+        drawings["hierarchy"] = partial(hierarchy, fit, rows, seed=seed)
     if rows.image_shape is None and fit.x_dim == 2:
         drawings["gate_map"] = partial(gate_map, fit, rows, seed=seed)
     if rows.y is not None and fit.has_target:

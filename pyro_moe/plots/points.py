@@ -42,9 +42,14 @@ def match(labels: np.ndarray, components: np.ndarray | None) -> dict[int, int] |
 
 
 def scatter(
-    axes: Axes, points: np.ndarray, groups: np.ndarray | None, colors: dict[int, int] | None = None
+    axes: Axes,
+    points: np.ndarray,
+    groups: np.ndarray | None,
+    colors: dict[int, int] | None = None,
+    *,
+    numbers: bool = True,
 ) -> None:
-    """Plot points in the plane, each group in its color and with its number."""
+    """Plot points in the plane, each group in its color and, if ``numbers``, with its number."""
     size = float(np.clip(6000 / len(points), 3, 16))
     if groups is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=GRAY, linewidths=0)
@@ -53,7 +58,8 @@ def scatter(
     axes.scatter(
         points[:, 0], points[:, 1], s=size, c=list(map(color, chosen)), linewidths=0, alpha=0.8
     )
-    number_groups(axes, points, groups)
+    if numbers:
+        number_groups(axes, points, groups)
 
 
 def number_groups(axes: Axes, points: np.ndarray, groups: np.ndarray) -> None:

@@ -26,6 +26,7 @@ DERIVED = (
     "latent_map.png",
     "reconstructions.png",
     "generated.png",
+    "hierarchy.png",
     "gate_map.png",
     "predictions.png",
 )
