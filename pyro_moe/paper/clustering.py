@@ -50,7 +50,7 @@ class Clustered:
         """Originals and reconstructions, generated rows, and the latent space."""
         yield f"{self.name}: original and reconstructed", plots.reconstructions(self.fit, self.test)
         shape = self.test.image_shape
-        yield f"{self.name}: generated, by cluster", plots.generated(self.fit, shape)
+        yield f"{self.name}: generated, by cluster", plots.generated(self.fit, image_shape=shape)
         yield f"{self.name}: codes of the test rows", plots.latent_map(self.fit, self.test)
 
 
@@ -84,7 +84,7 @@ def of_images(*, quick: bool, data_dir: str | None) -> list[Clustered]:
     start = cluster_images(gray, 10, embedding="tsne" if quick else "umap", progress=False)
     sizes = {"x_dim": 784, "z_dim": 10, "num_components": 10, "likelihood": "bernoulli"}
     sizes["hidden"] = (500, 500) if quick else (500, 500, 2000)
-    options = {"epochs": 2 if quick else 6, "initial_epochs": 2 if quick else 6}
+    options: dict[str, Any] = {"epochs": 2 if quick else 6, "initial_epochs": 2 if quick else 6}
     options |= {"initialize": start, "learning_rate": 1e-3}
     return [_clustered(name, train, test, sizes, options) for name in STORIES]
 

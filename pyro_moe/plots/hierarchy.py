@@ -115,7 +115,6 @@ def _show_members(
     axes: Axes, rows: Rows, components: torch.Tensor, order: list[int], seed: int
 ) -> None:
     """A row of images for each component, blank where it has fewer."""
-    assert rows.image_shape is not None
     draw = np.random.default_rng(seed)
     x, blank = rows.x.cpu(), rows.x.min().cpu()
     lines = []
@@ -125,5 +124,6 @@ def _show_members(
         line = torch.full((NUM_COLUMNS, x.shape[1]), float(blank))
         line[: len(some)] = x[some]
         lines.append(line)
-    show_images(axes, torch.cat(lines), rows.image_shape, num_columns=NUM_COLUMNS, like=rows.x)
+    shape = rows.image_shape or (1, 1, x.shape[1])
+    show_images(axes, torch.cat(lines), shape, num_columns=NUM_COLUMNS, like=rows.x)
     axes.set_aspect("auto")
