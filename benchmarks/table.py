@@ -351,6 +351,19 @@ def intervals() -> str:
     return table(("story", "seeds", "90 % intervals cover", "test log-likelihood"), rows)
 
 
+def imputation() -> str:
+    """Coverage of 90 % intervals of hidden pixels, and errors."""
+    rows = []
+    for (hidden, moves), of_seeds in grouped(recorded("imputation"), "hidden", "moves").items():
+        names = ("coverage", "error", "effective_samples", "seconds")
+        means = [statistics.mean(run[name] for run in of_seeds) for name in names]
+        digits = (3, 3, 0, 0)
+        shown = (f"{mean:.{places}f}" for mean, places in zip(means, digits, strict=True))
+        rows.append((hidden, moves, len(of_seeds), *shown))
+    head = ("hidden pixels", "moves", "seeds", "coverage", "error", "effective samples", "seconds")
+    return table(head, rows)
+
+
 def false_alarms() -> str:
     """The rate of alarms of the predictive check at level 0.05."""
     rows = []
@@ -413,6 +426,7 @@ MADE = (
     uci,
     uci_choice,
     few_rows,
+    imputation,
     intervals,
     coverage,
     defaults,

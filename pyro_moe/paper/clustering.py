@@ -96,7 +96,7 @@ def epochs_to(curve: list[float], share: float) -> int:
         >>> epochs_to([0.0, 9.0, 9.95, 10.0], 0.99)
         3
     """
-    goal = curve[0] + share * (curve[-1] - curve[0])
+    goal = curve[0] + share * (max(curve) - curve[0])
     return next(number for number, value in enumerate(curve, 1) if value >= goal)
 
 

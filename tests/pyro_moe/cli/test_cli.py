@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import pyro_moe
 from pyro_moe import DataError, cli, datasets, evaluation, plots, runs
-from pyro_moe.paper import table1
+from pyro_moe.paper import page, table1
 
 
 @pytest.fixture(autouse=True)
@@ -508,6 +508,13 @@ def test_a_run_without_a_target_of_a_table_cannot_predict(line, table, undrawn, 
     run(f"fit {line} --epochs 1 --out run")
     message = fails("predict run --data my.csv --out new.csv", capsys)
     assert message == "expected a run with a target of a table; got run"
+
+
+def test_the_page_of_the_paper_is_written(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(page, "write", lambda path, **options: asked.append((path, options)))
+    assert cli.main(["reproduce", "paper", "--quick", "--out", "here.html"]) == 0
+    assert asked == [("here.html", {"quick": True, "data_dir": None})]
 
 
 @pytest.mark.parametrize(

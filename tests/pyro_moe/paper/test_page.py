@@ -1,0 +1,50 @@
+"""The page of the paper: numbers of tiny fits, and their pictures."""
+
+import pytest
+
+from pyro_moe import datasets
+from pyro_moe.paper import clustering, page
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:expected rows for each")  # of tiny fits
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Both stories on a few rows, and one row of Table 1."""
+    spiral = datasets.spiral(train_rows=12, test_rows=8)
+    digits = [rows.take(slice(40)) for rows in datasets.digits()]
+    monkeypatch.setattr(datasets, "spiral", lambda: spiral)
+    monkeypatch.setattr(datasets, "digits", lambda: digits)
+    true_fit = clustering.fit
+
+    def fit(*programs, **options):
+        return true_fit(*programs, **options | {"epochs": 2, "initialize": "random"})
+
+    monkeypatch.setattr(clustering, "fit", fit)
+    rows = [("spiral: paper, DVMoE", iter([1.0, 2.0, 3.0])), ("spiral: ME", iter([0.25, 0.5, 4.0]))]
+    monkeypatch.setattr(page, "measured", lambda **options: iter(rows))
+
+
+def test_the_page_has_the_table_the_figures_and_the_numbers(small, tmp_path):
+    said = []
+    path = page.write(tmp_path / "paper.html", quick=True, say=said.append)
+    text = path.read_text()
+    assert said == ["Table 1", "figures 4 to 7: digits of scikit-learn", "figures 8 to 11: spirals"]
+    assert text.count("<img") == 12  # three of each story on both data
+    for expected in ("paper, DVMoE", "0.25", "VaDE: codes of the test rows", "epochs to 99 %"):
+        assert expected in text
+
+
+def test_numbers_are_those_of_the_training(small):
+    (dmvae, _) = clustering.of_spirals(quick=True)
+    numbers = dmvae.numbers
+    assert numbers["epochs"] == 2
+    assert 0.2 <= numbers["test accuracy"] <= 1.0
+    seconds = [record["seconds"] for record in dmvae.fit.history]
+    assert numbers["seconds an epoch"] == pytest.approx(sum(seconds) / 2)
+
+
+def test_epochs_to_a_share_of_the_gain():
+    assert clustering.epochs_to([0.0, 5.0, 10.0, 9.0], 0.5) == 2
+    assert clustering.epochs_to([3.0, 2.0], 0.99) == 1
