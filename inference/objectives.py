@@ -113,7 +113,7 @@ def _relaxed(
 ) -> tuple[Program, Program]:
     if not as_written:
         set_temperature(temperature, model, guide)
-    prior = Relax(PRIOR_SHARE * temperature, as_written=as_written)
+    prior = Relax(PRIOR_SHARE * temperature, as_written=as_written, keeps_bound=True)
     posterior = Relax(temperature, max_log_odds=MAX_LOG_ODDS, as_written=as_written)
     return prior(model), posterior(guide)
 

@@ -14,7 +14,7 @@ from pyro_moe.distributions import (
 
 from .dmvae import DMVAE
 from .dvmoe import DVMoE
-from .parts.groups import GroupedMixture
+from .parts.groups import MAX_PRIOR_LOG_ODDS, GroupedMixture
 from .parts.targets import observe_target, posterior_logits
 
 
@@ -52,7 +52,7 @@ class HierarchicalDMVAE(DMVAE):
     Example:
         >>> story = HierarchicalDMVAE(x_dim=2, z_dim=2, num_components=5, num_groups=2)
         >>> story.prior.log_memberships().exp().sum(-1).round()
-        tensor([1., 1., 1., 1., 1.], grad_fn=<RoundBackward0>)
+        tensor([1., 1., 1., 1., 1.])
     """
 
     prior: GroupedMixture
@@ -87,7 +87,9 @@ class HierarchicalDMVAE(DMVAE):
             c = pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(
-                    self.prior_temperature, logits=c1 @ logits, max_log_odds=MAX_LOG_ODDS
+                    self.prior_temperature,
+                    logits=c1 @ logits,
+                    max_log_odds=MAX_PRIOR_LOG_ODDS,
                 ),
             )
             # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`
@@ -192,7 +194,9 @@ class HierarchicalDVMoE(DVMoE):
             c = pyro.sample(
                 "c",
                 RelaxedOneHotCategorical(
-                    self.prior_temperature, logits=c1 @ logits, max_log_odds=MAX_LOG_ODDS
+                    self.prior_temperature,
+                    logits=c1 @ logits,
+                    max_log_odds=MAX_PRIOR_LOG_ODDS,
                 ),
             )
             # Assumption: z | c = k ~ Normal(μ_k, Σ_k), for the form of Σ_k see `covariance`

@@ -43,8 +43,9 @@ class Relax(Messenger):
     Args:
         temperature: τ > 0, a number or a scalar tensor.
         family: `RelaxedOneHotCategorical` or `CategoricalKL`.
-        max_log_odds: b of `RelaxedOneHotCategorical`; None for that of the site, if it has one.
+        max_log_odds: b of `RelaxedOneHotCategorical`; None for unbounded logits.
         as_written: Whether a site that is already relaxed keeps its own temperature.
+        keeps_bound: Whether a site has the bound with which it is written, if any, instead of b.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Relax(Messenger):
         *,
         max_log_odds: float | None = None,
         as_written: bool = False,
+        keeps_bound: bool = False,
     ) -> None:
         super().__init__()
         self.temperature, self.family = temperature, family
         self.max_log_odds, self.as_written = max_log_odds, as_written
+        self.keeps_bound = keeps_bound
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not is_assignment(msg):
@@ -69,8 +72,8 @@ class Relax(Messenger):
             dtype=logits.dtype,
             device=logits.device,
         )
-        bound = getattr(written, "max_log_odds", None) if self.max_log_odds is None else None
-        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=self.max_log_odds or bound)
+        bound = getattr(written, "max_log_odds", None) if self.keeps_bound else self.max_log_odds
+        msg["fn"] = self.family(temperature, logits=logits, max_log_odds=bound)
 
 
 class Discretize(Messenger):

@@ -3,10 +3,19 @@
 import numpy as np
 import torch
 
-from pyro_moe.distributions import Mixture, Normal
+from pyro_moe.distributions import (
+    MAX_LOG_ODDS,
+    PRIOR_TEMPERATURE,
+    TEMPERATURE,
+    Mixture,
+    Normal,
+)
 
 from .mixture import GaussianMixture
 
+# Log-odds of -b in q give the same relaxed values as those of -b τ_p/τ in p. With larger ones in p,
+# components that a group excludes would count against rows that are sure of theirs.
+MAX_PRIOR_LOG_ODDS = MAX_LOG_ODDS * PRIOR_TEMPERATURE / TEMPERATURE
 MIN_SCALE = 0.5
 ITERATIONS = 50
 
@@ -95,9 +104,13 @@ class GroupedMixture(GaussianMixture):
         return Mixture(logits, Normal(self.group_loc, self.group_scale).to_event(1))
 
     def log_memberships(self) -> torch.Tensor:
-        """Log p(c_1 = g | c = k), shape (K, G)."""
+        """Log p(c_1 = g | c = k), shape (K, G), without gradients.
+
+        Where z depends on c alone, the bound of a row does not depend on them, because guide and
+        model have the same. Only a relaxed bound does, which grows as the groups merge.
+        """
         groups = Normal(self.group_loc, self.group_scale).to_event(1)
-        return groups.log_prob(self.centers().unsqueeze(-2)).log_softmax(-1)
+        return groups.log_prob(self.centers().unsqueeze(-2)).log_softmax(-1).detach()
 
     def layer_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Log p(c_1 = g), shape (G,), and log p(c = k | c_1 = g), shape (G, K)."""

@@ -43,19 +43,21 @@ def hierarchy(fit: Fit, rows: Rows, *, site: str = "c1", seed: int = 0) -> Figur
     g, h = (evaluation.gate(fit, rows, site=name).double().cpu() for name in ("c", site))
     groups = (g.mT @ h).argmax(-1).numpy()
     found = [k for k in range(g.shape[1]) if (g.argmax(-1) == k).any()]
-    images = rows.image_shape is not None
-    height = 0.4 + 0.45 * len(found) if images else 4.2
+    shape = rows.image_shape
+    height = 4.2 if shape is None else 0.4 + 0.45 * len(found)
     figure, (left, right) = panels_of(2, height=height)
     order = _tree(left, _linkage(_codes(fit, rows), g[:, found]), found, groups)
-    if images:
-        _show_members(right, rows, g.argmax(-1), order, seed)
+    if shape is not None:
+        tiles = _members(rows, g.argmax(-1), order, seed)
+        show_images(right, tiles, shape, num_columns=NUM_COLUMNS, like=rows.x)
+        right.set_aspect("auto")
     else:
         components = g.argmax(-1).numpy()
         scatter(right, rows.x.cpu().numpy(), groups[components], numbers=False)
         number_groups(right, rows.x.cpu().numpy(), components)
         label_plane(right, fit.columns or rows.columns)
     left.set_title("Components")
-    right.set_title("Rows of each component" if images else "Groups")
+    right.set_title("Groups" if shape is None else "Rows of each component")
     return figure
 
 
@@ -111,10 +113,8 @@ def _tree(
     return order
 
 
-def _show_members(
-    axes: Axes, rows: Rows, components: torch.Tensor, order: list[int], seed: int
-) -> None:
-    """A row of images for each component, blank where it has fewer."""
+def _members(rows: Rows, components: torch.Tensor, order: list[int], seed: int) -> torch.Tensor:
+    """Some images of each component, blank where it has fewer."""
     draw = np.random.default_rng(seed)
     x, blank = rows.x.cpu(), rows.x.min().cpu()
     lines = []
@@ -124,6 +124,4 @@ def _show_members(
         line = torch.full((NUM_COLUMNS, x.shape[1]), float(blank))
         line[: len(some)] = x[some]
         lines.append(line)
-    shape = rows.image_shape or (1, 1, x.shape[1])
-    show_images(axes, torch.cat(lines), shape, num_columns=NUM_COLUMNS, like=rows.x)
-    axes.set_aspect("auto")
+    return torch.cat(lines)

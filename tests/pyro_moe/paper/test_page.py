@@ -6,7 +6,9 @@ from pyro_moe import datasets
 from pyro_moe.paper import clustering, page
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:expected rows for each")  # of tiny fits
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pyro_moe.inference.errors.EmptyComponentWarning", "ignore::pyro_moe.DataWarning"
+)  # of tiny fits
 
 
 @pytest.fixture
