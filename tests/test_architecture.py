@@ -29,7 +29,16 @@ BELOW = {
     "streams": {"rows", "inference"},
     "evaluation": {"fitted", "rows", "inference", "distributions"},
     "validation": {"evaluation", "fitted", "rows", "inference", "distributions"},
-    "fitting": {"validation", "fitted", "streams", "rows", "progress", "inference", "files"},
+    "fitting": {
+        "validation",
+        "fitted",
+        "streams",
+        "rows",
+        "progress",
+        "inference",
+        "files",
+        "processes",
+    },
     "plots": {"evaluation", "fitted", "rows", "text", "inference"},
     "selection": {"plots", "evaluation", "fitting", "fitted", "rows", "inference"},
     "criticism": {
