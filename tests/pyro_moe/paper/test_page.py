@@ -5,7 +5,6 @@ import pytest
 from pyro_moe import datasets
 from pyro_moe.paper import clustering, page
 
-
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pyro_moe.inference.errors.EmptyComponentWarning", "ignore::pyro_moe.DataWarning"
 )  # of tiny fits
