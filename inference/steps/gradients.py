@@ -162,8 +162,8 @@ class Recording:
         graph.recompile()
         self.graph, self.compiled, self.whole = graph, False, all(self._known)
         self._run: Callable[..., Sequence[torch.Tensor]] = graph
-        with torch.no_grad(), suppress(RuntimeError):
-            self._run = torch.jit.trace(with_linear(graph), tuple(inputs), check_trace=False)
+        with torch.no_grad(), suppress(RuntimeError, TypeError, AttributeError):
+            self._run = scripted(with_linear(graph), inputs)
 
     def compile(self, inputs: Sequence[torch.Tensor]) -> str:
         """Compile the operations. If that fails, they stay as they are.
@@ -205,6 +205,22 @@ class Recording:
         with torch.no_grad():
             value, vector = self._run(*tensors)
         return value, vector
+
+
+def scripted(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """A function that runs operations in TorchScript's interpreter.
+
+    `torch.jit.trace` would keep each function until the process ends, a few megabytes of memory.
+    """
+
+    def function(*tensors: torch.Tensor) -> Any:
+        return graph(*tensors)
+
+    names = [f"tensor_{index}" for index in range(len(inputs))]
+    found, _ = torch._C._create_graph_by_tracing(
+        function, tuple(inputs), lambda value: "", True, False, None, names
+    )
+    return torch._C._create_function_from_graph("replay", found)
 
 
 def record(
