@@ -18,7 +18,16 @@ from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.steps import gradients
 from pyro_moe.inference.steps.simplify import simplify, with_linear
 from pyro_moe.inference.svi import SVI
-from pyro_moe.models import DMVAE, GMM, DeepMoE, DVMoE, GMMMoE, VaDE, VaDEMoE
+from pyro_moe.models import (
+    DMVAE,
+    GMM,
+    DeepMoE,
+    DVMoE,
+    GMMMoE,
+    HierarchicalDVMoE,
+    VaDE,
+    VaDEMoE,
+)
 
 N, D, K = 22, 2, 3
 SAME = {"rtol": 0, "atol": 0}
@@ -30,6 +39,7 @@ STORIES = {
     "dmvae": lambda: DMVAE(D, 1, K, hidden=(4,)),
     "vademoe": lambda: VaDEMoE(D, 1, K, 1, hidden=(4,)),
     "dvmoe": lambda: DVMoE(D, 1, K, 1, hidden=(4,), experts="student-t"),
+    "hierarchicaldvmoe": lambda: HierarchicalDVMoE(D, 1, K, 1, hidden=(4,)),
 }
 
 
