@@ -55,9 +55,9 @@ def grouped(runs: Iterable[Run], *fields: str) -> Groups:
     return dict(sorted(groups.items()))
 
 
-def label(name: str) -> str:
+def label(name: object) -> str:
     """A name in the form of the tables, such as ``"me few rows"``."""
-    return name.lower().replace(",", "").replace("-", "")
+    return str(name).lower().replace(",", "").replace("-", "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

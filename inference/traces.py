@@ -199,7 +199,7 @@ def joint_posterior(model_trace: Trace, guide_trace: Trace) -> torch.Tensor:
     Those of the guide have q, and those that only the model has the posterior given z and those of
     the guide. What does not depend on the latter cancels, and is left out.
     """
-    log_q = _log_assignments(guide_trace, "unscaled_log_prob").double()
+    log_q = _log_assignments(guide_trace, "unscaled_log_prob")
     free = _only_in(model_trace, guide_trace)
     if not free:
         return log_q if log_q.dim() else 0.0 * joint_log_weights(model_trace, guide_trace)

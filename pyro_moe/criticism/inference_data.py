@@ -199,8 +199,7 @@ def _assignments(model_trace: Any, guide_trace: Any) -> dict[str, torch.Tensor]:
     if not dims:
         return {}
     posterior = joint_posterior(model_trace, guide_trace)
-    by_row = posterior.movedim(-1, 0).flatten(1).softmax(-1)
-    chosen = torch.multinomial(by_row, 1).squeeze(-1)
+    chosen = torch.multinomial(posterior.flatten(0, -2).softmax(0).T, 1).squeeze(-1)
     numbers = torch.unravel_index(chosen, posterior.shape[:-1])
     return {name: numbers[dim + 1] for name, dim in dims.items()}
 
