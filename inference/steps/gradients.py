@@ -195,7 +195,7 @@ class Recording:
             parts = vector.split([shape.numel() for shape in self._shapes])
             rest = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
         else:
-            with torch.no_grad():
+            with torch.no_grad(), torch.jit.optimized_execution(False):
                 value, *rest = self._run(*tensors)
         results = iter(rest)
         return value, [next(results) if known else None for known in self._known]
