@@ -59,7 +59,7 @@ def create_parameters(
         model: A Pyro model.
         guide: Its guide.
         store: The state of Pyro's parameter store for these programs.
-        example: A row of each column.
+        *example: A row of each column.
     """
     with torch.no_grad(), reproducible(0), running(store):
         enumerated_traces(model, guide, *example)
