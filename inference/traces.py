@@ -53,7 +53,7 @@ def enumerated_traces(
 def create_parameters(
     model: Program, guide: Program, store: dict[str, Any], *example: torch.Tensor
 ) -> None:
-    """Create the `pyro.param`s of programs in a store, as a first step would.
+    """Create the parameters of `pyro.param` in a store, as a first step of the programs would.
 
     Args:
         model: A Pyro model.
