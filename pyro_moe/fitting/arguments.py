@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyro_moe.inference.context import reproducible
+from pyro_moe.inference.context import late_imports, reproducible
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataError
 from pyro_moe.inference.initialize import STARTS
@@ -65,10 +65,11 @@ def check_optimizer(optimizer: Any, weight_decay: Any) -> torch.optim.Optimizer:
     number = torch.zeros(1, requires_grad=True)
     number.grad = torch.zeros(1)
     try:
-        found = adam([number], float(weight_decay)) if optimizer is None else optimizer([number])
-        (group,) = found.param_groups
-        found.step()
-        float(group["lr"])
+        with late_imports():
+            found = optimizer([number]) if optimizer else adam([number], float(weight_decay))
+            (group,) = found.param_groups
+            found.step()
+            float(group["lr"])
     except Exception as error:  # whatever a function of the caller's raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

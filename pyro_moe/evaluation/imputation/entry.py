@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from pyro_moe.fitted import Fit
-from pyro_moe.inference.context import reproducible
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.context import reproducible, without_warnings
+from pyro_moe.inference.errors import DataError, DataWarning
 from pyro_moe.rows import Data, Rows, as_tensor
 
 from ..traces import observed_sites
@@ -150,7 +150,8 @@ def completions(fit: Fit, x: Data, number: int, seed: int) -> torch.Tensor | Non
     if getattr(fit.story, "missing_features", False):
         return None
     try:
-        given = fit.in_order(x)
+        with without_warnings(DataWarning):  # which the caller gives
+            given = fit.in_order(x)
         lacks = as_tensor(given.x if isinstance(given, Rows) else given, "x").isnan().any()
     except DataError:  # of data with other faults, which the caller finds
         return None

@@ -489,7 +489,7 @@ def test_a_folder_for_predictions_is_made(homes):
             "predict run --data features.csv --out ./features.csv",
             "expected --out to be another file than --data; got features.csv for both",
         ),
-        ("reproduce table2", r"argument table: invalid choice: 'table2' \(choose from .*"),
+        ("reproduce table2", r"argument what: invalid choice: 'table2' \(choose from .*"),
     ],
 )
 def test_bad_commands_with_targets_say_what_was_expected(line, message, homes, capsys):
