@@ -62,11 +62,11 @@ def check_optimizer(optimizer: Any, weight_decay: Any) -> torch.optim.Optimizer:
             "expected weight_decay as an argument of the optimizer; got optimizer=… and "
             f"weight_decay={weight_decay!r}"
         )
-    number = torch.zeros(1, requires_grad=True)
+    number, decay = torch.zeros(1, requires_grad=True), float(weight_decay)
     number.grad = torch.zeros(1)
     try:
         with late_imports():
-            found = optimizer([number]) if optimizer else adam([number], float(weight_decay))
+            found = optimizer([number]) if optimizer is not None else adam([number], decay)
             (group,) = found.param_groups
             found.step()
             float(group["lr"])

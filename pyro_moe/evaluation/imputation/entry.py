@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import reproducible, without_warnings
 from pyro_moe.inference.errors import DataError, DataWarning
-from pyro_moe.rows import Data, Rows, as_tensor
+from pyro_moe.rows import Data, Rows, as_tensor, as_tensors
 
 from ..traces import observed_sites
 from .gibbs import Chains
@@ -151,8 +152,7 @@ def completions(fit: Fit, x: Data, number: int, seed: int) -> torch.Tensor | Non
         return None
     try:
         with without_warnings(DataWarning):  # which the caller gives
-            given = fit.in_order(x)
-        lacks = as_tensor(given.x if isinstance(given, Rows) else given, "x").isnan().any()
+            lacks = _x_of(fit, x).isnan().any()
     except DataError:  # of data with other faults, which the caller finds
         return None
     if not lacks or "x" not in observed_sites(fit):
@@ -162,10 +162,17 @@ def completions(fit: Fit, x: Data, number: int, seed: int) -> torch.Tensor | Non
 
 def _incomplete(fit: Fit, data: Data) -> tuple[tuple[Any, ...], torch.Tensor]:
     """Arguments of model and guide with typical values where missing, and which are observed."""
-    data = fit.in_order(data[0] if isinstance(data, tuple) and data else data)
-    x = as_tensor(data.x if isinstance(data, Rows) else data, "x")
+    x = _x_of(fit, data)
     observed = ~x.isnan()
     fits = x.dim() == 2 and x.shape[1] == fit.x_dim
     typical = fit.training.mean
     arguments = fit.features(torch.where(observed, x, typical.cpu() if fits else 0))
     return arguments, observed.to(arguments[0].device)
+
+
+def _x_of(fit: Fit, data: Data) -> torch.Tensor:
+    """The rows of x of any kind of data, NaN where missing, with columns in the fit's order."""
+    if isinstance(data, Dataset):
+        return as_tensors(data, missing_targets=True, missing_features=True)[0]
+    data = fit.in_order(data[0] if isinstance(data, tuple) and data else data)
+    return as_tensor(data.x if isinstance(data, Rows) else data, "x")

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 import pyro_moe
 from pyro_moe import DataError, Rows, SiteError, datasets, evaluation, models
@@ -470,6 +471,8 @@ def test_predictions_of_incomplete_rows_are_averages_over_imputations():
     assert_close(found.mean[2], expected.mean[2], **CLOSE)
     ratios = found.variance[[0, 1, 3]] / expected.variance[[0, 1, 3]]
     assert ((ratios > 0.4) & (ratios < 2.0)).all()
+    for data in ((rows, None), TensorDataset(rows), Rows(rows), pd.DataFrame(rows.numpy())):
+        assert_close(evaluation.predict(fit, data).mean, found.mean, **CLOSE)
     with pytest.raises(DataError, match="expected finite values in x; got inf in row 0"):
         evaluation.predict(fit, torch.tensor([[NAN, torch.inf]]))
 
