@@ -24,8 +24,8 @@ def shuffled(number: int, *seeds: int) -> Iterator[torch.Tensor]:
         seeds: Integers that together identify the order of more than one window.
 
     Example:
-        >>> [len(rows) for rows in shuffled(2**18 + 9, 0)]
-        [262144, 9]
+        >>> sum(len(rows) for rows in shuffled(2**18 + 9, 0)) == 2**18 + 9
+        True
     """
     if number <= WINDOW:
         yield torch.randperm(number)
