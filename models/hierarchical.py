@@ -62,13 +62,7 @@ class HierarchicalDMVAE(DMVAE):
     ) -> None:
         super().__init__(x_dim, z_dim, num_components, **options)
         self.num_groups = num_groups
-        self.prior = GroupedMixture(
-            z_dim,
-            num_components,
-            num_groups=num_groups,
-            covariance=self.prior.covariance,
-            weights=self.prior.weights,
-        )
+        self.prior = GroupedMixture.like(self.prior, num_groups)
 
     def model(self, x: torch.Tensor) -> None:
         """The generative story of the rows x, shape (N, D)."""
@@ -169,13 +163,7 @@ class HierarchicalDVMoE(DVMoE):
     ) -> None:
         super().__init__(x_dim, y_dim, num_components, z_dim, **options)
         self.num_groups = num_groups
-        self.prior = GroupedMixture(
-            z_dim,
-            num_components,
-            num_groups=num_groups,
-            covariance=self.prior.covariance,
-            weights=self.prior.weights,
-        )
+        self.prior = GroupedMixture.like(self.prior, num_groups)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """The generative story of the rows x, shape (N, D), and y, shape (N,) or (N, M)."""

@@ -8,6 +8,8 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_moe.distributions import Observed, incomplete
 
+ROWS = 2**16  # that are read at once
+
 
 class Incomplete(Messenger):
     """Run a story on rows with NaN where an entry of x is missing.
@@ -39,4 +41,6 @@ def where_incomplete(*columns: torch.Tensor | None) -> AbstractContextManager[An
 
 def lacks_entries(x: torch.Tensor | None) -> bool:
     """Whether x has NaN."""
-    return torch.is_tensor(x) and x.is_floating_point() and bool(x.isnan().any())
+    if not torch.is_tensor(x) or not x.is_floating_point():
+        return False
+    return any(bool(part.isnan().any()) for part in x.split(ROWS))  # rows may be on disk

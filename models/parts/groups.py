@@ -72,6 +72,17 @@ class GroupedMixture(GaussianMixture):
         self.num_groups = num_groups
         super().__init__(dim, num_components, covariance=covariance, weights=weights)
 
+    @classmethod
+    def like(cls, mixture: GaussianMixture, num_groups: int) -> "GroupedMixture":
+        """A mixture of the same sizes and kinds, whose components are in groups."""
+        return cls(
+            mixture.dim,
+            mixture.num_components,
+            num_groups=num_groups,
+            covariance=mixture.covariance,
+            weights=mixture.weights,
+        )
+
     def reset_parameters(self) -> None:
         """Set the components as in `GaussianMixture`, and standard normal centers of groups."""
         super().reset_parameters()
