@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe import evaluation
 from pyro_moe.distributions import Mixture
-from pyro_moe.evaluation import prediction
+from pyro_moe.evaluation.prediction import draws, entry
 from pyro_moe.models import ME, DeepMoE, DVMoE, VaDEMoE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -54,13 +54,13 @@ def fitted(scatter):
 @pytest.fixture
 def rows_of_model(monkeypatch):
     """How many rows the model was run on."""
-    counted, run = [], prediction._draw_of_batch
+    counted, run = [], entry._draw_of_batch
 
     def watched(fit, batch):
         counted.append(len(batch[0]))
         return run(fit, batch)
 
-    monkeypatch.setattr(prediction, "_draw_of_batch", watched)
+    monkeypatch.setattr(entry, "_draw_of_batch", watched)
     return counted
 
 
@@ -95,7 +95,7 @@ def test_blocks_do_not_matter(fitted, monkeypatch):
         fit, x = fitted(story)
         whole = evaluation.predict(fit, x)
         with monkeypatch.context() as patch:
-            patch.setattr(prediction, "ROWS", 7)
+            patch.setattr(draws, "ROWS", 7)
             parts = evaluation.predict(fit, x)
         assert_close(parts.mean, whole.mean, rtol=1e-12, atol=1e-12)
         assert_close(parts.log_weights, whole.log_weights, rtol=1e-12, atol=1e-12)

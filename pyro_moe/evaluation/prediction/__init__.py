@@ -1,0 +1,6 @@
+"""Predictive distributions of targets."""
+
+from .distribution import Prediction
+from .entry import posterior, predict
+
+__all__ = ["Prediction", "posterior", "predict"]
