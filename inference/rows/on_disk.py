@@ -4,10 +4,11 @@ import math
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -15,7 +16,7 @@ from ..errors import DataError
 
 IN_MEMORY = 2**22  # bytes of rows that are not left on disk
 READ = 2**22  # bytes that are read before their pages are given back
-PAGES = 2**16  # bytes that the system may map for one row
+PAGES = 2**19  # bytes that the system may map for one row
 
 
 class OnDisk(torch.Tensor):
@@ -24,21 +25,31 @@ class OnDisk(torch.Tensor):
     What is read by an index, a slice or `split` is a tensor in memory. Other operations of torch
     read all rows. The pages that were read are given back to the system now and then, so that
     memory in use does not grow with the rows. A file of our own is removed with its last tensor.
+    Rows here and there are read from it one by one, because the system maps many pages for each.
     """
 
     _pages: mmap.mmap | None
+    _file: int | None
+    _first: int
     _read: int
 
     @staticmethod
-    def of(rows: torch.Tensor, pages: mmap.mmap | None = None) -> "OnDisk":
+    def of(
+        rows: torch.Tensor,
+        pages: mmap.mmap | None = None,
+        file: int | None = None,
+        first: int = 0,
+    ) -> "OnDisk":
         """Rows whose memory is a file.
 
         Args:
             rows: The rows, shape (N, …).
             pages: The mapped file, whose pages are given back; None to keep them.
+            file: Its descriptor, if the file has such rows one after another and nothing else.
+            first: The number of the first row in the file.
         """
         found = rows.as_subclass(OnDisk)
-        found._pages, found._read = pages, 0
+        found._pages, found._file, found._first, found._read = pages, file, first, 0
         return found
 
     @classmethod
@@ -60,14 +71,32 @@ class OnDisk(torch.Tensor):
             index = torch.arange(*index.indices(len(self)))
         if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
             index = index.nonzero().flatten()
-        if isinstance(index, torch.Tensor) and len(index) > READ // PAGES:
-            return torch.cat([self[some] for some in index.split(READ // PAGES)])
+        if isinstance(index, torch.Tensor):
+            one_by_one = self._file is not None and index.dim() == 1
+            most = 4096 if one_by_one else max(1, READ // PAGES)
+            if len(index) > most:
+                return torch.cat([self[some] for some in index.split(most)])
+            if one_by_one:
+                return self._one_by_one(index)
         with torch._C.DisableTorchFunctionSubclass():
             rows = super().__getitem__(index)
             found = rows.clone() if rows._is_view() else rows
             apart = len(index) * PAGES if isinstance(index, torch.Tensor) else 0
             self._has_read(max(apart, found.numel() * found.element_size()))
             return found
+
+    def _one_by_one(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of these numbers, read from the file."""
+        file, size = cast(int, self._file), self.element_size() * self.shape[1:].numel()
+        numbers = torch.where(index < 0, index + len(self), index)
+        beyond = (numbers < 0) | (numbers >= len(self))
+        if beyond.any():
+            raise IndexError(f"expected rows below {len(self)}; got {int(index[beyond][0])}")
+        places = ((numbers + self._first) * size).tolist()
+        read = bytearray().join([os.pread(file, size, place) for place in places])
+        if not read:
+            return self[:0]
+        return torch.frombuffer(read, dtype=self.dtype).view(len(index), *self.shape[1:])
 
     def __setitem__(self, index: Any, rows: Any) -> None:
         """Write some rows."""
@@ -84,8 +113,9 @@ class OnDisk(torch.Tensor):
 
     def part(self, rows: slice) -> "OnDisk":
         """Consecutive rows, on disk."""
+        first = self._first + rows.indices(len(self))[0]
         with torch._C.DisableTorchFunctionSubclass():
-            return OnDisk.of(super().__getitem__(rows), self._pages)
+            return OnDisk.of(super().__getitem__(rows), self._pages, self._file, first)
 
     def change(self, of: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replace each block of rows by a function of it."""
@@ -178,7 +208,9 @@ def _mapped(file: Any, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor
         return torch.frombuffer(bytearray(file.read()), dtype=dtype).view(*shape)
     file.flush()
     pages = mmap.mmap(file.fileno(), 0)
-    return OnDisk.of(torch.frombuffer(pages, dtype=dtype).view(*shape), pages)
+    descriptor = os.dup(file.fileno())
+    weakref.finalize(pages, os.close, descriptor)
+    return OnDisk.of(torch.frombuffer(pages, dtype=dtype).view(*shape), pages, descriptor)
 
 
 def _temporary() -> IO[bytes]:
@@ -215,4 +247,4 @@ def _kind(column: torch.Tensor) -> str:
 
 
 def _block(column: torch.Tensor) -> int:
-    return max(1, 2**20 // max(1, column.shape[1:].numel()))
+    return max(1, 2**18 // max(1, column.shape[1:].numel()))

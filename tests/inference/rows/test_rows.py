@@ -14,6 +14,9 @@ def _all_on_disk(monkeypatch):
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 
 
+ORDER = torch.tensor([19, 0, 7])
+
+
 def rows():
     (found,) = stored((part,) for part in X.split(20))
     return found
@@ -24,6 +27,11 @@ READ = {
     "step": lambda x: x[::7],
     "one": lambda x: x[4],
     "numbers": lambda x: x[torch.arange(49, 0, -3)],
+    "from the end": lambda x: x[torch.tensor([-1, 3, -50, 3])],
+    "no numbers": lambda x: x[torch.arange(0)],
+    "pairs": lambda x: x[torch.tensor([[3, 4], [7, 0]])],
+    "many": lambda x: x[torch.arange(10_000) % 50],
+    "of a part": lambda x: (x.part(slice(10, 30)) if type(x) is OnDisk else x[10:30])[ORDER],
     "mask": lambda x: x[torch.arange(50) % 2 == 0],
     "split": lambda x: torch.cat(list(x.split(7))),
     "mean": lambda x: x.mean(0),
@@ -39,6 +47,11 @@ def test_what_is_read_is_in_memory(read):
     assert torch.equal(found, read(X))
 
 
+def test_numbers_of_no_row():
+    with pytest.raises(IndexError, match=r"expected rows below 50; got -51"):
+        rows()[torch.tensor([0, -51])]
+
+
 def test_rows_stay_on_disk_in_another_type():
     found = rows().double()
     assert isinstance(found, OnDisk)
@@ -52,6 +65,7 @@ def test_rows_are_written_and_changed():
         found[first : first + 8] = X[first : first + 8]
     found.change(lambda part: 2 * part)
     assert torch.equal(found[:], 2 * X)
+    assert torch.equal(found[ORDER], 2 * X[ORDER])
     assert torch.equal(found.part(slice(10, 20))[:], 2 * X[10:20])
 
 
