@@ -6,6 +6,7 @@ from typing import Any
 
 from pyro_moe.fitting import fit
 from pyro_moe.fitting.annotations import em_takes_groups
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
@@ -247,7 +248,8 @@ def fitted_to(
         family: The name of the family.
         **options: Arguments of `fit`.
     """
-    fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
+    with without_warnings(ConvergenceWarning):  # of EM, from whose end Newton's method goes on
+        fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
     remaining = float("inf")
     if options.get("epochs") != 0 and isinstance(fitted.run, EM):
         remaining = polish(

@@ -9,8 +9,9 @@ from pyro_moe.fitting import information
 from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 
-STEPS = 20
+STEPS = 30
 CLOSE = 1e-16
+FLAT, CONVEX = 1e-9, -1e-7  # curvatures of a direction, as shares of those of its parameters
 
 Parameters = Callable[[], torch.Tensor]
 
@@ -33,7 +34,38 @@ class Information:
     lift: torch.Tensor
     fixed: torch.Tensor
 
-    def undetermined(self, tolerance: float = 1e-9) -> torch.Tensor:
+    def ascent(self) -> tuple[torch.Tensor, float, bool]:
+        r"""A step that increases the objective, also away from a saddle, shape (P,).
+
+        .. math:: \Delta = \sum_j \frac{v_j v_j^\top g}{|\lambda_j|}
+
+        with the eigenvalues and eigenvectors of A. It is Newton's where all eigenvalues are
+        positive (Dauphin et al. 2014). Along the others it is as long as a standard error at
+        least, because the gradient of a saddle is zero.
+
+        Returns:
+            The step, the increase in nats that its part by Newton promises, and whether there is
+            another part.
+        """
+        chosen, step = (~self.fixed).nonzero().flatten(), torch.zeros_like(self.gradient)
+        part, gradient = self.observed[chosen][:, chosen], self.gradient[chosen]
+        if not len(chosen):
+            return step, 0.0, False
+        if not part.isfinite().all() or not gradient.isfinite().all():
+            return step, torch.inf, False
+        units = self.lift[:, chosen].norm(dim=0)  # θ of no curvature has that of others at least
+        curvature = part.diagonal().abs() / units.square()
+        scale = curvature.clamp_min(1e-8 * curvature.max()).clamp_min(1e-200).sqrt() * units
+        values, vectors = torch.linalg.eigh(part / scale / scale.unsqueeze(-1))
+        slopes, convex = vectors.mT @ (gradient / scale), values < CONVEX
+        lengths = torch.where(values.abs() > FLAT, slopes / values.abs(), 0.0)
+        promised = 0.5 * float(slopes @ torch.where(convex, 0.0, lengths))
+        leap = torch.where(slopes < 0, -1.0, 1.0) * lengths.abs().clamp_min(1.0)
+        lengths = torch.where(convex, leap, lengths)
+        step[chosen] = vectors @ lengths / scale
+        return step, promised, bool(convex.any())
+
+    def undetermined(self, tolerance: float = FLAT) -> torch.Tensor:
         """Which parameters are fixed, or in a direction without a maximum, shape (P,)."""
         diagonal = self.observed.diagonal()
         flags = self.fixed | (diagonal <= 0)
@@ -94,8 +126,8 @@ def scores(run: EM, parameters: Parameters, lift: torch.Tensor) -> torch.Tensor:
 def polish(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None) -> float:
     r"""Go from the end of EM to the maximum by Newton's method.
 
-    EM comes near a maximum and then converges linearly. Steps that do not increase the objective
-    are halved.
+    EM comes near a maximum and then converges linearly, or is stopped near a saddle. Steps that do
+    not increase the objective are halved.
 
     Args:
         run: A run, whose parameters are changed in place.
@@ -103,21 +135,19 @@ def polish(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None) -
         fixed: Which of them are at a limit, where they stay.
 
     Returns:
-        The increase of the objective that is still expected, in nats.
+        The increase of the objective that is still expected, in nats; infinite at a saddle.
     """
     learned = list(run.parameters().values())
-    expected = torch.inf
+    expected, saddle = torch.inf, False
     for _ in range(STEPS):
         found = informed(run, parameters, fixed)
-        covariance = found.covariance()
-        step = covariance.nan_to_num(0.0) @ found.gradient
-        expected = 0.5 * float(found.gradient @ step)
-        rises = bool((covariance.diagonal().nan_to_num(1.0) > 0).all()) and expected >= 0
-        if not rises or expected < CLOSE:
-            return abs(expected)
+        step, expected, saddle = found.ascent()
+        if expected < CLOSE and not saddle:
+            break
         if not move(run, learned, found.lift @ step):
-            return expected
-    return expected
+            saddle = False  # but for rounding errors
+            break
+    return torch.inf if saddle else expected
 
 
 def move(run: EM, learned: list[torch.Tensor], step: torch.Tensor) -> bool:

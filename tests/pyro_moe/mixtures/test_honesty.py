@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_moe import ConvergenceWarning, mixture
 
@@ -39,6 +40,24 @@ def test_a_fit_without_iterations_says_that_it_did_not_converge(table):
         fit = mixture("y ~ x", table, epochs=0, restarts=1)
     assert not fit.converged
     assert "not converged" in repr(fit)
+
+
+def test_a_saddle_is_left(table):
+    """Equal responsibilities are a stationary point of EM: all components are alike."""
+    best = mixture("y ~ x", table).llf
+    alike = mixture("y ~ x", table, initialize=np.full((len(table), 2), 0.5), epochs=3)
+    assert alike.converged
+    assert alike.llf == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_iterations_end_at_a_maximum_or_say_that_they_do_not(table, seed):
+    fit = mixture("y ~ x", table, epochs=1, restarts=1, seed=seed)
+    observed = fit.information.observed
+    scale = observed.diagonal().sqrt()
+    assert fit.converged
+    assert torch.linalg.eigvalsh(observed / scale / scale.unsqueeze(-1)).min() > 0
+    assert fit.information.gradient.norm() < 1e-6 * scale.norm()
 
 
 def test_the_summary_has_the_numbers(fitted):

@@ -1,7 +1,7 @@
 """Coverage of the intervals of coefficients and of predictions, in simulated tables.
 
-python benchmarks/coverage.py normal poisson --methods wald --level 0.95 --number 500
-python benchmarks/coverage.py --methods fit hmc --rows 60 --number 100
+python benchmarks/coverage_study.py normal poisson --methods wald --level 0.95 --number 500
+python benchmarks/coverage_study.py --methods fit hmc --rows 60 --number 100
 """
 
 import argparse
