@@ -19,14 +19,14 @@ def cluster_images(
     rows: Rows,
     num_components: int,
     *,
-    z_dim: int = 10,
+    z_dim: int | None = 10,
     epochs: int = 30,
     copies: int = 10,
     embedding: str = "umap",
     seed: int = 0,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Cluster images, for the argument ``initialize`` of `fit`.
+    """Cluster images, for the arguments ``initialize`` and ``labels`` of `fit`.
 
     An autoencoder is trained on randomly rotated and shifted copies of the images, so that its
     codes depend less on position and orientation. A Gaussian mixture then clusters a neighbor
@@ -35,7 +35,8 @@ def cluster_images(
     Args:
         rows: Images of one channel, in [0, 1].
         num_components: K.
-        z_dim: Length of the codes.
+        z_dim: Length of the codes. If None, there is no autoencoder, and the embedding is that of
+            the pixels, which is better for few small images.
         epochs: Training steps in epochs of N images. Each copy is used ``epochs / copies`` times,
             rounded up.
         copies: Number of augmented copies of each image.
@@ -65,6 +66,14 @@ def cluster_images(
         expect_umap()  # fail before the autoencoder is trained, which takes minutes
     if rows.image_shape is None:
         raise DataError("expected rows of images; got image_shape=None")
+    codes = rows.x if z_dim is None else _codes(rows, z_dim, epochs, copies, seed, progress)
+    return cluster(codes, num_components, embedding=embedding, seed=seed)
+
+
+def _codes(
+    rows: Rows, z_dim: int, epochs: int, copies: int, seed: int, progress: bool
+) -> torch.Tensor:
+    """The codes of an autoencoder of moved copies of the images, shape (N, L)."""
     moved = RandomAffine(rows.image_shape, degrees=10.0, translate=1 / 14)
     with reproducible(seed, 0, 5):
         turned = torch.cat([moved(rows.x) for _ in range(copies)])
@@ -79,4 +88,4 @@ def cluster_images(
         seed=seed,
         progress=progress,
     )
-    return cluster(encode(fitted, rows.x), num_components, embedding=embedding, seed=seed)
+    return encode(fitted, rows.x)

@@ -13,6 +13,7 @@ from ..programs import ONE_THREAD
 
 GRAPH_ROWS = 2000
 NEIGHBORS = (5, 10, 20, 40)
+MIXTURE_ROWS, RUNS = 20_000, 30
 RIDGE = 1e-5  # for points of unit variance in the widest column
 LEAST_ROWS = {"tsne": 4, "umap": 16}  # that have neighbors, and others
 
@@ -24,7 +25,8 @@ def cluster(
 
     If the points form exactly K separate groups of any shape, these are the clusters, see
     `separate_groups`. Otherwise a full-covariance Gaussian mixture is fitted by EM. The best of
-    ten runs is taken. Points of K different places or fewer are clustered by place.
+    ten runs is taken; of a neighbor embedding, the most typical of good ones, see `typical`. Points
+    of K different places or fewer are clustered by place.
 
     Args:
         points: Shape (N, L). If N and L exceed 50, the first 50 principal components replace the
@@ -52,9 +54,46 @@ def cluster(
             return torch.as_tensor(groups)
     else:
         array = _in_one_unit(neighbor_embedding(array, embedding, seed=seed).astype(np.float64))
+        return torch.as_tensor(typical(array, num_components, seed=seed))
     mixture = GaussianMixture(num_components, n_init=10, reg_covar=RIDGE, random_state=seed)
     with _no_warnings_of_data():
         return torch.as_tensor(mixture.fit(array).predict_proba(array))
+
+
+def typical(points: np.ndarray, number: int, *, seed: int) -> np.ndarray:
+    r"""The most typical of Gaussian mixtures of high likelihood.
+
+    .. math:: \max_r \sum_s \mathrm{ARI}(r, s)
+
+    over the ten best of thirty runs of EM. Distances in a neighbor embedding are not those of the
+    data, and the mixture of the highest likelihood may have two clusters in one place that most
+    runs do not have. The mixtures are fitted to at most 20,000 of the points.
+
+    Args:
+        points: Shape (N, L), of about unit variance.
+        number: K.
+        seed: Seed of the runs.
+
+    Returns:
+        Responsibilities, shape (N, K).
+
+    Source:
+        The median partition of Strehl and Ghosh, "Cluster ensembles", JMLR 2002.
+    """
+    from sklearn.metrics import adjusted_rand_score
+    from sklearn.mixture import GaussianMixture
+
+    generator = np.random.default_rng(seed)
+    some = points[np.sort(generator.permutation(len(points))[:MIXTURE_ROWS])]
+    with _no_warnings_of_data():
+        runs = [
+            GaussianMixture(number, reg_covar=RIDGE, random_state=state).fit(some)
+            for state in generator.integers(2**31, size=RUNS)
+        ]
+        best = sorted(runs, key=lambda run: -run.lower_bound_)[: RUNS // 3]
+        labels = [run.predict(some) for run in best]
+        agreement = [sum(adjusted_rand_score(one, other) for other in labels) for one in labels]
+        return best[int(np.argmax(agreement))].predict_proba(points)
 
 
 def _in_one_unit(points: np.ndarray) -> np.ndarray:

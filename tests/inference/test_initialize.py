@@ -1,10 +1,12 @@
 import sys
 from copy import deepcopy
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 from torch.testing import assert_close
 
 import pyro_moe
@@ -27,7 +29,12 @@ from pyro_moe.inference.initialize import (
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import FLAT, Prior
 from pyro_moe.inference.starts import clustering
-from pyro_moe.inference.starts.clustering import cluster, neighbor_embedding
+from pyro_moe.inference.starts.clustering import (
+    cluster,
+    neighbor_embedding,
+    typical,
+    unit_variance,
+)
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DVMoE, GMMMoE, HierarchicalME, VaDE, VaDEMoE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -213,6 +220,22 @@ def test_parts_without_an_m_step_do_not_matter(x, responsibilities):
     elbo, treatment = objective("marginal")
     run = SVI(model, lambda x: None, (x,), elbo, treatment, 1, 20, 1e-2, 1.0, 0)
     assert names(run, responsibilities) == ["assigned", "training"]
+
+
+def test_the_typical_mixture_is_the_one_that_most_agree_with(labels, x):
+    points = unit_variance(x.double()).numpy()
+    r = typical(points, K, seed=0)
+    assert r.shape == (N, K)
+    np.testing.assert_allclose(r.sum(1), 1.0)
+    shifted = typical(points + 3.0, K, seed=0)
+    assert adjusted_rand_score(r.argmax(1), shifted.argmax(1)) == 1.0
+    assert adjusted_rand_score(r.argmax(1), labels) > 0.99
+
+
+def test_many_points_are_clustered_by_a_mixture_of_some(monkeypatch, labels, x):
+    monkeypatch.setattr(clustering, "MIXTURE_ROWS", N // 2)
+    r = typical(unit_variance(x.double()).numpy(), K, seed=0)
+    assert adjusted_rand_score(r.argmax(1), labels) > 0.99
 
 
 def test_tsne_keeps_groups_apart_that_are_far_apart(x, labels):

@@ -37,6 +37,12 @@ def test_images_are_clustered_into_rows_that_sum_to_one(drawings):
     assert evaluation.clustering_scores(r, drawings.labels)["accuracy"] > 0.8
 
 
+def test_pixels_are_clustered_without_an_autoencoder(drawings, monkeypatch):
+    monkeypatch.setattr(images, "fit", lambda *_, **__: pytest.fail("there is nothing to train"))
+    r = clustered(drawings, z_dim=None)
+    assert evaluation.clustering_scores(r, drawings.labels)["accuracy"] > 0.99
+
+
 def test_the_seed_decides_a_clustering_and_the_generator_is_left_alone(drawings):
     few, state = drawings.take(slice(24)), torch.get_rng_state()
     first, same, other = (clustered(few, epochs=1, copies=1, seed=seed) for seed in (1, 1, 2))
