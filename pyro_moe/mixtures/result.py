@@ -20,6 +20,7 @@ from pyro_moe.inference.em import EM
 from .coefficients import GATE, at_limit, named_parameters, permute
 from .fit import FormulaFit
 from .formulas import SIGMA
+from .formulas.names import DF
 from .labels import places
 from .summary import Summary, summarized
 from .uncertainty import Information, informed, profile_interval, scores
@@ -113,7 +114,7 @@ class MixtureFit(FormulaFit):
     def tvalues(self) -> pd.Series:
         """The estimates divided by their standard errors, z; NaN for scales, which are positive."""
         z = self.params / self.bse
-        positive = self.params.index.get_level_values("term").isin([SIGMA, "df"])
+        positive = self.params.index.get_level_values("term").isin([SIGMA, DF])
         return z.where(~(positive & self._of_experts)).rename("z")
 
     @property

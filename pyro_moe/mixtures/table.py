@@ -22,6 +22,7 @@ from pyro_moe.rows import numbered
 from .coefficients import GATE, at_limit, named_parameters
 from .formulas import SIGMA
 from .formulas.coding import INTERCEPT
+from .formulas.names import DF, quoted
 from .result import MixtureFit, check_alpha
 from .uncertainty import derivative
 
@@ -88,7 +89,7 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
         return pd.DataFrame({**found, "p": fit.pvalues, **others})
     index, values, errors = estimated(fit)
     terms, equations = (index.get_level_values(name) for name in ("term", "equation"))
-    positive = terms.isin([SIGMA, "df"]) & (equations != GATE)
+    positive = terms.isin([SIGMA, DF]) & (equations != GATE)
     z = np.where(positive, np.nan, values / errors)
     reach = norm.isf(alpha / 2) * errors
     with np.errstate(over="ignore"):  # of scales that the rows hardly determine
@@ -170,12 +171,12 @@ def scores_of(run: EM) -> torch.Tensor:
 
 def columns_of(fit: Fit, story: Any) -> Columns:
     """The names of the columns of experts and gate of a story."""
-    names = fit.columns or numbered("x", fit.x_dim)
+    names = tuple(map(quoted, fit.columns or numbered("x", fit.x_dim)))
     options = getattr(story, "options", {})
     given = options.get("predictor", Predictor())
     of_classes = type(story.experts).__name__ == "CategoricalExperts"
     width = fit.example[1].shape[1:].numel()
-    targets = fit.targets or numbered("y", width)
+    targets = tuple(map(quoted, fit.targets or numbered("y", width)))
     each: Sequence[Any] = [given] * width if isinstance(given, Predictor) else list(given)
     specs = [named_columns(names, p.columns, intercept=p.intercept) for p in each]
     gate = named_columns(
