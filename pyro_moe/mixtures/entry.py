@@ -1,8 +1,11 @@
 """The function `mixture`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
+
+import torch
 
 from pyro_moe.fitting import fit
 from pyro_moe.fitting.annotations import em_takes_groups
@@ -10,6 +13,7 @@ from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
+from pyro_moe.rows import as_tensor
 
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
@@ -21,7 +25,7 @@ from .formulas import (
     columns_of,
     designed,
     stated,
-    weighing,
+    weighted,
 )
 from .result import MixtureFit
 from .stories import Made, made_of
@@ -151,12 +155,10 @@ def mixture(
     is_me = isinstance(story, str) and story == "me"
     expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)
-    table = as_frame(data)
-    if weights is not None:
-        table = table[weighing(table, weights) != 0]
+    given = as_frame(data)
     design, table = designed(
         formulas,
-        table,
+        weighted(given.reset_index(drop=True), weights, missing),
         classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
         offset=offset,
         trials=trials,
@@ -170,7 +172,7 @@ def mixture(
     )
     made = made_of(story, story_options, design, num_components=num_components, families=families)
     options = {
-        "initialize": initialize,
+        "initialize": of_rows(initialize, len(given), table.index),
         "restarts": restarts,
         "epochs": epochs,
         "tolerance": tolerance,
@@ -192,6 +194,7 @@ def mixture(
         **about,
         **options,
     )
+    found = replace(found, index=given.index[table.index], given_rows=len(given))
     if not isinstance(found, MixtureFit):
         return found
     if not found.converged:
@@ -203,6 +206,20 @@ def mixture(
     if order is None:
         order = "size" if labels is None else "fitted"
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
+
+
+def of_rows(start: Any, number: int, kept: Any) -> Any:
+    """What is known of the components of a table's rows, for those that are fitted.
+
+    Args:
+        start: Responsibilities or labels, or the name of a start.
+        number: The number of rows of the table.
+        kept: The numbers of the rows that are fitted.
+    """
+    is_of_table = hasattr(start, "__len__") and not isinstance(start, str) and len(start) == number
+    if not is_of_table or len(kept) == number:
+        return start
+    return as_tensor(start, "initialize")[torch.tensor(list(kept))]
 
 
 def expect_possible(story: Any, is_me: bool, *, order: Any) -> None:

@@ -237,13 +237,13 @@ class MixtureFit(FormulaFit):
     def posterior(self) -> pd.DataFrame:
         """The probability of each component given x and y of each training row or its group.
 
-        In rows with a label it is the given one.
+        In rows with a label it is the given one. Rows have the index of the fitted table.
         """
         q = self._em().e_step()[0]
-        return pd.DataFrame(q.cpu().numpy())
+        return pd.DataFrame(q.cpu().numpy(), self.index)
 
     def classify(self) -> pd.Series:
-        """The most probable component of each training row."""
+        """The most probable component of each training row, with the index of the fitted table."""
         return self.posterior().idxmax(axis=1).rename("component")
 
     def predict(self, data: Any) -> Prediction:
