@@ -50,9 +50,7 @@ def design_of(formula: Mapping[str, Any]) -> Design:
     return design
 
 
-def with_formula(
-    fit: Fit, design: Design, formula: Mapping[str, Any], **others: Any
-) -> FormulaFit:
+def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **others: Any) -> FormulaFit:
     """A restored fit as one by formula.
 
     Args:
@@ -67,9 +65,7 @@ def with_formula(
     return found
 
 
-def fitted_rows(
-    design: Design, table: pd.DataFrame
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def fitted_rows(design: Design, table: pd.DataFrame) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The rows of a table as they were fitted, and their weights, groups and labels.
 
     Args:

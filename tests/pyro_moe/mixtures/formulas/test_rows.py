@@ -77,7 +77,7 @@ def test_the_start_of_rows_left_out_is_left_out(gaps, kind):
     start, of_kept = {
         "labels": (labels.tolist(), labels[there]),
         "array": (pd.Series(labels, gaps.index), labels[there]),
-        "responsibilities": (soft, soft[torch.from_numpy(there)]),
+        "responsibilities": (soft, soft[torch.tensor(there.tolist())]),
         "kept": (labels[there], labels[there]),
     }[kind]
     options = {"missing": "drop", "order": "fitted", "epochs": 1}
