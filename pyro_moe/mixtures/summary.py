@@ -108,7 +108,8 @@ def notes(fit: Any) -> list[str]:
     ]
     if fit.left_out:
         found.append(
-            f"{fit.left_out:,} of {fit.given_rows:,} rows are left out: they have gaps or no weight."
+            f"{fit.left_out:,} of {fit.given_rows:,} rows are left out: they have gaps or no "
+            "weight."
         )
     if fit.cov_type == "observed":
         of = " of the posterior mode" if any(fit.settings["prior"].values()) else ""

@@ -24,7 +24,7 @@ from .formulas import SIGMA
 from .formulas.coding import INTERCEPT
 from .formulas.names import DF, quoted
 from .result import MixtureFit, check_alpha
-from .uncertainty import derivative
+from .uncertainty import LEAST, derivative
 
 MOST_PARAMETERS = 400
 STORIES = (ME, DeepMoE, HierarchicalME, GMMMoE)
@@ -150,13 +150,14 @@ def standard_errors(
     flat = curvature < 1e-9 * curvature.max()
     moved = (jacobian / scale)[:, known] @ directions
     variance = (moved[:, ~flat].square() / curvature[~flat]).sum(-1)
+    wide = variance > jacobian.square().sum(-1) / LEAST
     if sandwich:
         scores = (scores_of(run) / scale)[:, known] @ directions[:, ~flat]
         variance = (scores / curvature[~flat] @ moved[:, ~flat].mT).square().sum(0)
     size = moved.square().sum(-1).clamp_min(1e-300)
     undetermined = moved[:, flat].square().sum(-1) > 1e-6 * size
     undetermined |= (jacobian[:, ~known] != 0).any(-1)
-    lost = fixed.to(undetermined) | undetermined | (variance <= 0)
+    lost = fixed.to(undetermined) | undetermined | wide | (variance <= 0)
     return variance.sqrt().masked_fill(lost, math.nan)
 
 

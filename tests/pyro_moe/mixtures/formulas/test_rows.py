@@ -58,12 +58,12 @@ def test_rows_that_are_left_out_have_no_component_and_are_counted(gaps):
 
 def test_a_missing_weight_is_an_error_unless_rows_are_dropped(gaps):
     with pytest.raises(
-        DataError, match="expected weights 'w' of at least 0; got .*nan.* in row 20"
+        DataError, match=r"expected weights 'w' of at least 0; got .*nan.* in row 20"
     ):
         mixture("y ~ time", gaps, weights="w")
     wrong = gaps.assign(w=np.where(np.arange(len(gaps)) == 40, -1.0, gaps["w"]))
     with pytest.raises(
-        DataError, match="expected weights 'w' of at least 0; got .*1.0.* in row 40"
+        DataError, match=r"expected weights 'w' of at least 0; got .*1.0.* in row 40"
     ):
         mixture("y ~ time", wrong, weights="w", missing="drop")
 
