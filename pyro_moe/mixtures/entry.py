@@ -269,11 +269,13 @@ def fitted_to(
         fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
     remaining = float("inf")
     if options.get("epochs") != 0 and isinstance(fitted.run, EM):
-        remaining = polish(
-            fitted.run,
-            lambda: named_parameters(fitted.story, design)[1],
-            at_limit(fitted.story, design),
-        )
+        fixed, before = at_limit(fitted.story, design), None
+        while before is None or (fixed & ~before).any():  # others may come to a limit on the way
+            before = fixed
+            remaining = polish(
+                fitted.run, lambda: named_parameters(fitted.story, design)[1], before
+            )
+            fixed = before | at_limit(fitted.story, design)
     values = {"design": design, "family": family, "remaining": remaining}
     values["cov_type"] = "sandwich" if options.get("weight_type") == "sampling" else "observed"
     return by_formula(MixtureFit, fitted, **values, **named(made))

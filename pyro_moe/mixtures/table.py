@@ -19,12 +19,12 @@ from pyro_moe.inference.programs import isolated
 from pyro_moe.models import ME, DeepMoE, GMMMoE, HierarchicalME, Predictor
 from pyro_moe.rows import numbered
 
-from .coefficients import GATE, at_limit, named_parameters
+from .coefficients import at_limit, named_parameters
 from .formulas import SIGMA
 from .formulas.coding import INTERCEPT
-from .formulas.names import DF, quoted
+from .formulas.names import quoted
 from .result import MixtureFit, check_alpha
-from .uncertainty import LEAST, derivative
+from .uncertainty import LEAST, derivative, intervals, is_positive
 
 MOST_PARAMETERS = 400
 STORIES = (ME, DeepMoE, HierarchicalME, GMMMoE)
@@ -88,18 +88,10 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
         others = {"lower": interval["lower"], "upper": interval["upper"]}
         return pd.DataFrame({**found, "p": fit.pvalues, **others})
     index, values, errors = estimated(fit)
-    terms, equations = (index.get_level_values(name) for name in ("term", "equation"))
-    positive = terms.isin([SIGMA, DF]) & (equations != GATE)
-    z = np.where(positive, np.nan, values / errors)
-    reach = norm.isf(alpha / 2) * errors
-    with np.errstate(over="ignore"):  # of scales that the rows hardly determine
-        factor = np.exp(np.where(positive, reach / values, 0.0))  # on the scale of logarithms
-    ends = (
-        np.where(positive, values / factor, values - reach),
-        np.where(positive, values * factor, values + reach),
-    )
+    z = np.where(is_positive(index), np.nan, values / errors)
     columns = {"estimate": values, "standard_error": errors, "z": z, "p": 2 * norm.sf(np.abs(z))}
-    return pd.DataFrame({**columns, "lower": ends[0], "upper": ends[1]}, index)
+    ends = intervals(pd.Series(values, index), pd.Series(errors, index), alpha)
+    return pd.DataFrame(columns, index).join(ends)
 
 
 @learning()
