@@ -101,6 +101,7 @@ def mixture(
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
+            Other families have none.
         weights: A column of weights. Rows of weight zero are left out.
         groups: A column. The rows of a group are from one component. The columns of a gate p(c|x)
             must not differ in a group.
@@ -152,6 +153,8 @@ def mixture(
     families = [family] if isinstance(family, str) else list(family)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
+    if trials is not None and "binomial" not in families:
+        raise ValueError(f"expected family='binomial' with trials; got {family!r}")
     is_me = isinstance(story, str) and story == "me"
     expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)

@@ -232,6 +232,12 @@ def designed(
     data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
     data = with_used_levels(data)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
+    for formula, spec in zip(formulas, experts, strict=True):
+        if not spec.column_names:
+            raise ValueError(
+                f"expected experts with an intercept or columns; got none in {formula!r}: "
+                "'y ~ 1' has the intercept"
+            )
     known_classes = classes_of(targets, lefts, data, classes)
     gate_spec = coding(of_gate, data)
     codings = {name: coding(each, data) for name, each in known.items()}

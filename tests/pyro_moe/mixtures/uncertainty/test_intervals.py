@@ -118,7 +118,7 @@ def test_the_profile_of_a_correlation_ends_before_one(correlated):
 
 
 def test_the_profile_of_degrees_of_freedom_is_positive(cauchy):
-    rows, fit = cauchy
+    _, fit = cauchy
     low, high = fit.profile_interval((0, "y", "df"))
     wald = fit.conf_int().loc[(0, "y", "df")]
     assert 0.5 < low < fit.params[0, "y", "df"] < high
