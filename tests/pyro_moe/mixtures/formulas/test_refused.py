@@ -20,7 +20,7 @@ def test_estimators_refuse_it_as_well(table):
 
 
 def test_one_quantile_is_a_number(table):
-    fit = MixtureOfExpertsRegressor(2, epochs=2).fit(table[["x"]], table["y"])
+    fit = MixtureOfExpertsRegressor(n_components=2, epochs=2).fit(table[["x"]], table["y"])
     one, several = (fit.predict_quantiles(table[["x"]], q) for q in (0.5, [0.5]))
     assert one.shape == (len(table),)
     np.testing.assert_array_equal(one, several[:, 0])
