@@ -372,21 +372,27 @@ class StudentTExperts(Experts):
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{t}_{\nu_k}
               \Big( \frac{y_m - m_m}{s_m} \,\Big|\, f_k(x)_m, \sigma_{km} \Big) \frac{1}{s_m},
-              \quad \nu_k > 2
+              \quad \nu_k > \tfrac12
 
     with the units m, s of the target. They are computed from its median and quartiles, which are
-    robust to outliers.
+    robust to outliers. Of ν of at most 2 the variance is infinite, and of at most 1 the mean that
+    is reported is the center.
 
     Args:
         network: Maps a context to ``(..., K, M)``.
         num_components: K.
         y_dim: M.
 
+    Attributes:
+        least_df: The lower end of ν.
+
     Example:
         >>> experts = StudentTExperts(AffineMaps(2, 5, 3), num_components=5, y_dim=3)
         >>> experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
+
+    least_df = 0.5
 
     def __init__(self, network: nn.Module, num_components: int, y_dim: int) -> None:
         super().__init__()
@@ -398,7 +404,7 @@ class StudentTExperts(Experts):
     def reset_parameters(self) -> None:
         """Set all scales to one and ν to 6."""
         nn.init.zeros_(self.log_scale)
-        nn.init.constant_(self.log_df, math.log(4.0))
+        nn.init.constant_(self.log_df, math.log(6.0 - self.least_df))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units from training targets y, shape (N, M)."""
@@ -409,6 +415,10 @@ class StudentTExperts(Experts):
     def scales(self) -> torch.Tensor:
         """The scales σ in the units of y, shape (K, M)."""
         return self.units.scale * (MIN_SCALE + self.log_scale.double().exp())
+
+    def degrees_of_freedom(self) -> torch.Tensor:
+        """The degrees of freedom ν, shape (K, 1)."""
+        return self.least_df + self.log_df.double().clamp(-10.0, 10.0).exp()  # beyond, none differ
 
     def linear_predictor(self, width: int) -> torch.Tensor:
         """The slopes and intercepts of affine maps, see `Experts`."""
@@ -421,7 +431,7 @@ class StudentTExperts(Experts):
             + self.offsets(context)[..., None, None]
         )
         scale = self.scales()
-        df = 2.0 + self.log_df.double().clamp(-10.0, 10.0).exp()  # large values differ little
+        df = self.degrees_of_freedom()
         return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
 
 

@@ -147,7 +147,7 @@ class Source:
             groups = pd.factorize(frame[self.groups], use_na_sentinel=False)[0]
         parts = parted(len(frame), self.test_share, 0, groups)
         train, test = (frame.iloc[np.sort(part)] for part in parts)
-        return train.reset_index(drop=True), test.reset_index(drop=True)
+        return train, test
 
     def frames_again(
         self, data: str | Path | None = None, texts: Collection[str] = (), **reading: Any

@@ -200,4 +200,18 @@ class Poisson(_Double, dist.Poisson):
 
 
 class StudentT(_Double, dist.StudentT):
-    """Pyro's Student-t distribution with a density computed in double precision."""
+    """Pyro's Student-t distribution with a density computed in double precision.
+
+    Where tails are so heavy that there is no mean, `mean` is the center.
+    """
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The center, which is the mean if ν > 1, and the median."""
+        return self.loc
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The variance, infinite if ν ≤ 2."""
+        finite = self.scale.square() * self.df / (self.df - 2.0)
+        return torch.where(self.df > 2.0, finite, torch.inf)

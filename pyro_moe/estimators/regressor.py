@@ -113,19 +113,21 @@ class MixtureOfExpertsRegressor(RegressorMixin, ExpertsEstimator):
         mean = self._shaped(as_array(p.mean))
         return (mean, self._shaped(as_array(p.variance.sqrt()))) if return_std else mean
 
-    def predict_quantiles(self, X: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> Any:
+    def predict_quantiles(
+        self, X: Any, quantiles: float | Sequence[float] = (0.05, 0.5, 0.95)
+    ) -> Any:
         """Quantiles of each target.
 
         Args:
             X: Rows, shape (N, D).
-            quantiles: Numbers between 0 and 1, Q of them.
+            quantiles: Numbers between 0 and 1, Q of them; or one.
 
         Returns:
-            Shape (N, Q), or (N, M, Q) if y had columns.
+            Shape (N, Q), or (N, M, Q) if y had columns. Of one number without the last dimension.
         """
         p = self.predict_distribution(X)
-        each = [self._shaped(as_array(p.quantile(q))) for q in quantiles]
-        return np.stack(each, -1)
+        each = [self._shaped(as_array(p.quantile(q))) for q in np.ravel(quantiles).tolist()]
+        return each[0] if np.ndim(quantiles) == 0 else np.stack(each, -1)
 
     def sample(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Draw targets of each row from its predictive distribution.

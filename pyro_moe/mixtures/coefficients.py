@@ -5,11 +5,14 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pyro_moe.models import StudentTExperts
+
 from .formulas.coding import INTERCEPT, has_intercept, terms
-from .formulas.design import SIGMA, Design
+from .formulas.design import Design
+from .formulas.names import CORRELATION, DF, GATE, SIGMA, equation_names
 
 LEVELS = ["component", "equation", "term"]
-GATE, ALL = "gate", "all"
+ALL = "all"
 MANY = 1e3  # degrees of freedom
 Key = tuple[Any, str, str]
 
@@ -57,8 +60,6 @@ def named_parameters(story: Any, design: Design) -> tuple[pd.MultiIndex, torch.T
                 found[(k, equation, name)] = value
             for name, scale in scales[m].items():
                 found[(k, equation, name)] = scale[k % len(scale)]
-        if hasattr(experts, "log_df"):
-            found[(k, equations[0], "df")] = 2.0 + experts.log_df[k, 0].double().exp()
         if gate is not None and k > 0:
             for name, value in coefficients(design, design.gate, gate[k] - gate[0]):
                 found[(k, GATE, name)] = value
@@ -105,17 +106,20 @@ def scales_of(experts: Any, targets: list[str]) -> list[dict[str, torch.Tensor]]
             found[m][SIGMA] = deviations[:, m]
             for j in range(m):
                 product = deviations[:, m] * deviations[:, j]
-                found[m][f"corr({targets[j]})"] = covariances[:, m, j] / product
+                found[m][f"{CORRELATION}{targets[j]})"] = covariances[:, m, j] / product
     elif hasattr(experts, "scales"):
         for scales, scale in zip(found, experts.scales().unbind(1), strict=False):
             scales[SIGMA] = scale  # a single one of all targets is listed with the first
+        if hasattr(experts, "degrees_of_freedom"):
+            found[0][DF] = experts.degrees_of_freedom()[:, 0]
     return found
 
 
 def at_limit(story: Any, design: Design) -> torch.Tensor:
     """Which parameters are at a limit, so that their likelihood has no maximum, shape (P,).
 
-    These are scales at their lower limit, and degrees of freedom so many that the tails are normal.
+    These are scales at their lower limit, and degrees of freedom at theirs, or so many that the
+    tails are normal.
     """
     index, values = named_parameters(story, design)
     low: dict[str, list[bool]] = {}
@@ -128,13 +132,14 @@ def at_limit(story: Any, design: Design) -> torch.Tensor:
                 low[next(names, "")] = column.tolist()
         else:
             next(names, None)
+    least_df = 1.002 * StudentTExperts.least_df
     found = []
     for (k, equation, term), value in zip(index, values.tolist(), strict=True):
         flags_of = low.get(equation, [False])
         scale = (
             term == SIGMA and equation != GATE and flags_of[0 if k == ALL else k % len(flags_of)]
         )
-        found.append(scale or (term == "df" and value > MANY))
+        found.append(scale or (equation != GATE and term == DF and not least_df < value < MANY))
     return torch.tensor(found)
 
 
@@ -143,13 +148,6 @@ def as_index(keys: list[Key]) -> pd.MultiIndex:
     levels = [list(dict.fromkeys(column)) for column in zip(*keys, strict=True)]
     codes = [[level.index(key[i]) for key in keys] for i, level in enumerate(levels)]
     return pd.MultiIndex(levels=levels, codes=codes, names=LEVELS)
-
-
-def equation_names(design: Design) -> list[str]:
-    """Names of the experts' equations: the targets, or the classes but the first."""
-    if design.classes is not None:
-        return [str(value) for value in design.classes[1:]]
-    return list(design.target_names)
 
 
 def permute(story: Any, order: list[int]) -> None:

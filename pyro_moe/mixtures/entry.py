@@ -1,8 +1,11 @@
 """The function `mixture`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
+
+import torch
 
 from pyro_moe.fitting import fit
 from pyro_moe.fitting.annotations import em_takes_groups
@@ -10,6 +13,7 @@ from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
 from pyro_moe.inference.prior import Prior
+from pyro_moe.rows import as_tensor
 
 from .coefficients import at_limit, named_parameters
 from .fit import FormulaFit, by_formula
@@ -21,7 +25,7 @@ from .formulas import (
     columns_of,
     designed,
     stated,
-    weighing,
+    weighted,
 )
 from .result import MixtureFit
 from .stories import Made, made_of
@@ -97,6 +101,7 @@ def mixture(
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
             predictor of all experts.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
+            Other families have none.
         weights: A column of weights. Rows of weight zero are left out.
         groups: A column. The rows of a group are from one component. The columns of a gate p(c|x)
             must not differ in a group.
@@ -148,15 +153,15 @@ def mixture(
     families = [family] if isinstance(family, str) else list(family)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
+    if trials is not None and "binomial" not in families:
+        raise ValueError(f"expected family='binomial' with trials; got {family!r}")
     is_me = isinstance(story, str) and story == "me"
     expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)
-    table = as_frame(data)
-    if weights is not None:
-        table = table[weighing(table, weights) != 0]
+    given = as_frame(data)
     design, table = designed(
         formulas,
-        table,
+        weighted(given.reset_index(drop=True), weights, missing),
         classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
         offset=offset,
         trials=trials,
@@ -170,7 +175,7 @@ def mixture(
     )
     made = made_of(story, story_options, design, num_components=num_components, families=families)
     options = {
-        "initialize": initialize,
+        "initialize": of_rows(initialize, len(given), table.index),
         "restarts": restarts,
         "epochs": epochs,
         "tolerance": tolerance,
@@ -192,6 +197,7 @@ def mixture(
         **about,
         **options,
     )
+    found = replace(found, index=given.index[table.index], given_rows=len(given))
     if not isinstance(found, MixtureFit):
         return found
     if not found.converged:
@@ -203,6 +209,20 @@ def mixture(
     if order is None:
         order = "size" if labels is None else "fitted"
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
+
+
+def of_rows(start: Any, number: int, kept: Any) -> Any:
+    """What is known of the components of a table's rows, for those that are fitted.
+
+    Args:
+        start: Responsibilities or labels, or the name of a start.
+        number: The number of rows of the table.
+        kept: The numbers of the rows that are fitted.
+    """
+    is_of_table = hasattr(start, "__len__") and not isinstance(start, str) and len(start) == number
+    if not is_of_table or len(kept) == number:
+        return start
+    return as_tensor(start, "initialize")[torch.tensor(list(kept))]
 
 
 def expect_possible(story: Any, is_me: bool, *, order: Any) -> None:
@@ -252,11 +272,13 @@ def fitted_to(
         fitted = fit(made.story.model, made.story.guide, columns, loss="em", **options)
     remaining = float("inf")
     if options.get("epochs") != 0 and isinstance(fitted.run, EM):
-        remaining = polish(
-            fitted.run,
-            lambda: named_parameters(fitted.story, design)[1],
-            at_limit(fitted.story, design),
-        )
+        fixed, before = at_limit(fitted.story, design), None
+        while before is None or (fixed & ~before).any():  # others may come to a limit on the way
+            before = fixed
+            remaining = polish(
+                fitted.run, lambda: named_parameters(fitted.story, design)[1], before
+            )
+            fixed = before | at_limit(fitted.story, design)
     values = {"design": design, "family": family, "remaining": remaining}
     values["cov_type"] = "sandwich" if options.get("weight_type") == "sampling" else "observed"
     return by_formula(MixtureFit, fitted, **values, **named(made))

@@ -51,12 +51,16 @@ class FormulaFit(Fit):
         family: The family of the experts.
         story_name: The name of the story, or None if it has none.
         story_arguments: The arguments of its constructor, or None for a story given as a module.
+        index: The index of the training rows in their table, or None if it is not known.
+        given_rows: The number of rows of the table, those that are left out included.
     """
 
     design: Design = field(default=None, repr=False)  # type: ignore[assignment]
     family: str = "normal"
     story_name: str | None = None
     story_arguments: Mapping[str, Any] | None = None
+    index: pd.Index | None = field(default=None, repr=False)
+    given_rows: int | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"{self.design.formula}: {super().__repr__()}"
@@ -78,6 +82,11 @@ class FormulaFit(Fit):
     def weight_type(self) -> str:
         """What the weights mean, ``"replication"`` or ``"sampling"``."""
         return str(self.settings.get("weight_type", "replication"))
+
+    @property
+    def left_out(self) -> int:
+        """The number of rows of the table that are not fitted: with gaps, or of weight zero."""
+        return 0 if self.given_rows is None else self.given_rows - self.num_rows
 
     @functools.cached_property
     def params(self) -> pd.Series:

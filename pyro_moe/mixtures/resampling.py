@@ -94,19 +94,22 @@ def bootstrap(
     Args:
         fit: The fit.
         number: The number of tables.
-        kind: ``"parametric"``, targets drawn from the fit; or ``"rows"``, rows or groups drawn
-            with replacement.
+        kind: ``"parametric"``, targets drawn from the fit, w for a row of weight w; or ``"rows"``,
+            rows or groups drawn with replacement.
         seed: Seed of the draws.
         n_jobs: Processes, as of joblib.
 
     Raises:
-        ValueError: If an argument is invalid.
+        ValueError: If an argument is invalid; or if targets are to be drawn for rows with sampling
+            weights, or with replication weights that are not whole.
         DataError: If the fit was restored without its training rows.
     """
     if kind not in KINDS:
         raise ValueError(f"expected kind in {KINDS}; got {kind!r}")
     if number < 2:
         raise ValueError(f"expected number of at least 2; got {number}")
+    if kind == "parametric":
+        check_weights(fit)
     draw = simulated if kind == "parametric" else resampled
     run = partial(_estimates, fit, draw)
     each = Parallel(n_jobs=n_jobs)(delayed(run)(stream(seed, i)) for i in range(number))
@@ -129,12 +132,16 @@ def bootstrap_test(
         seed: Seed of the draws.
         n_jobs: Processes, as of joblib.
 
+    Raises:
+        ValueError: If number is below 1, or weights are as `bootstrap` does not take them.
+
     References:
         McLachlan (1987), *On bootstrapping the likelihood ratio test statistic for the number of
         components in a normal mixture*, Applied Statistics 36.
     """
     if number < 1:
         raise ValueError(f"expected number of at least 1; got {number}")
+    check_weights(fit)
     table = fit.training_rows, fit.annotations
     larger = _larger(fit, table, restarts, fit.settings["seed"])
     run = partial(_statistic, fit, restarts)
@@ -142,13 +149,38 @@ def bootstrap_test(
     return BootstrapTest(2.0 * (larger.llf - fit.llf), np.array(null), larger)
 
 
+def check_weights(fit: MixtureFit) -> None:
+    """Check that rows have no weights, or are as many rows as their weights say.
+
+    Raises:
+        ValueError: If weights are those of a sample, or have fractions.
+    """
+    weights = fit.annotations.weights
+    if weights is None:
+        return
+    if fit.weight_type == "sampling":
+        raise ValueError(
+            "expected no sampling weights to draw targets of all rows, of which they are a sample; "
+            "got some: bootstrap(kind='rows') takes them"
+        )
+    if bool((weights != weights.round()).any()):
+        value = float(weights[weights != weights.round()][0])
+        raise ValueError(
+            f"expected whole weights to draw targets, as a row of weight w is w rows; got {value:g}"
+            ": bootstrap(kind='rows') takes them"
+        )
+
+
 def simulated(fit: MixtureFit, seed: int) -> Table:
     """The training rows with targets drawn from a fit; one component for each group.
 
-    Known components stay as they are.
+    Known components stay as they are. A row of weight w is w rows, each with a draw of its own.
     """
-    x, y = fit.training_rows
-    labels, groups = fit.annotations.labels, fit.annotations.groups
+    (x, y), about = fit.training_rows, fit.annotations
+    if about.weights is not None:
+        rows = torch.arange(len(x)).repeat_interleave(about.weights.long())
+        x, y, about = x[rows], y[rows], replace(about, weights=None).take(rows)
+    labels, groups = about.labels, about.groups
     with torch.no_grad(), reproducible(seed):
         gate, experts = fit.story.gate(x).probs, fit.story.experts(x)
         if labels is not None:
@@ -160,7 +192,7 @@ def simulated(fit: MixtureFit, seed: int) -> Table:
             first[place] = torch.arange(len(place))
             drawn = drawn[first[place]]
         values = experts.sample()[torch.arange(len(x)), drawn]
-    return (x, values.reshape(y.shape).to(y.dtype)), fit.annotations
+    return (x, values.reshape(y.shape).to(y.dtype)), about
 
 
 def resampled(fit: MixtureFit, seed: int) -> Table:

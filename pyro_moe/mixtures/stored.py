@@ -50,22 +50,22 @@ def design_of(formula: Mapping[str, Any]) -> Design:
     return design
 
 
-def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **story: Any) -> FormulaFit:
+def with_formula(fit: Fit, design: Design, formula: Mapping[str, Any], **others: Any) -> FormulaFit:
     """A restored fit as one by formula.
 
     Args:
         fit: The fit.
         design: Its design.
         formula: The stored formula.
-        **story: Name and arguments of the story.
+        **others: Name and arguments of the story, and what is known of the rows' table.
     """
     own = {name: formula[name] for name in ("family", *OF_MIXTURES_ALONE) if name in formula}
     kind = MixtureFit if "remaining" in formula else FormulaFit
-    found: FormulaFit = by_formula(kind, fit, design=design, **own, **story)
+    found: FormulaFit = by_formula(kind, fit, design=design, **own, **others)
     return found
 
 
-def fitted_rows(design: Design, table: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
+def fitted_rows(design: Design, table: pd.DataFrame) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The rows of a table as they were fitted, and their weights, groups and labels.
 
     Args:
@@ -73,22 +73,24 @@ def fitted_rows(design: Design, table: pd.DataFrame) -> tuple[Any, dict[str, Any
         table: A table with the variables of the formula.
 
     Returns:
-        The rows x and y, or x alone if the table has no target; and further arguments of `fit`,
-        of which there are none if the table lacks a column of them.
+        The rows x and y, or x alone if the table has no target; further arguments of `fit`,
+        of which there are none if the table lacks a column of them; and the attributes of a
+        `FormulaFit` that say where the rows are in the table.
     """
     targets = {str(name) for spec in design.targets for name in variables_of(spec)}
     if not targets <= set(table.columns):
-        return design.features(table), {}
+        return design.features(table), {}, {}
     others = {design.weights, design.groups, design.labels} - {None}
     if not others <= set(table.columns):
         design = replace(design, weights=None, groups=None, labels=None)
-    table = kept(design, table)
-    return columns_of(design, table), annotations_of(design, table)
+    rows = kept(design, table)
+    places = {"index": table.index[rows.index], "given_rows": len(table)}
+    return columns_of(design, rows), annotations_of(design, rows), places
 
 
 def as_rows(design: Design, table: pd.DataFrame) -> Rows:
     """The rows x and y of a table, or x alone, as tensors with names and annotations."""
-    data, about = fitted_rows(design, table)
+    data, about, _ = fitted_rows(design, table)
     if "groups" in about:
         about["groups"] = pd.factorize(about["groups"])[0]
     x, *y = as_tensors(data, dtype=torch.float64)

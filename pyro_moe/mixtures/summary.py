@@ -106,6 +106,11 @@ def notes(fit: Any) -> list[str]:
         f"Best of {starts} starts of EM, {len(fit.history)} iterations, then Newton's method: "
         + ("converged." if fit.converged else f"not converged, {fit.remaining:.2g} nats remain.")
     ]
+    if fit.left_out:
+        found.append(
+            f"{fit.left_out:,} of {fit.given_rows:,} rows are left out: they have gaps or no "
+            "weight."
+        )
     if fit.cov_type == "observed":
         of = " of the posterior mode" if any(fit.settings["prior"].values()) else ""
         found.append(f"Standard errors are from the observed information{of}.")

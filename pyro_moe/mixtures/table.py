@@ -19,11 +19,12 @@ from pyro_moe.inference.programs import isolated
 from pyro_moe.models import ME, DeepMoE, GMMMoE, HierarchicalME, Predictor
 from pyro_moe.rows import numbered
 
-from .coefficients import GATE, at_limit, named_parameters
+from .coefficients import at_limit, named_parameters
 from .formulas import SIGMA
 from .formulas.coding import INTERCEPT
+from .formulas.names import quoted
 from .result import MixtureFit, check_alpha
-from .uncertainty import derivative
+from .uncertainty import LEAST, derivative, intervals, is_positive
 
 MOST_PARAMETERS = 400
 STORIES = (ME, DeepMoE, HierarchicalME, GMMMoE)
@@ -87,18 +88,10 @@ def coefficient_table(fit: Fit, alpha: float = 0.05) -> pd.DataFrame:
         others = {"lower": interval["lower"], "upper": interval["upper"]}
         return pd.DataFrame({**found, "p": fit.pvalues, **others})
     index, values, errors = estimated(fit)
-    terms, equations = (index.get_level_values(name) for name in ("term", "equation"))
-    positive = terms.isin([SIGMA, "df"]) & (equations != GATE)
-    z = np.where(positive, np.nan, values / errors)
-    reach = norm.isf(alpha / 2) * errors
-    with np.errstate(over="ignore"):  # of scales that the rows hardly determine
-        factor = np.exp(np.where(positive, reach / values, 0.0))  # on the scale of logarithms
-    ends = (
-        np.where(positive, values / factor, values - reach),
-        np.where(positive, values * factor, values + reach),
-    )
+    z = np.where(is_positive(index), np.nan, values / errors)
     columns = {"estimate": values, "standard_error": errors, "z": z, "p": 2 * norm.sf(np.abs(z))}
-    return pd.DataFrame({**columns, "lower": ends[0], "upper": ends[1]}, index)
+    ends = intervals(pd.Series(values, index), pd.Series(errors, index), alpha)
+    return pd.DataFrame(columns, index).join(ends)
 
 
 @learning()
@@ -149,13 +142,14 @@ def standard_errors(
     flat = curvature < 1e-9 * curvature.max()
     moved = (jacobian / scale)[:, known] @ directions
     variance = (moved[:, ~flat].square() / curvature[~flat]).sum(-1)
+    wide = variance > jacobian.square().sum(-1) / LEAST
     if sandwich:
         scores = (scores_of(run) / scale)[:, known] @ directions[:, ~flat]
         variance = (scores / curvature[~flat] @ moved[:, ~flat].mT).square().sum(0)
     size = moved.square().sum(-1).clamp_min(1e-300)
     undetermined = moved[:, flat].square().sum(-1) > 1e-6 * size
     undetermined |= (jacobian[:, ~known] != 0).any(-1)
-    lost = fixed.to(undetermined) | undetermined | (variance <= 0)
+    lost = fixed.to(undetermined) | undetermined | wide | (variance <= 0)
     return variance.sqrt().masked_fill(lost, math.nan)
 
 
@@ -170,12 +164,12 @@ def scores_of(run: EM) -> torch.Tensor:
 
 def columns_of(fit: Fit, story: Any) -> Columns:
     """The names of the columns of experts and gate of a story."""
-    names = fit.columns or numbered("x", fit.x_dim)
+    names = tuple(map(quoted, fit.columns or numbered("x", fit.x_dim)))
     options = getattr(story, "options", {})
     given = options.get("predictor", Predictor())
     of_classes = type(story.experts).__name__ == "CategoricalExperts"
     width = fit.example[1].shape[1:].numel()
-    targets = fit.targets or numbered("y", width)
+    targets = tuple(map(quoted, fit.targets or numbered("y", width)))
     each: Sequence[Any] = [given] * width if isinstance(given, Predictor) else list(given)
     specs = [named_columns(names, p.columns, intercept=p.intercept) for p in each]
     gate = named_columns(

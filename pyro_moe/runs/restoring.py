@@ -62,8 +62,9 @@ def _fit_of(run: Run, data: Data) -> Fit:
     training, results = _training(run), _results(run)
     design = run.design
     about: dict[str, Any] = dict(data.annotations) if isinstance(data, Rows) else {}
+    places: dict[str, Any] = {}
     if design is not None and isinstance(data, pd.DataFrame):
-        data, about = fitted_rows(design, data)
+        data, about, places = fitted_rows(design, data)
     if "weights" in about:
         about["weight_type"] = asked.get("weight_type", "replication")
     data = in_order(data, names["columns"], names["targets"])
@@ -94,7 +95,7 @@ def _fit_of(run: Run, data: Data) -> Fit:
     if design is None:
         return restored
     story = {"story_name": settings["story"], "story_arguments": settings["story_arguments"]}
-    return with_formula(restored, design, settings["formula"], **story)
+    return with_formula(restored, design, settings["formula"], **story, **places)
 
 
 def _training(run: Run) -> Training:

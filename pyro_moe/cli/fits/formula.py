@@ -75,6 +75,8 @@ def run(
         if options.resume:
             arguments["fit_options"]["resume"] = checkpoint
         fitted, seconds = _fitted(table, arguments)
+        if fitted.left_out:
+            print(f"  {fitted.left_out:,} rows with gaps, or of weight zero, are left out")
         if isinstance(fitted, MixtureFit):
             for line in str(fitted.summary()).split("\n"):
                 print(in_one_line(line, longest=None))

@@ -230,21 +230,28 @@ def _tables(subject: Subject, coefficients: pd.DataFrame) -> Iterator[str]:
                 f"{_named(subject, str(equation))}"
             )
         )
-        shown = _estimates(own)
+        shown = estimates(own)
         more = f" ({left} terms of smaller |z| are left out)" if left > 0 else ""
         parts.append(block(title + more, table(shown)))
     yield columns(*parts)
     yield paragraph(_of_errors(subject, without=without), soft=True)
+    if coefficients["standard_error"].isna().any() and not without:
+        yield paragraph(
+            "An estimate without a standard error is not determined by the rows, or is at a limit, "
+            "as the gate of components that a column separates",
+            soft=True,
+        )
 
 
-def _estimates(own: pd.DataFrame) -> pd.DataFrame:
+def estimates(own: pd.DataFrame) -> pd.DataFrame:
     """A row for each term: the estimate, its error to three digits, and what follows from it."""
-    rows = []
+    rows, digits = [], 4 if own["standard_error"].isna().all() else 3
     for term, estimate, error, z, p, low, high in own.itertuples():
-        row = {"term": str(term), "estimate": f"{estimate:.4g}"}
+        row = {"term": str(term), "estimate": f"{estimate:.{digits}g}"}
         if np.isfinite(error) and error > 0:
             places = 2 - math.floor(math.log10(error))
-            row["estimate"] = rounded(estimate, places)
+            if places >= 0 or abs(estimate) > error:
+                row["estimate"] = rounded(estimate, places)
             row["std. error"] = rounded(error, places)
             row["z"] = "" if np.isnan(z) else f"{z:.2f}"
             row["p"] = "" if np.isnan(p) else p_value(p)

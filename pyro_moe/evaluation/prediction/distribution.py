@@ -238,7 +238,8 @@ class Prediction:
         return each.reshape(*each.shape[:3], -1) if events else each
 
     def _average(self, each: torch.Tensor) -> torch.Tensor:
-        return (self.weights.unsqueeze(-1) * each).sum(2).mean(0)
+        weights = self.weights.unsqueeze(-1)  # of zero also where a variance is infinite
+        return torch.where(weights > 0, weights * each, 0.0).sum(2).mean(0)
 
     def targets(self, y: ArrayLike) -> torch.Tensor:
         """Targets (N,) or (N, M) in the shape of the site, (N,) or (N, M).

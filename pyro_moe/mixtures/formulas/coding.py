@@ -10,11 +10,10 @@ import pandas as pd
 from formulaic import Formula, ModelSpec
 from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.parser.types import Factor, Term
-from formulaic.utils.variables import get_expression_variables
 
 from pyro_moe.inference.errors import DataError
 
-from .known import FUNCTIONS
+from .known import names_of
 
 INTERCEPT = "Intercept"
 
@@ -41,7 +40,7 @@ def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
         DataError: If a variable is absent or a value is missing; and if a level is new, unless
             ``unseen`` is ``"reference"``.
     """
-    rows = complete(data, [spec.formula], [], "raise")
+    rows = with_used_levels(complete(data, [spec.formula], [], "raise"))
     for name, levels in known_levels(spec, data).items():
         values = pd.Series(rows[name])
         new = ~values.isin(levels)
@@ -98,16 +97,15 @@ def levels_of(spec: ModelSpec) -> dict[str, list[Any]]:
 
 
 def names_in(term: Term) -> set[str]:
-    """The variables of a term, without known functions."""
+    """The variables of a term."""
     found: set[str] = set()
     for factor in term.factors:
         expression = str(factor.expr)
         if factor.eval_method is Factor.EvalMethod.LOOKUP:
             found.add(expression.strip("`"))
         elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            others = get_expression_variables(re.sub("`[^`]+`", "0", expression))
-            found |= {*re.findall("`([^`]+)`", expression), *(str(name.root) for name in others)}
-    return found - FUNCTIONS - {"np"}
+            found |= names_of(expression)
+    return found
 
 
 def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
@@ -122,10 +120,7 @@ def variables(formula: Formula, data: pd.DataFrame) -> list[str]:
         if factor.eval_method is Factor.EvalMethod.LOOKUP:
             found[str(variable(data, expression).name)] = None
         elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            quoted = re.findall("`([^`]+)`", expression)
-            others = get_expression_variables(re.sub("`[^`]+`", "0", expression))
-            roots = [str(name) for each in others for name in (each, each.root)]  # of x.clip: x
-            found |= dict.fromkeys(name for name in (*quoted, *roots) if name in data.columns)
+            found |= dict.fromkeys(n for n in sorted(names_of(expression)) if n in data.columns)
     return list(found)
 
 
@@ -172,6 +167,16 @@ def complete(
         f"expected values in all rows of {column!r}; got {int(gaps[column].sum())} of {len(data)} "
         f"missing{hint}"
     )
+
+
+def with_used_levels(data: pd.DataFrame) -> pd.DataFrame:
+    """A table whose categorical columns have the categories of its rows alone."""
+    found = {
+        name: column.cat.remove_unused_categories()
+        for name, column in data.items()
+        if isinstance(column.dtype, pd.CategoricalDtype)
+    }
+    return data.assign(**found) if found else data
 
 
 def plain(data: pd.DataFrame) -> pd.DataFrame:

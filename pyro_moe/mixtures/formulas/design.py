@@ -24,10 +24,11 @@ from .coding import (
     terms,
     variable,
     variables,
+    with_used_levels,
 )
+from .names import SIGMA, check_equations, check_terms, equation_names
 from .text import parsed
 
-SIGMA = "sigma"
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
 HINT = (
@@ -229,13 +230,21 @@ def designed(
     known = {name: single(name, each, data) for name, each in given.items() if each is not None}
     named = [name for name in (weights, groups) if name is not None]
     data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
+    data = with_used_levels(data)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
+    for formula, spec in zip(formulas, experts, strict=True):
+        if not spec.column_names:
+            raise ValueError(
+                f"expected experts with an intercept or columns; got none in {formula!r}: "
+                "'y ~ 1' has the intercept"
+            )
     known_classes = classes_of(targets, lefts, data, classes)
     gate_spec = coding(of_gate, data)
     codings = {name: coding(each, data) for name, each in known.items()}
     for name, spec in codings.items():
         if len(spec.column_names) != 1:
             raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
+    check_terms([*experts, gate_spec, *codings.values()])
     names = [*(name for spec in (*experts, gate_spec) for name in terms(spec))]
     names += [name for spec in codings.values() for name in spec.column_names]
     design = Design(
@@ -254,6 +263,7 @@ def designed(
         unseen=unseen,
         shared=tuple(each for name in shared for each in shared_names(experts, name)),
     )
+    check_equations(equation_names(design))
     for spec, of in [*((each, "experts") for each in experts), (gate_spec, "gate")]:
         check_rank(matrix(spec, data, "raise"), of)
     return design, data

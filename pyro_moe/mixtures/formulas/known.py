@@ -1,6 +1,10 @@
-"""Which expressions of a formula are no programs: those of columns, numbers and known functions."""
+"""What expressions of a formula read, and which are no programs.
+
+These are expressions of columns, numbers and known functions.
+"""
 
 import ast
+import re
 
 from formulaic.utils.code import sanitize_variable_names
 
@@ -69,6 +73,7 @@ OF_NUMPY = {
     "where",
 }
 OF_CONTRASTS = {"SAS", "diff", "helmert", "poly", "sum", "treatment"}
+MODULES = {"np", "contr"}
 LARGEST_POWER = 64
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
 LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
@@ -92,6 +97,24 @@ def unknown_part(expression: str) -> str | None:
         return next((ast.unparse(each) for each in strange_nodes(tree.body)), None)
     except RecursionError:
         return expression
+
+
+def names_of(expression: str) -> set[str]:
+    """The variables that an expression reads. A name that is called is none.
+
+    Args:
+        expression: A factor of a formula.
+
+    Example:
+        >>> sorted(names_of("np.log(scale + `lead time`) * log(Treatment)"))
+        ['Treatment', 'lead time', 'scale']
+    """
+    nodes = list(ast.walk(ast.parse(re.sub("`[^`]+`", "(0)", expression).strip(), mode="eval")))
+    others = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    roots = [node.value for node in nodes if isinstance(node, ast.Attribute)]
+    others |= {id(root) for root in roots if isinstance(root, ast.Name) and root.id in MODULES}
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in others}
+    return names | set(re.findall("`([^`]+)`", expression))
 
 
 def strange_nodes(node: ast.AST) -> list[ast.AST]:

@@ -12,7 +12,7 @@ from .design import Design
 
 
 def as_frame(data: Any) -> pd.DataFrame:
-    """A data frame with rows numbered from 0.
+    """Data as a data frame.
 
     Raises:
         DataError: If data are no table.
@@ -24,7 +24,25 @@ def as_frame(data: Any) -> pd.DataFrame:
             raise DataError(f"expected a table with named columns; got {error}") from error
     if data.empty:
         raise DataError(f"expected a table with rows and columns; got shape {data.shape}")
-    return data.reset_index(drop=True)
+    return data
+
+
+def weighted(table: pd.DataFrame, name: str | None, missing: str) -> pd.DataFrame:
+    """The rows of weights above zero.
+
+    Args:
+        table: A table.
+        name: The column of weights, or None.
+        missing: What is done with rows without a weight, ``"raise"`` or ``"drop"``.
+
+    Raises:
+        DataError: If a weight is not a number of at least zero, or is missing.
+    """
+    if name is None:
+        return table
+    if missing == "drop":
+        table = table[variable(table, name).notna()]
+    return table[weighing(table, name) != 0]
 
 
 def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -39,7 +57,8 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(
-            f"expected weights {name!r} of at least 0; got {table[name].iloc[row]!r} in row {row}"
+            f"expected weights {name!r} of at least 0; got {table[name].iloc[row]!r} in row "
+            f"{table.index[row]}"
         )
     return found
 
@@ -79,14 +98,13 @@ def annotations_of(design: Design, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def kept(design: Design, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are fitted: those of weights above zero, without gaps.
+    """The rows that are fitted, those of weights above zero, without gaps, numbered as given.
 
     Raises:
         DataError: If a value is missing, unless the design leaves such rows out.
     """
-    table = as_frame(table)
-    if design.weights is not None:
-        table = table[weighing(table, design.weights) != 0]
+    table = as_frame(table).reset_index(drop=True)
+    table = weighted(table, design.weights, design.missing)
     specs = [*design.targets, *design.experts, design.gate, design.offset, design.trials]
     names = [name for name in (design.weights, design.groups) if name is not None]
     formulas = [spec.formula for spec in specs if spec is not None]
@@ -106,7 +124,7 @@ def check_trials(design: Design, x: pd.DataFrame, y: Any) -> None:
         row = int(over.any(1).argmax())
         raise DataError(
             f"expected counts of at most the trials {name!r}; got {y.to_numpy()[row].max():g} of "
-            f"{x[name].iloc[row]:g} in row {row}"
+            f"{x[name].iloc[row]:g} in row {x.index[row]}"
         )
 
 

@@ -1,6 +1,18 @@
 """The observed information of the parameters, and what follows from it."""
 
-from .information import Information, derivative, informed, polish, scores
+from .information import LEAST, Information, derivative, informed, polish, scores
+from .intervals import intervals, is_positive, scale_of
 from .profile import profile_interval
 
-__all__ = ["Information", "derivative", "informed", "polish", "profile_interval", "scores"]
+__all__ = [
+    "LEAST",
+    "Information",
+    "derivative",
+    "informed",
+    "intervals",
+    "is_positive",
+    "polish",
+    "profile_interval",
+    "scale_of",
+    "scores",
+]

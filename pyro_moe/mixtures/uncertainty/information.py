@@ -12,6 +12,7 @@ from pyro_moe.inference.em import EM
 STEPS = 30
 CLOSE = 1e-16
 FLAT, CONVEX = 1e-9, -1e-7  # curvatures of a direction, as shares of those of its parameters
+LEAST = 1e-4  # curvature in standard units, of a standard error of 100 of them
 
 Parameters = Callable[[], torch.Tensor]
 
@@ -68,7 +69,7 @@ class Information:
     def undetermined(self, tolerance: float = FLAT) -> torch.Tensor:
         """Which parameters are fixed, or in a direction without a maximum, shape (P,)."""
         diagonal = self.observed.diagonal()
-        flags = self.fixed | (diagonal <= 0)
+        flags = self.fixed | (diagonal / self.lift.norm(dim=0).square() < LEAST)
         chosen = (~flags).nonzero().flatten()
         scale = diagonal[chosen].sqrt()
         part = self.observed[chosen][:, chosen] / scale / scale.unsqueeze(-1)

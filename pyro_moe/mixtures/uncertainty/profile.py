@@ -64,7 +64,10 @@ def profiled(run: EM, parameters: Parameters, place: int, value: float) -> float
     learned = list(run.parameters().values())
     best = -float("inf")
     for _ in range(STEPS):
-        found = informed(run, parameters)
+        try:
+            found = informed(run, parameters)
+        except torch.linalg.LinAlgError:  # steps led to where nothing is finite: too far away
+            return -float("inf")
         others = torch.arange(len(found.gradient)) != place
         with torch.no_grad():
             move = value - float(parameters()[place])

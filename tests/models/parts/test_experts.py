@@ -92,7 +92,7 @@ def test_student_t_experts_are_students_t_around_affine_maps(make, x, y):
     low, m, high = np.quantile(y.numpy(), [0.25, 0.5, 0.75], axis=0)
     s = (high - low) / 1.349
     scale = s * (MIN_SCALE + np.exp(numbers(experts.log_scale)))
-    df = 2 + np.exp(numbers(experts.log_df))
+    df = 0.5 + np.exp(numbers(experts.log_df))
     t = stats.t(df, m + s * outputs(experts, x), scale)
     expected = t.logpdf(y.numpy()[:, None]).sum(-1)
     np.testing.assert_allclose(numbers(experts(x).log_prob(y.unsqueeze(1))), expected, **EXACT)

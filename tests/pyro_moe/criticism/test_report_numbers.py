@@ -12,7 +12,7 @@ import torch
 import pyro_moe
 from pyro_moe import criticism, evaluation, models
 from pyro_moe.criticism import figures
-from pyro_moe.criticism.report.model import rounded
+from pyro_moe.criticism.report.model import estimates, rounded
 from pyro_moe.fitting import with_fewer
 
 
@@ -278,3 +278,16 @@ def test_shares_of_classes_have_their_names(table, written):
 def test_no_zero_is_negative():
     assert rounded(-461.0, -3) == "0"
     assert rounded(-0.001, 2) == "0.00"
+
+
+def test_no_estimate_is_rounded_away_by_its_error():
+    terms = pd.Index(["separated", "undetermined", "large", "small"])
+    known = {
+        "estimate": [-35.238, -35.238, 27941.0, 0.0123],
+        "standard_error": [1.6e7, np.nan, 512.0, 0.5],
+    }
+    columns = {**known, "z": 0.0, "p": 1.0, "lower": -1.0, "upper": 1.0}
+    shown = estimates(pd.DataFrame(columns, terms)).set_index("term")
+    assert shown["estimate"].tolist() == ["-35.2", "-35.2", "27941", "0.012"]
+    assert pd.isna(shown.loc["undetermined", "std. error"])
+    assert shown.loc["large", "std. error"] == "512"

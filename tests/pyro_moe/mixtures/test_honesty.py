@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_moe import ConvergenceWarning, mixture
+import pyro_moe
+from pyro_moe import ConvergenceWarning, mixture, models
 
 
 def test_separable_classes_have_no_errors_and_the_summary_says_so():
@@ -16,6 +17,67 @@ def test_separable_classes_have_no_errors_and_the_summary_says_so():
     assert fit.bse.isna().any()
     assert "the information is singular there" in str(fit.summary())
     assert "nan" not in str(fit.summary()).lower()
+
+
+def separated_in_the_gate():
+    """Two lines, of which the first has no rows of one level."""
+    rng = np.random.default_rng(0)
+    x, level = rng.normal(size=90), np.repeat(["a", "b", "c"], 30)
+    of_first = (level == "c") | ((level == "b") & (np.arange(90) % 2 == 0))
+    of_first |= np.arange(90) < 5
+    y = np.where(of_first, 5 + x, -5 - x) + 0.5 * rng.normal(size=90)
+    return pd.DataFrame({"x": x, "level": level, "y": y})
+
+
+def test_a_level_of_one_component_alone_has_no_error_in_the_gate():
+    rows = separated_in_the_gate()
+    fit = mixture("y ~ x | level", rows, order="x")
+    name = (1, "gate", "level[T.c]")
+    assert fit.undetermined == [name]
+    assert fit.bse.isna().sum() == 1
+    note = "No standard error of level[T.c] of gate 1: the information is singular there."
+    assert note in str(fit.summary())
+    other = fit.bse[1, "gate", "level[T.b]"]
+    assert other == pytest.approx(np.sqrt(1 / 5 + 1 / 25 + 1 / 15 + 1 / 15), rel=1e-2)
+
+
+def test_it_has_none_without_a_formula_either():
+    rows = separated_in_the_gate()
+    x = pd.get_dummies(rows[["x", "level"]], columns=["level"], drop_first=True, dtype=float)
+    story = models.ME(3, 1, 2, predictor=models.Predictor(columns=[0]), gate_columns=[1, 2])
+    story.double()
+    options = {"prior": "none", "progress": False, "tolerance": 1e-12}
+    fit = pyro_moe.fit(story.model, story.guide, (x, rows["y"]), **options)
+    errors = fit.coefficients()["standard_error"]
+    assert np.isnan(errors[1, "gate", "level_c"])
+    assert errors[1, "gate", "level_b"] == pytest.approx(0.61, rel=0.02)
+    assert errors.isna().sum() == 1
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "poisson"])
+def test_a_level_with_zeros_alone_has_no_error_in_an_expert(family):
+    level = np.repeat(["a", "b"], [15, 5])
+    rows = pd.DataFrame({"level": level, "y": np.where(level == "b", 0, np.arange(20) % 2)})
+    fit = mixture("y ~ level", rows, family=family, num_components=1)
+    assert fit.undetermined == [(0, "y", "level[T.b]")]
+    rate = 7 / 15
+    variance = rate * (1 - rate) if family == "bernoulli" else rate
+    assert fit.bse[0, "y", "Intercept"] == pytest.approx((15 * variance) ** -0.5, rel=1e-6)
+
+
+def test_counts_of_a_million_leave_the_gate_determined():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=120)
+    y = rng.poisson(1e7 * np.exp(0.1 * x + (np.arange(120) % 40 == 0)))
+    fit = mixture("y ~ x | x", pd.DataFrame({"x": x, "y": y}), family="poisson")
+    assert fit.undetermined == []
+
+
+def test_years_and_their_squares_are_determined():
+    year = np.linspace(1950.0, 2020.0, 200)
+    rows = pd.DataFrame({"year": year, "y": np.sin(np.arange(200.0) ** 2) + 0.01 * year})
+    fit = mixture("y ~ year + I(year ** 2)", rows, num_components=1)
+    assert fit.undetermined == []
 
 
 def test_a_determined_fit_names_nothing(fitted):

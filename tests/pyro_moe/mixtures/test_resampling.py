@@ -81,6 +81,58 @@ def test_groups_stay_together(table):
     assert len(again) == 160
 
 
+@pytest.fixture(scope="module")
+def aggregated(table):
+    """Thirty rows that stand for 150, and the fit of these."""
+    rows = table[:30].assign(w=np.arange(30) % 9 + 1)
+    return rows, mixture("y ~ x", rows, num_components=1, weights="w")
+
+
+def test_a_row_of_weight_w_has_w_draws(aggregated):
+    rows, fit = aggregated
+    (x, y), about = simulated(fit, 3)
+    assert about.weights is None
+    np.testing.assert_allclose(x[:, 0], rows["x"].repeat(rows["w"]), rtol=1e-6)
+    assert len(y.unique()) == rows["w"].sum()
+    many = mixture("y ~ x", rows.loc[rows.index.repeat(rows["w"])], num_components=1)
+    assert simulated(many, 3)[0][1].allclose(y, rtol=1e-4)
+    ratio = bootstrap(fit, 60).bse / fit.bse
+    np.testing.assert_allclose(ratio, 1.0, atol=0.3)  # each with an error of 9 %
+
+
+def test_rows_of_weight_w_stay_in_their_group(table):
+    rows = table[:80].assign(w=np.resize([1, 3, 2, 2], 80))
+    options = {"initialize": rows["component"].to_numpy(), "order": "fitted"}
+    fit = mixture("y ~ x", rows, groups="group", weights="w", **options)
+    (x, _), about = simulated(fit, 1)
+    assert len(x) == rows["w"].sum()
+    assert about.groups.bincount().tolist() == [8] * 20
+
+
+def test_the_test_of_weighted_rows_is_that_of_many(aggregated):
+    rows, fit = aggregated
+    many = mixture("y ~ x", rows.loc[rows.index.repeat(rows["w"])], num_components=1)
+    one, other = (bootstrap_test(each, number=2, restarts=1) for each in (fit, many))
+    np.testing.assert_allclose(one.null, other.null, rtol=1e-2, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind", "message"),
+    [
+        (0.5, "replication", r"expected whole weights to draw targets, .*; got 1.5: bootstrap"),
+        (0.0, "sampling", "expected no sampling weights to draw targets"),
+    ],
+)
+def test_weights_of_which_no_targets_can_be_drawn(aggregated, weight, kind, message):
+    rows = aggregated[0].assign(w=aggregated[0]["w"] + weight)
+    fit = mixture("y ~ x", rows, num_components=1, weights="w", weight_type=kind)
+    with pytest.raises(ValueError, match=message):
+        bootstrap(fit, 2)
+    with pytest.raises(ValueError, match=message):
+        bootstrap_test(fit, number=1)
+    assert len(bootstrap(fit, 2, kind="rows").params) == 2
+
+
 def test_one_line_is_rejected_for_two(table, line):
     found = bootstrap_test(line, number=2, restarts=1)
     assert found.statistic > found.null.max()
