@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pyro_moe import evaluation
 from pyro_moe.evaluation import Prediction
 from pyro_moe.evaluation.marginals import discrete_columns, has_classes, is_binary
-from pyro_moe.fitted import Fit, strange_rows_expected
+from pyro_moe.fitted import Fit, strange_rows_expected, weighted_mean
 from pyro_moe.plots.names import CLASS, label
 from pyro_moe.plots.posteriors import legend
 from pyro_moe.plots.style import color, panels_of
@@ -133,7 +133,7 @@ def effects(
             group; that of each row by itself if None.
         seed: Seed of the draws of `evaluation.predict`.
     """
-    rows = _marked(fit, rows, posterior, seed).subsample(MOST_ROWS, seed)
+    rows = fit.repeated(_marked(fit, rows, posterior, seed)).subsample(MOST_ROWS, seed)
     prediction = evaluation.predict(fit, rows.x, seed=seed)
     component = torch.as_tensor(rows.labels).numpy()
     p, width = prediction.distributions[0], prediction.experts.shape[-1]
@@ -297,32 +297,38 @@ def expert_table(
         classes, their mean probabilities instead.
     """
     rows = _marked(fit, rows, posterior, seed)
+    w = fit.weights_of(rows)
+    weights = np.ones(len(rows)) if w is None else w.numpy()
     prediction = evaluation.predict(fit, rows.x, seed=seed)
     log_density = prediction.log_prob(torch.as_tensor(rows.y)).cpu().numpy()
     component = torch.as_tensor(rows.labels).numpy()
     of_classes = has_classes(prediction.distributions[0])
     table = []
-    for k, share in enumerate(prediction.gate.mean(0).tolist()):
-        own = component == k
-        mean, deviation = (part[own] for part in moments_of(prediction, k))
-        found: dict[str, Any] = {"component": k, "share": share, "rows": int(own.sum())}
-        found["log_density"] = _average(log_density[own])
+    for k, share in enumerate(weighted_mean(prediction.gate, w).tolist()):
+        own = np.where(component == k, weights, 0.0)
+        mean, deviation = moments_of(prediction, k)
+        number = float(own.sum())
+        found: dict[str, Any] = {"component": k, "share": share}
+        found["rows"] = int(number) if number.is_integer() else number
+        found["log_density"] = _average(log_density, own)
         if of_classes:
             named = classes or [str(m) for m in range(mean.shape[1])]
-            found |= {f"P({name})": _average(mean[:, m]) for m, name in enumerate(named)}
+            found |= {f"P({name})": _average(mean[:, m], own) for m, name in enumerate(named)}
         elif is_binary(prediction.distributions[0]):
             names = rows.targets or numbered("y", mean.shape[1])
             yes = "1" if classes is None else classes[-1]
-            found |= {f"P({n} = {yes})": _average(mean[:, m]) for m, n in enumerate(names)}
+            found |= {f"P({n} = {yes})": _average(mean[:, m], own) for m, n in enumerate(names)}
         else:
             names = rows.targets or numbered("y", mean.shape[1])
             for m, name in enumerate(names[:MOST_OUTPUTS]):
                 of = "" if len(names) == 1 else f"_of_{name}"
-                found[f"mean{of}"] = _average(mean[:, m])
-                found[f"standard_deviation{of}"] = _average(deviation[:, m])
+                found[f"mean{of}"] = _average(mean[:, m], own)
+                found[f"standard_deviation{of}"] = _average(deviation[:, m], own)
         table.append(found)
     return pd.DataFrame(table)
 
 
-def _average(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def _average(values: np.ndarray, weights: np.ndarray) -> float:
+    """The mean of the rows whose weight is above zero, NaN without any."""
+    some = weights > 0
+    return float(np.average(values[some], weights=weights[some])) if some.any() else float("nan")
