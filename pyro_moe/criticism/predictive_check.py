@@ -32,12 +32,24 @@ class Check:
             uniform if the model is correct. None for classes and for stories without a target.
         num_rows: Number of rows checked, each as many times as its weight says.
         num_replicates: Number of replicated data sets.
+        ratio: N / N_fit, for which p-values allow, see `check`.
     """
 
     table: pd.DataFrame
     pit: torch.Tensor | None
     num_rows: int
     num_replicates: int
+    ratio: float = 0.0
+
+    @property
+    def allowed(self) -> pd.DataFrame:
+        """The table with the deviations that p-values use, which allow for estimated parameters."""
+        squared = self.table["statistic"] == DISTANCE
+        more = (1 + self.ratio) ** (0.5 + 0.5 * squared)
+        return self.table.assign(
+            replicated=self.table["replicated"] * more.where(squared, 1.0),
+            standard_deviation=self.table["standard_deviation"] * more,
+        )
 
     @property
     def p_value(self) -> float:
@@ -150,7 +162,7 @@ def check(
         compared = [_compare(part, given.get(part.site, {}), num_replicates) for part in parts]
     ratio = len(columns[0]) / fit.total
     pit = next((part.pit for part in parts if isinstance(part, Targets)), None)
-    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates)
+    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates, ratio)
 
 
 @dataclass(frozen=True)

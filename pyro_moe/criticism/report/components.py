@@ -109,14 +109,17 @@ def _caption(shown: Effects) -> str:
     }.get(shown.kind, "Mean of each expert, its band of ± 1.645 standard deviations, and its rows")
     text = f"{what}. Rows have the color of their most probable component."
     if len(shown.chosen) > 1 or shown.left_out:
-        text += " The other columns are at their medians over the rows of the component."
+        text += (
+            f" The others are at typical values of the rows of the component, medians and the most "
+            f"frequent levels: {shown.held}."
+        )
     if shown.adjusted:
         text += " Points are partial residuals" + (
             ", as ratios." if shown.kind == "counts" else "."
         )
     if shown.left_out:
         several, number = len(shown.chosen) > 1, len(shown.left_out)
-        columns_shown = f"are the {len(shown.chosen)} columns" if several else "is the column"
+        columns_shown = f"are the {len(shown.chosen)} variables" if several else "is the variable"
         text += (
             f" Shown {columns_shown} along which the experts vary most; "
             f"{number} {'is' if number == 1 else 'are'} left out: "
@@ -138,7 +141,7 @@ def maps(subject: Subject) -> str:
         "Latent codes of rows, colored by component.",
     )
     design: Any = getattr(fit, "design", None)
-    plane = design is None or (design.gate_terms and not design.derived)
+    plane = design is None or (design.gate_terms and not design.variables.derived)
     drawn = _those_that_can_be_drawn((gate, codes) if plane else (codes,))
     return section("Maps", columns(*drawn)) if drawn else ""
 

@@ -130,7 +130,7 @@ def experts_of(components: Sequence[int]) -> str:
 
 def discrepancy(checked: Check) -> str:
     """The most surprising statistic of a check."""
-    first = checked.surprises().iloc[0]
+    first = checked.allowed.loc[checked.surprises().index[0]]
     named = first["column"] not in ("", first["site"])
     of = first["site"] + (f" ({first['column']})" if named else "")
     where = "" if pd.isna(first["component"]) else f" in component {first['component']}"
