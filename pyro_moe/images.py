@@ -64,28 +64,37 @@ def cluster_images(
         raise ValueError(f"expected copies of at least 1; got {copies}")
     if embedding == "umap":
         expect_umap()  # fail before the autoencoder is trained, which takes minutes
-    if rows.image_shape is None:
+    shape = rows.image_shape
+    if shape is None:
         raise DataError("expected rows of images; got image_shape=None")
-    codes = rows.x if z_dim is None else _codes(rows, z_dim, epochs, copies, seed, progress)
+    codes = rows.x
+    if z_dim is not None:
+        codes = _codes(codes, shape, z_dim, math.ceil(epochs / copies), copies, seed, progress)
     return cluster(codes, num_components, embedding=embedding, seed=seed)
 
 
 def _codes(
-    rows: Rows, z_dim: int, epochs: int, copies: int, seed: int, progress: bool
+    x: torch.Tensor,
+    image_shape: tuple[int, int, int],
+    z_dim: int,
+    epochs: int,
+    copies: int,
+    seed: int,
+    progress: bool,
 ) -> torch.Tensor:
-    """The codes of an autoencoder of moved copies of the images, shape (N, L)."""
-    moved = RandomAffine(rows.image_shape, degrees=10.0, translate=1 / 14)
+    """The codes of an autoencoder of moved copies of the images x, shape (N, L)."""
+    moved = RandomAffine(image_shape, degrees=10.0, translate=1 / 14)
     with reproducible(seed, 0, 5):
-        turned = torch.cat([moved(rows.x) for _ in range(copies)])
-        story = VAE(rows.x.shape[1], z_dim, common_scale=True, hidden=(500, 500, 2000))
+        turned = torch.cat([moved(x) for _ in range(copies)])
+        story = VAE(x.shape[1], z_dim, common_scale=True, hidden=(500, 500, 2000))
     fitted = fit(
         story.model,
         story.guide,
         turned,
         loss=Reconstruction(),
-        epochs=math.ceil(epochs / copies),
+        epochs=epochs,
         learning_rate=1e-3,
         seed=seed,
         progress=progress,
     )
-    return encode(fitted, rows.x)
+    return encode(fitted, x)

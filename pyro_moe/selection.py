@@ -22,6 +22,7 @@ from pyro_moe.inference.prior import Prior
 from pyro_moe.plots.style import PALETTE
 
 from .fitted import Fit, strange_rows_expected
+from .fitted.weights import counted
 from .fitting import fit
 from .rows import Data, Rows, as_tensors, has_target
 
@@ -223,7 +224,8 @@ def select(
         log_densities = pd.DataFrame(densities, index=rows).sort_index()
         criteria = pd.DataFrame(list(details.values()))
         log_densities.columns = pd.MultiIndex.from_tuples(choices, names=["story", "K"])
-        table = compare_log_densities(log_densities)
+        weights, sampling = _weights_of(fit_options, rows)
+        table = compare_log_densities(log_densities, weights, sampling=sampling)
         table = table.join(criteria.set_axis(table.index))
         best = table["difference"].eq(0).idxmax()
         enough = table[table["difference"] >= -table["difference_standard_error"]]
@@ -236,14 +238,21 @@ def select(
     return Selection(log_densities, table, best, int(chosen[1]), found, chosen[0] or None)
 
 
-def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
+def compare_log_densities(
+    log_densities: pd.DataFrame, weights: torch.Tensor | None = None, *, sampling: bool = False
+) -> pd.DataFrame:
     r"""Compare columns of log densities by their means and paired differences from the best.
 
     .. math:: d_K = \frac{1}{N} \sum_n (\ell_{nK} - \ell_{n \hat K}), \quad
               \mathrm{se}(d_K) = \frac{\mathrm{sd}_n (\ell_{nK} - \ell_{n \hat K})}{\sqrt N}
 
+    With weights, rows count as many times as they say, and N is their sum. The standard errors of
+    means by sampling weights are those of :math:`\sum_n w_n \ell_n / N` over samples.
+
     Args:
         log_densities: Log densities with a column for each choice, shape (N, number of choices).
+        weights: How many rows each row counts as, shape (N,), or None.
+        sampling: Whether they are sampling weights.
 
     Returns:
         For each choice the mean ``"log_density"``, its ``"standard_error"``, its ``"difference"``
@@ -259,18 +268,24 @@ def compare_log_densities(log_densities: pd.DataFrame) -> pd.DataFrame:
         Name: difference, dtype: float64
     """
     values = log_densities.to_numpy()
+    w = np.ones(len(values)) if weights is None else weights.cpu().numpy()
+    values, w = values[w > 0], w[w > 0][:, None]
     with np.errstate(invalid="ignore"):
-        means = values.mean(0)
+        means = (w * values).sum(0) / w.sum()
     if not np.isfinite(means).any():
         raise DataError("expected a finite log density of every held-out row for some K; got none")
     best = np.where(np.isfinite(means), means, -np.inf).argmax()
     with np.errstate(invalid="ignore"):  # differences of infinite values are NaN
         lags = values - values[:, [best]]
-        errors = [each.std(0, ddof=1) / math.sqrt(len(values)) for each in (values, lags)]
+        lag = (w * lags).sum(0) / w.sum()
+        pairs, number = ((values, means), (lags, lag)), w.sum()
+        shares = w**2 if sampling else w
+        squares = [(shares * (each - mean) ** 2).sum(0) for each, mean in pairs]
+        errors = [np.sqrt(each / (number - 1) / number) for each in squares]
     columns = {
         "log_density": means,
         "standard_error": errors[0],
-        "difference": lags.mean(0),
+        "difference": lag,
         "difference_standard_error": errors[1],
     }
     return pd.DataFrame(columns, index=log_densities.columns)
@@ -329,6 +344,15 @@ def _of_rows(fit_options: dict[str, Any], rows: torch.Tensor | None) -> dict[str
         if found.get(name) is not None:
             found[name] = np.asarray(found[name])[rows.numpy()]
     return found
+
+
+def _weights_of(fit_options: dict[str, Any], rows: list[int]) -> tuple[torch.Tensor | None, bool]:
+    """The weights of the held-out rows, in their order, and whether they are of a sample."""
+    sampling = fit_options.get("weight_type") == "sampling"
+    given = fit_options.get("weights")
+    if given is None:
+        return None, sampling
+    return counted(torch.as_tensor(np.asarray(given))[sorted(rows)], sampling=sampling), sampling
 
 
 def _log_density(

@@ -4,8 +4,8 @@ import argparse
 
 import pandas as pd
 
-from pyro_moe import criticism, runs
-from pyro_moe.inference.errors import SiteError
+from pyro_moe import runs
+from pyro_moe.criticism.report import Subject, reasons
 from pyro_moe.text import in_one_line
 
 from . import choices
@@ -22,15 +22,15 @@ def run(options: argparse.Namespace) -> None:
     )
     which = choices.which_rows(options.data, train, test)
     print(in_one_line(f"{options.run}: {len(test):,} rows {which}", longest=None), flush=True)
-    try:
-        gate = criticism.health(fitted, test)
-        print(f"effective number of components: {gate.effective_components:.2f}")
-        for warning in gate.warnings():
-            print(f"warning: {warning}")
-    except SiteError:  # a model without components
-        pass
     classes = choices.classes_of(options.run, fitted)
-    checked = criticism.check(fitted, test, num_replicates=options.replicates, classes=classes)
+    subject = Subject(fitted, test, None, classes, options.replicates)
+    if subject.health is not None:
+        print(f"effective number of components: {subject.health.effective_components:.2f}")
+    for warning in reasons(subject):
+        print(in_one_line(f"warning: {warning}", longest=None))
+    checked = subject.checked
+    if checked is None:
+        return
     print(f"{checked}")
     table = checked.table if options.all else checked.surprises(options.level)
     if len(table):

@@ -34,11 +34,13 @@ def compare(
     The density is that of y given x if all fits have a target, and that of x otherwise. The
     density of x is estimated by the importance-weighted bound with ``num_samples`` draws, which is
     slightly too low. The rows must be held out. Then no correction for overfitting is needed,
-    whether parameters are point estimates or have a posterior.
+    whether parameters are point estimates or have a posterior. Rows count as many times as their
+    weights say, see `Fit.weights_of`, by those of the first fit that has a weight for them.
 
     Leave-one-out cross-validation (LOO) of the training rows, by ArviZ's Pareto-smoothed
     importance sampling, is added where it is valid: where every parameter of the model has a
-    posterior, and the fit has its training rows. LOO assumes that the guide is the posterior.
+    posterior, and the fit has its training rows and no weights. LOO assumes that the guide is the
+    posterior.
 
     Args:
         fits: Fits by name.
@@ -88,7 +90,9 @@ def compare(
     table = pd.DataFrame(densities).astype(float)
     if len(table) < 2:
         raise DataError(f"expected at least 2 rows to compare fits on; got {len(table)}")
-    scores = compare_log_densities(table).sort_values("log_density", ascending=False, kind="stable")
+    weights, sampling = _weights(fits, data, site)
+    scores = compare_log_densities(table, weights, sampling=sampling)
+    scores = scores.sort_values("log_density", ascending=False, kind="stable")
     loo = {name: _leave_one_out(fits[name], seed) for name in scores.index}
     columns = ["loo", "loo_standard_error"]
     return scores.join(pd.DataFrame.from_dict(loo, orient="index", columns=columns))
@@ -101,6 +105,16 @@ def _check_rounded(fits: Mapping[str, Fit], data: Data) -> None:
     prediction = evaluation.predict(first, x[:1], num_samples=8)
     if not prediction.distributions[0].support.is_discrete:
         check_rounding(y)
+
+
+def _weights(fits: Mapping[str, Fit], data: Data, site: str) -> tuple[torch.Tensor | None, bool]:
+    """The weights of the rows that are compared, and whether they are those of a sample."""
+    for fit in fits.values():
+        weights = fit.weights_of(data)
+        if weights is not None:
+            known = has_target(fit.as_tensors(data)[1]).cpu() if site == "y" else slice(None)
+            return weights[known], fit.weight_type == "sampling"
+    return None, False
 
 
 def _common_site(fits: Mapping[str, Fit]) -> str:
@@ -125,7 +139,7 @@ def _log_density(fit: Fit, data: Data, site: str, num_samples: int, seed: int) -
 
 def _leave_one_out(fit: Fit, seed: int) -> tuple[float, float]:
     """The LOO estimate per training row and its standard error, NaN where it cannot be had."""
-    if fit.restored is not None or not _is_bayesian(fit):
+    if fit.restored is not None or fit.annotations.weights is not None or not _is_bayesian(fit):
         return (np.nan, np.nan)
     loo = import_arviz().loo(to_arviz(fit, num_draws=400, seed=seed))
     number = loo.n_data_points  # rows with a target

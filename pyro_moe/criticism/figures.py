@@ -118,7 +118,7 @@ def replicates(
         classes: Names of the classes.
         seed: Seed of the replicates.
     """
-    rows = fit.in_order(rows)
+    rows = fit.repeated(rows)
     if rows.y is not None and fit.has_target:
         return _replicated_targets(fit, rows, num_replicates, max_columns, classes, seed)
     if rows.image_shape is not None:

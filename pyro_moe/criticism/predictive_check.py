@@ -30,14 +30,26 @@ class Check:
             ``standard_deviation`` (over replicates), ``p_value`` and ``adjusted_p_value``.
         pit: The probability integral transform F(y_m|x) of each target, shape (N, M). It is
             uniform if the model is correct. None for classes and for stories without a target.
-        num_rows: Number of rows checked.
+        num_rows: Number of rows checked, each as many times as its weight says.
         num_replicates: Number of replicated data sets.
+        ratio: N / N_fit, for which p-values allow, see `check`.
     """
 
     table: pd.DataFrame
     pit: torch.Tensor | None
     num_rows: int
     num_replicates: int
+    ratio: float = 0.0
+
+    @property
+    def allowed(self) -> pd.DataFrame:
+        """The table with the deviations that p-values use, which allow for estimated parameters."""
+        squared = self.table["statistic"] == DISTANCE
+        more = (1 + self.ratio) ** (0.5 + 0.5 * squared)
+        return self.table.assign(
+            replicated=self.table["replicated"] * more.where(squared, 1.0),
+            standard_deviation=self.table["standard_deviation"] * more,
+        )
 
     @property
     def p_value(self) -> float:
@@ -82,7 +94,8 @@ def check(
     Targets are replicated at the observed x. Where the data have groups, as the training rows of a
     fit by groups have, the rows of a group are replicated with one component. Features are
     replicated as new rows. A row belongs to the component that is most probable under the gate
-    given x alone, in data and replicates alike. Weights of rows are left aside.
+    given x alone, in data and replicates alike. A row counts as many times as its weight says, up
+    to rounding, see `Fit.repeats_of`. Sampling weights are left aside.
 
     Use held-out rows: checks on the training rows are optimistic. Replicates are drawn at the
     estimated parameters and do not show their estimation error. Deviations of replicated
@@ -125,13 +138,17 @@ def check(
         True
     """
     columns = fit.training_rows if data is None else fit.as_tensors(data)
+    places, groups = fit.repeats_of(data), fit.groups_of(data)
+    if places is not None:
+        columns = tuple(column[places] for column in columns)
+        groups = None if groups is None else groups[places.cpu()]
     sites = observed_sites(fit)
     if not {"x", "y"} & set(sites):
         raise SiteError(f"expected an observed site 'x' or 'y' in the model; got {sites}")
     parts: list[Targets | Features] = []
     names = fit.columns or column_names(data) or numbered("x", fit.x_dim)
     if "y" in sites:
-        targets, groups = fit.targets or target_names(data), fit.groups_of(data)
+        targets = fit.targets or target_names(data)
         options: dict[str, Any] = {"names": targets, "classes": classes, "groups": groups}
         parts.append(Targets(fit, columns, x_names=names, seed=seed, **options))
     if "x" in sites:
@@ -143,9 +160,9 @@ def check(
         )
     with torch.no_grad():
         compared = [_compare(part, given.get(part.site, {}), num_replicates) for part in parts]
-    ratio = len(columns[0]) / fit.num_rows
+    ratio = len(columns[0]) / fit.total
     pit = next((part.pit for part in parts if isinstance(part, Targets)), None)
-    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates)
+    return Check(_judged(compared, ratio), pit, len(columns[0]), num_replicates, ratio)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.fitted import Fit, strange_rows_expected
+from pyro_moe.fitted import Fit, strange_rows_expected, weighted_mean
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.rows import Data, Rows
 
@@ -40,7 +40,9 @@ def summary(fit: Fit, data: Data | None = None, *, seed: int = 0) -> str:
     """
     rows = fit.rows(data)
     size = sum(parameter.numel() for parameter in fit.parameters().values())
-    where = "training rows" if data is None else f"{len(rows):,} given rows"
+    weights = rows.annotations.get("weights")
+    number = len(rows) if weights is None else float(weights.sum())
+    where = "training rows" if data is None else f"{number:,.10g} given rows"
     lines = [repr(fit), f"parameters: {size:,}", "", f"on the {where}:"]
     lines += [f"  {name:<42}{value:>12.5g}" for name, value in _scores(fit, rows, seed).items()]
     try:
@@ -56,14 +58,19 @@ def _scores(fit: Fit, rows: Rows, seed: int) -> dict[str, float]:
     if rows.y is None:
         return {"log-density of x, nats per row": evaluation.score(fit, rows, seed=seed)}
     rows = rows.with_targets()
+    weights = rows.annotations.get("weights")
     prediction, y = evaluation.predict(fit, rows, seed=seed), torch.as_tensor(rows.y)
-    found = {"log-density of y given x, nats per row": prediction.log_prob(y).mean().item()}
+    found = {
+        "log-density of y given x, nats per row": weighted_mean(
+            prediction.log_prob(y), weights
+        ).item()
+    }
     line = evaluation.linear_baseline(fit, rows)
     if line is not None:
-        found["the same of one linear model"] = line.mean().item()
+        found["the same of one linear model"] = weighted_mean(line, weights).item()
     if has_classes(prediction.distributions[0]):
-        scores = evaluation.classification_scores(prediction, y)
+        scores = evaluation.classification_scores(prediction, y, weights=weights)
         return found | {"share of classes that are right": scores["accuracy"]}
     target = prediction.targets(y).reshape(len(prediction), -1)
-    squared = (target - prediction.mean).square().mean().item()
+    squared = weighted_mean((target - prediction.mean).square(), weights).mean().item()
     return found | {"root mean squared error": math.sqrt(squared)}

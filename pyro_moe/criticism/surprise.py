@@ -19,7 +19,7 @@ def allowing_for_estimates(
 
     Args:
         replicated: T_1 … T_S, shape (S, J).
-        ratio: ρ, the number of rows in a data set divided by the number of training rows.
+        ratio: ρ, the number of rows in a data set divided by that of training rows.
         squared: Whether each statistic is a squared distance, shape (J,).
 
     Returns:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, weighted_mean
 from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import Data, as_tensor
 
@@ -20,6 +20,8 @@ def score(fit: Fit, data: Data | None = None, *, seed: int = 0) -> float:
     r"""The mean log-density of rows, in nats per row: the larger, the better.
 
     .. math:: \frac{1}{N} \sum_n \log p(y_n \mid x_n), \text{ or } \frac{1}{N} \sum_n \log p(x_n)
+
+    Rows count as many times as their weights say, see `Fit.weights_of`.
 
     Args:
         fit: A fit.
@@ -35,13 +37,18 @@ def score(fit: Fit, data: Data | None = None, *, seed: int = 0) -> float:
             restored without its training rows.
     """
     rows = fit.rows(data)
+    if rows.y is not None:
+        rows = rows.with_targets()
+    weights = rows.annotations.get("weights")
     if rows.y is None:
-        return importance_weighted_bound(fit, rows, seed=seed).mean().item()
-    rows = rows.with_targets()
-    return predict(fit, rows, seed=seed).log_prob(torch.as_tensor(rows.y)).mean().item()
+        return weighted_mean(importance_weighted_bound(fit, rows, seed=seed), weights).item()
+    log_density = predict(fit, rows, seed=seed).log_prob(torch.as_tensor(rows.y))
+    return weighted_mean(log_density, weights).item()
 
 
-def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def clustering_scores(
+    gate: ArrayLike, labels: ArrayLike, weights: torch.Tensor | None = None
+) -> dict[str, float]:
     r"""Score the agreement of clusters with labels that were not used for fitting.
 
     .. math:: \mathrm{accuracy} = \max_\pi \frac{1}{N} \sum_n 1[\pi(\hat c_n) = y_n]
@@ -51,6 +58,7 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     Args:
         gate: Responsibilities (N, K), of which the largest is the cluster, or clusters (N,).
         labels: Labels (N,), integers.
+        weights: How many rows each row counts as, shape (N,), or None.
 
     Returns:
         ``"accuracy"``, ``"nmi"`` (normalized mutual information) and ``"ari"`` (adjusted Rand
@@ -65,26 +73,48 @@ def clustering_scores(gate: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         1.0
     """
     from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    from sklearn.metrics.cluster import contingency_matrix
 
     clusters, truth = as_tensor(gate, "gate"), as_tensor(labels, "labels")
     if clusters.dim() == 2:
         clusters = clusters.argmax(-1)
     if truth.shape != clusters.shape:
         raise DataError(f"expected {len(clusters)} labels; got shape {tuple(truth.shape)}")
-    predicted, actual = clusters.cpu().numpy(), truth.cpu().numpy()
-    counts = contingency_matrix(actual, predicted)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    actual, predicted = (part.cpu().unique(return_inverse=True)[1] for part in (truth, clusters))
+    counts = torch.zeros(int(actual.max()) + 1, int(predicted.max()) + 1).double()
+    each = torch.ones(len(actual)) if weights is None else weights.cpu()
+    counts.index_put_((actual, predicted), each.double(), accumulate=True)
+    rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     return {
         "accuracy": float(counts[rows, columns].sum() / counts.sum()),
-        "nmi": float(normalized_mutual_info_score(actual, predicted)),
-        "ari": float(adjusted_rand_score(actual, predicted)),
+        "nmi": _mutual_information(counts),
+        "ari": _rand_index(counts),
     }
 
 
+def _mutual_information(counts: torch.Tensor) -> float:
+    """The mutual information of a table of counts, divided by the mean of the entropies."""
+    joint = counts / counts.sum()
+    each = sum(float(torch.special.entr(joint.sum(side)).sum()) for side in (0, 1))
+    both = float(torch.special.entr(joint).sum())
+    return max(each - both, 0.0) / (each / 2) if each > 0 else 1.0
+
+
+def _rand_index(counts: torch.Tensor) -> float:
+    """The Rand index of a table of counts, adjusted for chance."""
+    same, rows, columns, all_pairs = (
+        float((part * (part - 1) / 2).sum())
+        for part in (counts, counts.sum(1), counts.sum(0), counts.sum())
+    )
+    expected, most = rows * columns / all_pairs if all_pairs else 0.0, (rows + columns) / 2
+    return 1.0 if most == expected else (same - expected) / (most - expected)
+
+
 def regression_scores(
-    prediction: Prediction, y: ArrayLike, *, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+    prediction: Prediction,
+    y: ArrayLike,
+    *,
+    weights: torch.Tensor | None = None,
+    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
 ) -> dict[str, Any]:
     r"""Score predictions of numeric targets: errors, log-likelihood, CRPS and coverage.
 
@@ -95,6 +125,7 @@ def regression_scores(
     Args:
         prediction: The result of `predict`.
         y: Targets, shape (N,) or (N, M), in their own units.
+        weights: How many rows each row counts as, shape (N,), or None.
         levels: Nominal levels of central intervals.
 
     Returns:
@@ -116,12 +147,14 @@ def regression_scores(
     coverage = {}
     for level in levels:
         low, high = (prediction.quantile(0.5 + side * level / 2) for side in (-1, 1))
-        coverage[level] = ((low <= target) & (target <= high)).float().mean().item()
+        inside = ((low <= target) & (target <= high)).float()
+        coverage[level] = weighted_mean(inside, weights).mean().item()
+    crps = continuous_ranked_probability_score(prediction, y)
     return {
-        "error": squared.sum(-1).mean().item(),
-        "rmse": squared.mean().sqrt().item(),
-        "log_likelihood": prediction.log_prob(y).mean().item(),
-        "crps": continuous_ranked_probability_score(prediction, y).mean().item(),
+        "error": weighted_mean(squared.sum(-1), weights).item(),
+        "rmse": weighted_mean(squared, weights).mean().sqrt().item(),
+        "log_likelihood": weighted_mean(prediction.log_prob(y), weights).item(),
+        "crps": weighted_mean(crps, weights).mean().item(),
         "coverage": coverage,
     }
 
@@ -180,12 +213,15 @@ def _absolute(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return 2 * deviation * unit.log_prob(standard).exp() + mean * (2 * unit.cdf(standard) - 1)
 
 
-def classification_scores(prediction: Prediction, y: ArrayLike) -> dict[str, float]:
+def classification_scores(
+    prediction: Prediction, y: ArrayLike, *, weights: torch.Tensor | None = None
+) -> dict[str, float]:
     r"""Score predictions of classes: accuracy and log loss.
 
     Args:
         prediction: The result of `predict` for classes.
         y: Classes, shape (N,).
+        weights: How many rows each row counts as, shape (N,), or None.
 
     Returns:
         ``"accuracy"`` and ``"log_loss"``, :math:`-\frac{1}{N} \sum_n \log p(y_n | x_n)`.
@@ -198,4 +234,7 @@ def classification_scores(prediction: Prediction, y: ArrayLike) -> dict[str, flo
         raise DataError(f"expected a prediction of classes; got one of {type(family).__name__}")
     log_prob = prediction.log_prob(y)
     right = prediction.mean.argmax(-1) == prediction.targets(y)
-    return {"accuracy": right.float().mean().item(), "log_loss": -log_prob.mean().item()}
+    return {
+        "accuracy": weighted_mean(right.float(), weights).item(),
+        "log_loss": -weighted_mean(log_prob, weights).item(),
+    }

@@ -16,13 +16,31 @@ def brief(fit: Any) -> str:
     found = [x]
     if fit.has_target:
         found.append(_columns("y", fit.targets, fit.example[1].shape[1:].numel()))
-    lines = [f"Fit of {_story(fit)} to {fit.num_rows:,} rows: {', '.join(found)}", _training(fit)]
+    lines = [f"Fit of {_story(fit)} to {_rows(fit)}: {', '.join(found)}", _training(fit)]
     if fit.stopped is not None:
         lines.append(f"stopped: {fit.stopped}")
     if fit.restored is not None:
         sampled = fit.restored.sampled
         lines.append(f"{'keeps a sample of' if sampled else 'restored without'} its training rows")
     return "\n  ".join(lines)
+
+
+def weights_in_words(fit: Any) -> str | None:
+    """What the training rows count as, or None if each counts as one.
+
+    Args:
+        fit: A fit.
+    """
+    if fit.weight_type == "sampling":
+        return f"sampling weights of {fit.num_rows:,} rows, with a mean of one"
+    if fit.total == fit.num_rows:
+        return None
+    return f"replication weights of {fit.num_rows:,} rows, with the sum {fit.total:,.10g}"
+
+
+def _rows(fit: Any) -> str:
+    words = weights_in_words(fit)
+    return f"{fit.total:,.10g} rows" + ("" if words is None else f" ({words})")
 
 
 def _story(fit: Any) -> str:

@@ -21,6 +21,7 @@ from pyro_moe.rows import Data, Rows, as_tensors, column_names, target_names
 from .brief import brief
 from .matching import as_fitted, expect_width, in_order
 from .training import Training
+from .weights import MOST_ROWS, counted, repeats
 
 AnyData = TypeVar("AnyData", Rows, Data)
 
@@ -146,6 +147,18 @@ class Fit:
         return self.training.num_rows
 
     @property
+    def weight_type(self) -> str:
+        """What the weights mean, ``"replication"`` or ``"sampling"``."""
+        return str(self.settings.get("weight_type", "replication"))
+
+    @property
+    def total(self) -> float:
+        """The number of training rows as they count: the sum of their weights."""
+        if self.restored is None:
+            return self.annotations.total(self.num_rows)
+        return self.restored.num_rows if self.restored.total is None else self.restored.total
+
+    @property
     def training_rows(self) -> tuple[torch.Tensor, ...]:
         """The fitted columns, tensors of N rows each.
 
@@ -171,8 +184,46 @@ class Fit:
         columns = self.training_rows if data is None else data
         return self.annotations.groups if columns is self.data else None
 
+    def weights_of(self, data: Data | None = None) -> torch.Tensor | None:
+        """How many rows each row counts as, shape (N,), or None if each counts as one.
+
+        Sampling weights have a mean of one.
+
+        Args:
+            data: Rows; the training rows if None. Others have the weights of `Rows.annotations`.
+        """
+        if isinstance(data, Rows):
+            found = data.annotations.get("weights")
+        else:
+            columns = self.training_rows if data is None else data
+            found = self.annotations.weights if columns is self.data else None
+        return counted(found, sampling=self.weight_type == "sampling")
+
+    def repeats_of(self, data: Data | None = None) -> torch.Tensor | None:
+        """The numbers of rows, each as many times as its weight says, or None if each stands once.
+
+        Of weights that are no whole numbers it is so up to rounding, and beyond 100,000 rows in
+        proportion to the weights. Rows with sampling weights stand once: the sample has no others.
+
+        Args:
+            data: As for `weights_of`.
+        """
+        weights = self.weights_of(data)
+        if weights is None or self.weight_type == "sampling":
+            return None
+        return repeats(weights, max(MOST_ROWS, 10 * len(weights)))
+
+    def repeated(self, data: Data | None = None) -> Rows:
+        """Rows as `repeats_of` has them, each of them then as one row, with columns in order."""
+        rows = self.in_order(data) if isinstance(data, Rows) else self.rows(data)
+        places = self.repeats_of(data)
+        if places is None:
+            return rows
+        others = {name: each for name, each in rows.annotations.items() if name != "weights"}
+        return replace(rows, annotations=others).take(places.cpu())
+
     def rows(self, data: Data | None = None) -> Rows:
-        """Rows like the fitted ones with the names of the fitted columns, on the CPU.
+        """Rows like the fitted ones with names of columns and their weights, on the CPU.
 
         Args:
             data: Rows; the training rows if None.
@@ -183,6 +234,7 @@ class Fit:
         """
         x, *others = self.training_rows if data is None else self.as_tensors(data)
         given = data if isinstance(data, Rows) else Rows(x)
+        weights = self.weights_of(data)
         return Rows(
             x.cpu(),
             others[0].cpu() if others else None,
@@ -190,6 +242,7 @@ class Fit:
             given.image_shape or self.image_shape,
             self.columns or column_names(data),
             self.targets or target_names(data),
+            {} if weights is None else {"weights": weights.cpu()},
         )
 
     @property

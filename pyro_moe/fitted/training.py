@@ -30,6 +30,7 @@ class Training:
         log_densities: log p(x) of at most 4,096 rows in ascending order, see
             `evaluation.novelty`; None until they are saved, and if x is not modeled.
         sampled: Whether the fit has a sample of its training rows, because they were on disk.
+        total: The sum of the weights of the rows; None without weights.
     """
 
     num_rows: int
@@ -39,6 +40,7 @@ class Training:
     fingerprint: str = ""
     log_densities: torch.Tensor | None = None
     sampled: bool = False
+    total: float | None = None
 
     @classmethod
     def of(cls, data: tuple[torch.Tensor, ...]) -> "Training":

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_moe.fitted.weights import repeats
 from pyro_moe.inference.context import reproducible, running
 from pyro_moe.inference.errors import DataError, SiteError
 from pyro_moe.inference.handlers import UNANNOTATED, Annotations, where_incomplete
@@ -220,9 +221,7 @@ def expanded(columns: tuple[torch.Tensor, ...], weights: torch.Tensor | None) ->
     """
     if weights is None:
         return columns
-    ends = weights.double().cumsum(0)
-    whole = bool((weights == weights.round()).all())
-    most = 10 * len(weights)
-    scale = 1.0 if whole and ends[-1] <= most else most / ends[-1]
-    times = (scale * ends).round().diff(prepend=ends.new_zeros(1)).long()
-    return tuple(column.repeat_interleave(times, 0) for column in columns)
+    whole, most = bool((weights == weights.round()).all()), 10 * len(weights)
+    scale = 1.0 if whole else max(1.0, most / float(weights.double().sum()))
+    places = repeats(scale * weights.double(), most)
+    return tuple(column[places] for column in columns)

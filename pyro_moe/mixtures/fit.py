@@ -10,10 +10,12 @@ import pandas as pd
 import torch
 
 from pyro_moe.fitted import Fit
+from pyro_moe.fitted.weights import counted
 from pyro_moe.rows import Rows
 
 from .coefficients import named_parameters
 from .formulas import Design
+from .formulas.rows import weighing
 
 OF_MIXTURES = {
     "aic",
@@ -79,11 +81,6 @@ class FormulaFit(Fit):
         return self.story.num_components
 
     @property
-    def weight_type(self) -> str:
-        """What the weights mean, ``"replication"`` or ``"sampling"``."""
-        return str(self.settings.get("weight_type", "replication"))
-
-    @property
     def left_out(self) -> int:
         """The number of rows of the table that are not fitted: with gaps, or of weight zero."""
         return 0 if self.given_rows is None else self.given_rows - self.num_rows
@@ -121,6 +118,13 @@ class FormulaFit(Fit):
             return super().groups_of(data)
         place, _ = pd.factorize(data[name], use_na_sentinel=False)
         return torch.from_numpy(place.astype(np.int64))
+
+    def weights_of(self, data: Any = None) -> torch.Tensor | None:
+        """How many rows each row counts as, see `Fit`; of a data frame by its column."""
+        name = self.design.weights
+        if not isinstance(data, pd.DataFrame) or name is None or name not in data.columns:
+            return super().weights_of(data)
+        return counted(weighing(data, name), sampling=self.weight_type == "sampling")
 
     def _coded(self, data: Any, *, with_target: bool = False) -> Any:
         if isinstance(data, tuple) and len(data) > 1 and isinstance(data[0], pd.DataFrame):

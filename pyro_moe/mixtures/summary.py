@@ -80,7 +80,9 @@ def place(pair: tuple[Any, str]) -> tuple[bool, int]:
 
 def facts(fit: Any) -> pd.DataFrame:
     """Formula, log-likelihood and criteria, two in a row."""
-    rows = f"{fit.nobs:g}"
+    rows = f"{fit.nobs:,.10g}"
+    if fit.nobs != fit.num_rows or fit.weight_type == "sampling":
+        rows += f" ({fit.num_rows:,} with weights)"
     if fit.design.groups is not None:
         rows += f" in {int(fit.annotations.groups.max()) + 1} groups"
     left = {"Rows:": rows, "Parameters:": str(fit.df_model), "Covariance:": fit.cov_type}

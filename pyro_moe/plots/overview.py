@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe.fitted import Fit, strange_rows_expected
 from pyro_moe.inference.errors import SiteError
-from pyro_moe.rows import Data, Rows
+from pyro_moe.rows import Data
 
 from .gate_regions import gate_map
 from .hierarchy import hierarchy
@@ -30,7 +30,7 @@ def pictures(fit: Fit, data: Data | None = None, *, seed: int = 0) -> dict[str, 
         ``"hierarchy"``, ``"gate_map"`` and ``"predictions"``. Plots of sites that the story lacks
         are omitted, and plots of x unless rows are images or points in the plane.
     """
-    rows = fit.in_order(data) if isinstance(data, Rows) else fit.rows(data)
+    rows = fit.repeated(data)
     drawings: dict[str, Callable[[], Figure]] = {
         "history": partial(history, fit),
         "latent_map": partial(latent_map, fit, rows, seed=seed),

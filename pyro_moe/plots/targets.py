@@ -44,7 +44,7 @@ def predictions(
         DataError: If the rows have no targets.
         SiteError: If the model has no site ``y``.
     """
-    rows = fit.in_order(rows)
+    rows = fit.repeated(rows)
     if rows.y is None:
         raise DataError("expected rows with targets; got y=None")
     one = evaluation.predict(fit, rows.take(slice(1)), seed=seed)

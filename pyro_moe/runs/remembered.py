@@ -26,7 +26,13 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
         found = fingerprint(columns) if training is None else training.fingerprint
         if before is not None and remembered(before).fingerprint == found:
             return before
-        training = replace(fit.training, fingerprint=found, log_densities=_log_densities(fit))
+        weights = fit.annotations.weights
+        training = replace(
+            fit.training,
+            fingerprint=found,
+            log_densities=_log_densities(fit),
+            total=None if weights is None else float(weights.double().sum()),
+        )
     tensors = {"mean": training.mean, "log_densities": training.log_densities}
     for end in ("low", "high"):
         tensors |= {f"{end}.{i}": value for i, value in enumerate(getattr(training, end))}
@@ -34,6 +40,7 @@ def remember(fit: Fit, before: bytes | None = None) -> bytes:
         name: value.detach().cpu().clone() for name, value in tensors.items() if value is not None
     }
     rows = f"{training.num_rows} {training.fingerprint}"
+    rows += "" if training.total is None else f" {training.total}"
     return save(kept, metadata={"rows": rows})  # one entry, as several are in no order
 
 
@@ -60,11 +67,13 @@ def remembered(content: bytes) -> Training:
     mean, densities = tensors["mean"], tensors.get("log_densities")
     _check(low, high, mean, densities)
     rows = re.fullmatch(
-        "([1-9][0-9]{0,17}) ([0-9a-f]{64})", files.metadata(content).get("rows", "")
+        r"([1-9][0-9]{0,17}) ([0-9a-f]{64})(?: ([0-9][0-9.e+-]{0,30}))?",
+        files.metadata(content).get("rows", ""),
     )
     if rows is None:
         raise ValueError("expected the number and the fingerprint of the rows; got others")
-    return Training(int(rows[1]), low, high, mean, rows[2], densities)
+    total = None if rows[3] is None else float(rows[3])
+    return Training(int(rows[1]), low, high, mean, rows[2], densities, total=total)
 
 
 def _check(

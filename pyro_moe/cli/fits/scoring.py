@@ -7,7 +7,7 @@ import torch
 
 from pyro_moe import evaluation
 from pyro_moe.evaluation.marginals import has_classes
-from pyro_moe.fitted import Fit
+from pyro_moe.fitted import Fit, weighted_mean
 from pyro_moe.inference.errors import SiteError
 from pyro_moe.rows import Rows, has_target
 
@@ -31,32 +31,35 @@ NAMES = {
 
 def scores(fit: Fit, test: Rows) -> dict[str, float]:
     """All applicable scores of a fit on test rows, by name."""
+    weights = fit.weights_of(test)
     bounds = {
         "test_elbo": evaluation.elbo(fit, test),
         "importance_weighted_bound": evaluation.importance_weighted_bound(fit, test),
     }
-    found = {name: bound.mean().item() for name, bound in bounds.items()}
+    found = {name: weighted_mean(bound, weights).item() for name, bound in bounds.items()}
     try:
         g = evaluation.gate(fit, test)
     except SiteError:  # a model without components
         return found
     if test.labels is not None:
-        found |= evaluation.clustering_scores(g, test.labels)
-    found["effective_components"] = torch.special.entr(g.mean(0)).sum().exp().item()
+        found |= evaluation.clustering_scores(g, test.labels, weights)
+    found["effective_components"] = torch.special.entr(weighted_mean(g, weights)).sum().exp().item()
     return found | _of_targets(fit, known(test))
 
 
 def _of_targets(fit: Fit, test: Rows) -> dict[str, float]:
     if test.y is None:
         return {}
-    prediction = evaluation.predict(fit, test)
+    prediction, weights = evaluation.predict(fit, test), fit.weights_of(test)
     found: dict[str, Any]
     line = evaluation.linear_baseline(fit, test)
-    baseline = {} if line is None else {"linear_log_likelihood": line.mean().item()}
+    baseline = (
+        {} if line is None else {"linear_log_likelihood": weighted_mean(line, weights).item()}
+    )
     if has_classes(prediction.distributions[0]):
-        found = evaluation.classification_scores(prediction, test.y)
+        found = evaluation.classification_scores(prediction, test.y, weights=weights)
         return {"accuracy of classes": found.pop("accuracy"), **found, **baseline}
-    found = evaluation.regression_scores(prediction, test.y)
+    found = evaluation.regression_scores(prediction, test.y, weights=weights)
     coverage = found.pop("coverage")
     shares = {f"coverage of {level:.0%} intervals": share for level, share in coverage.items()}
     crps = found.pop("crps")

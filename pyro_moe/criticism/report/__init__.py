@@ -1,5 +1,7 @@
-"""The HTML report of a fit."""
+"""The HTML report of a fit, what it is about, and its warnings."""
 
+from .reasons import reasons
+from .subject import Subject
 from .writing import report
 
-__all__ = ["report"]
+__all__ = ["Subject", "reasons", "report"]

@@ -1,6 +1,7 @@
 """The section on predictive checks: statistics, replicates, calibration."""
 
 from pyro_moe.criticism import figures
+from pyro_moe.criticism.predictive_check import Check
 
 from .page import columns, paragraph, picture, section, table
 from .subject import Subject
@@ -16,7 +17,8 @@ def checks(subject: Subject) -> str:
         return ""
     surprises = checked.surprises()
     extreme = checked.table.sort_values("p_value", kind="stable").head(6)
-    shown = extreme if surprises.empty else surprises.head(12)
+    chosen = extreme if surprises.empty else surprises.head(12)
+    shown = checked.allowed.loc[chosen.index]
     component = shown["component"].astype("string").fillna("all")
     shown = shown.assign(component=component).rename(
         columns={"site": "variable", "replicated": "simulated"}
@@ -25,8 +27,20 @@ def checks(subject: Subject) -> str:
     parts = [paragraph(str(checked))]
     if subject.fit.groups_of(subject.data) is not None and subject.has_target:
         parts.append(paragraph("The rows of a group are simulated with one component"))
-    parts += [paragraph(f"{note}:", soft=True), table(shown)]
+    if subject.fit.weight_type == "sampling":
+        parts.append(paragraph("Rows are not weighted here, nor in pictures"))
+    parts += [paragraph(f"{note}:", soft=True), table(shown), paragraph(_of_p(checked), soft=True)]
     return section("Predictive checks", *parts, columns(*_pictures(subject)))
+
+
+def _of_p(checked: Check) -> str:
+    """What p-values are computed from."""
+    spread = (1 + checked.ratio) ** 0.5
+    return (
+        "p is the share of simulated values that are at least as far from their mean as the "
+        "observed one. Parameters are estimates: standard deviations, and p, allow for their error "
+        f"by a factor of {spread:.3g}, and distances of distributions by one of {spread**2:.3g}"
+    )
 
 
 def _pictures(subject: Subject) -> list[str]:

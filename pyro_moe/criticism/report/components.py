@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_moe import plots
 from pyro_moe.criticism.effects import Effects, effects, expert_table
+from pyro_moe.fitted import weighted_mean
 from pyro_moe.inference.errors import DataError, SiteError
 
 from .page import columns, facts, paragraph, picture, section, table
@@ -45,7 +46,7 @@ def components(subject: Subject) -> str:
     parts = [paragraph(note, soft=True), columns(table(sizes(subject)), facts(known))]
     drawn = []
     if subject.num_components > 1:
-        q = subject.posterior_array
+        q, rows = subject.posterior_of_rows, subject.fit.repeated(subject.training)
         drawn += [
             picture(plots.rootogram(q), f"Rootogram of the posterior p(component | {given})."),
             picture(
@@ -53,8 +54,8 @@ def components(subject: Subject) -> str:
                 "Uncertainty of the classification: one less the largest posterior.",
             ),
         ]
-        x = subject.training.x
-        if not subject.has_target and x.shape[1] > 2 and subject.training.image_shape is None:
+        x = rows.x
+        if not subject.has_target and x.shape[1] > 2 and rows.image_shape is None:
             drawn.append(
                 picture(
                     plots.classification(x.double().numpy(), q, subject.columns),
@@ -67,17 +68,18 @@ def components(subject: Subject) -> str:
 
 def sizes(subject: Subject) -> pd.DataFrame:
     """Of each component: the mean gate, the sum of posteriors, rows assigned and possible."""
-    q = subject.posterior_array
-    assigned = np.bincount(q.argmax(1), minlength=q.shape[1])
-    possible = (q > LEAST).sum(0)
+    q, w = subject.posterior_array, subject.weights
+    weights = np.ones(len(q)) if w is None else w.numpy()
+    assigned = np.bincount(q.argmax(1), weights, minlength=q.shape[1])
+    possible = weights @ (q > LEAST)
     return pd.DataFrame(
         {
             "component": [str(k) for k in range(q.shape[1])],
-            "prior": subject.gate.mean(0).numpy(),
-            "posterior": q.sum(0),
-            "assigned": assigned,
-            "posterior > 0.0001": possible,
-            "ratio": assigned / np.maximum(possible, 1),
+            "prior": weighted_mean(subject.gate, w).numpy(),
+            "posterior": weights @ q,
+            "assigned": [f"{number:,.10g}" for number in assigned],
+            "posterior > 0.0001": [f"{number:,.10g}" for number in possible],
+            "ratio": assigned / np.where(possible > 0, possible, 1.0),
         }
     )
 
@@ -107,14 +109,17 @@ def _caption(shown: Effects) -> str:
     }.get(shown.kind, "Mean of each expert, its band of ± 1.645 standard deviations, and its rows")
     text = f"{what}. Rows have the color of their most probable component."
     if len(shown.chosen) > 1 or shown.left_out:
-        text += " The other columns are at their medians over the rows of the component."
+        text += (
+            f" The others are at typical values of the rows of the component, medians and the most "
+            f"frequent levels: {shown.held}."
+        )
     if shown.adjusted:
         text += " Points are partial residuals" + (
             ", as ratios." if shown.kind == "counts" else "."
         )
     if shown.left_out:
         several, number = len(shown.chosen) > 1, len(shown.left_out)
-        columns_shown = f"are the {len(shown.chosen)} columns" if several else "is the column"
+        columns_shown = f"are the {len(shown.chosen)} variables" if several else "is the variable"
         text += (
             f" Shown {columns_shown} along which the experts vary most; "
             f"{number} {'is' if number == 1 else 'are'} left out: "
@@ -125,7 +130,8 @@ def _caption(shown: Effects) -> str:
 
 def maps(subject: Subject) -> str:
     """The gate in the plane of x, and latent codes."""
-    fit, rows, seed = subject.fit, subject.rows, subject.seed
+    fit, seed = subject.fit, subject.seed
+    rows = fit.repeated(subject.rows)
     gate = (
         partial(plots.gate_map, fit, rows, resolution=120, seed=seed),
         "Most probable component at each point. Paler regions are less certain.",
@@ -135,7 +141,7 @@ def maps(subject: Subject) -> str:
         "Latent codes of rows, colored by component.",
     )
     design: Any = getattr(fit, "design", None)
-    plane = design is None or (design.gate_terms and not design.derived)
+    plane = design is None or (design.gate_terms and not design.variables.derived)
     drawn = _those_that_can_be_drawn((gate, codes) if plane else (codes,))
     return section("Maps", columns(*drawn)) if drawn else ""
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from pyro_moe import evaluation, plots
 from pyro_moe.evaluation import Prediction
+from pyro_moe.fitted import weighted_mean
 
 from .page import columns, paragraph, picture, section, table
 from .subject import Subject
@@ -34,7 +34,8 @@ def goodness(subject: Subject) -> str:
 def scores(subject: Subject) -> pd.DataFrame:
     """A row for each score: of the fit, of one linear model, of K - 1 components."""
     if not subject.has_target:
-        bound = evaluation.elbo(subject.fit, subject.rows, seed=subject.seed).mean().item()
+        each = evaluation.elbo(subject.fit, subject.rows, seed=subject.seed)
+        bound = weighted_mean(each, subject.rows.annotations.get("weights")).item()
         exact = subject.log_likelihood is not None
         name = "log-likelihood" if exact else "evidence lower bound (ELBO)"
         return pd.DataFrame({"measure": [f"{name}, nats per row"], "this fit": [bound]})
@@ -53,12 +54,13 @@ def scores(subject: Subject) -> pd.DataFrame:
 def of_prediction(subject: Subject, prediction: Prediction) -> dict[str, Any]:
     """Scores of a prediction by name, with their units."""
     y: Any = torch.as_tensor(subject.judged.y)
+    weights = weights_of(subject)
     if subject.of_classes:
-        found = evaluation.classification_scores(prediction, y)
+        found = evaluation.classification_scores(prediction, y, weights=weights)
         return of_classes(found["accuracy"], found["log_loss"])
     if subject.is_binary:
         return of_binary(subject, prediction.mean, prediction.log_prob(y))
-    scores = evaluation.regression_scores(prediction, y, levels=(LEVEL,))
+    scores = evaluation.regression_scores(prediction, y, weights=weights, levels=(LEVEL,))
     error = errors(subject, prediction.mean)
     covered = scores["coverage"][LEVEL]
     return {
@@ -69,16 +71,22 @@ def of_prediction(subject: Subject, prediction: Prediction) -> dict[str, Any]:
     }
 
 
+def weights_of(subject: Subject) -> torch.Tensor | None:
+    """How many rows each row of judgement counts as, or None if each counts as one."""
+    return subject.judged.annotations.get("weights")
+
+
 def of_line(subject: Subject) -> dict[str, Any]:
     """Scores of one linear model by name."""
     line: Any = subject.line
     if subject.is_binary:
         return of_binary(subject, line.mean, line.log_density)
-    log_density = line.log_density.mean().item()
+    log_density = weighted_mean(line.log_density, weights_of(subject)).item()
     if not subject.of_classes:
         return {"log-likelihood, nats per row": log_density, **errors(subject, line.mean)}
     y = torch.as_tensor(subject.judged.y).double().reshape(-1)
-    return of_classes((line.mean.reshape(-1) == y).double().mean().item(), -log_density)
+    right = (line.mean.reshape(-1) == y).double()
+    return of_classes(weighted_mean(right, weights_of(subject)).item(), -log_density)
 
 
 def of_classes(accuracy: float, log_loss: float) -> dict[str, Any]:
@@ -92,21 +100,20 @@ def of_classes(accuracy: float, log_loss: float) -> dict[str, Any]:
 def of_binary(subject: Subject, mean: torch.Tensor, log_density: torch.Tensor) -> dict[str, Any]:
     """Scores of targets that are zero or one, given their means or the likelier values."""
     y = torch.as_tensor(subject.judged.y).reshape(mean.shape).to(mean)
-    right = ((mean > 0.5) == (y > 0.5)).double().mean().item()
-    return of_classes(right, -log_density.mean().item())
+    right = weighted_mean(((mean > 0.5) == (y > 0.5)).double(), weights_of(subject)).mean().item()
+    return of_classes(right, -weighted_mean(log_density, weights_of(subject)).item())
 
 
 def errors(subject: Subject, mean: torch.Tensor) -> dict[str, float]:
     """The root mean squared error of each target in its units, and R² of one."""
-    y = np.asarray(subject.judged.y, dtype=float).reshape(len(subject.judged), -1)
-    residual = y - mean.cpu().numpy().reshape(y.shape)
+    y = torch.as_tensor(subject.judged.y).double().reshape(len(subject.judged), -1)
+    weights = weights_of(subject)
+    squared = weighted_mean((y - mean.cpu().double().reshape(y.shape)).square(), weights)
     found = {
-        f"root mean squared error of {name}": float(np.sqrt(np.square(each).mean()))
-        for name, each in zip(subject.targets, residual.T, strict=False)
+        f"root mean squared error of {name}": each**0.5
+        for name, each in zip(subject.targets, squared.tolist(), strict=False)
     }
-    variance = y.var(0)
+    variance = weighted_mean((y - weighted_mean(y, weights)).square(), weights)
     if y.shape[1] == 1 and variance[0] > 0:
-        found["R², share of variance explained"] = float(
-            1.0 - np.square(residual).mean() / variance[0]
-        )
+        found["R², share of variance explained"] = round(float(1.0 - squared[0] / variance[0]), 12)
     return found

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyro_moe.fitted.brief import weights_in_words
+
 from .page import block, columns, equations, facts, paragraph, section, table
-from .subject import Subject
+from .subject import Subject, counted
 
 MOST_TERMS = 12
 MOST_ROWS = 40
@@ -62,12 +64,12 @@ def heading(subject: Subject) -> str:
     if subject.posterior is not None:
         model += f", {number} component{'s' if number > 1 else ''}"
     family = family_of(subject)
-    rows = f"{fit.num_rows:,} for fitting"
+    rows = f"{fit.total:,.10g} for fitting"
     groups = fit.groups_of() if fit.restored is None else None
     if groups is not None:
         rows += f", in {len(groups.unique()):,} groups"
     if not subject.seen:
-        rows += f"; {len(subject.rows):,} held out"
+        rows += f"; {counted(subject.rows):,.10g} held out"
     names = subject.columns
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
     values = {
@@ -77,6 +79,7 @@ def heading(subject: Subject) -> str:
         "Target" + "s" * (len(subject.targets) > 1): ", ".join(subject.targets) or None,
         f"Columns of x ({fit.x_dim:,})": shown,
         "Rows": rows,
+        "Weights": weights_in_words(fit),
         "Date": date.today().isoformat(),
     }
     return facts({name: value for name, value in values.items() if value is not None})
@@ -202,14 +205,14 @@ def criteria(subject: Subject) -> dict[str, Any]:
     found["log-likelihood of the training rows, nats"] = f"{llf:.3f}"
     if subject.strong_prior:
         return found
-    number = getattr(fit, "nobs", float(fit.num_rows))
-    bic = -2.0 * llf + math.log(number) * size
+    bic = -2.0 * llf + math.log(fit.total) * size
     found |= {"AIC": f"{-2.0 * llf + 2.0 * size:.3f}", "BIC": f"{bic:.3f}"}
     if hasattr(fit, "icl"):
         found["ICL"] = f"{fit.icl:.3f}"
     elif subject.posterior is not None and subject.num_components > 1:
-        certain = np.log(np.maximum(subject.posterior_array.max(1), 1e-300)).sum()
-        found["ICL"] = f"{bic - 2.0 * certain:.3f}"
+        certain = np.log(np.maximum(subject.posterior_array.max(1), 1e-300))
+        weights = 1.0 if subject.weights is None else subject.weights.numpy()
+        found["ICL"] = f"{bic - 2.0 * (weights * certain).sum():.3f}"
     return found
 
 

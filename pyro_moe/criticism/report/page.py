@@ -120,7 +120,8 @@ def _cell(value: Any, text: bool) -> str:
     if pd.isna(value):
         return "<td></td>"
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    kind = "number" if not text else "text long" if len(shown) > LONG else "text"
+    span = " range" if " to " in shown else ""  # which may break where the window is narrow
+    kind = f"number{span}" if not text else "text long" if len(shown) > LONG else "text"
     return f'<td class="{kind}">{plain(shown)}</td>'
 
 

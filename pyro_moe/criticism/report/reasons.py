@@ -1,6 +1,5 @@
 """The verdict on a fit: what is wrong with it and why, in words, or that nothing was found."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 
 from pyro_moe.criticism.effects import moments
 from pyro_moe.criticism.predictive_check import Check
+from pyro_moe.fitted import weighted_mean
 from pyro_moe.validation import on_floor
 
 from .page import bullets, paragraph, section
-from .subject import Subject
+from .subject import Subject, counted
 
 ALIKE = 0.05  # standard deviations between experts that say the same
 
@@ -31,7 +31,7 @@ def verdict(subject: Subject) -> str:
 def reasons(subject: Subject) -> Iterator[str]:
     """Problems of the fit, one sentence or more each."""
     fit = subject.fit
-    size = f"{subject.num_parameters:,} parameters on {fit.num_rows:,} rows"
+    size = f"{subject.num_parameters:,} parameters on {fit.total:,.10g} rows"
     if fit.stopped:
         yield f"training stopped early: {fit.stopped}"
     if getattr(fit, "converged", True) is False and not fit.stopped:
@@ -48,15 +48,16 @@ def reasons(subject: Subject) -> Iterator[str]:
         )
     elif (
         subject.log_likelihood is not None  # networks have priors of their own
-        and subject.num_parameters >= fit.num_rows
+        and subject.num_parameters >= fit.total
         and not subject.strong_prior
     ):
         yield f"there are at least as many parameters as rows: {size}"
     yield from _of_components(subject, floor)
     yield from _of_coefficients(subject, floor)
     if subject.line is not None:
-        ours = subject.prediction.log_prob(np.asarray(subject.judged.y)).mean().item()
-        theirs = subject.line.log_density.mean().item()
+        weights, y = subject.judged.annotations.get("weights"), torch.as_tensor(subject.judged.y)
+        ours = weighted_mean(subject.prediction.log_prob(y), weights).item()
+        theirs = weighted_mean(subject.line.log_density, weights).item()
         if theirs > ours + 5e-4:
             yield (
                 f"one linear model predicts {subject.where} better: log-likelihood "
@@ -74,30 +75,14 @@ def _of_components(subject: Subject, floor: Sequence[int]) -> Iterator[str]:
             + (f". {why[0].upper()}{why[1:]}" if subject.strong_prior else "")
         )
         return
-    found = [] if subject.health is None else subject.health.warnings()
-    if not subject.has_target:
-        yield from found
-    else:  # with y known, its posterior and not the gate tells components apart
-        yield from (text for text in found if not text.startswith("the gate is uncertain"))
-        yield from _of_overlap(subject)
+    yield from [] if subject.health is None else subject.health.warnings()
     if subject.posterior is None or subject.coefficients is None or subject.strong_prior:
         return
-    sizes, needed = subject.posterior_array.sum(0), coefficients_of_expert(subject)
-    for k, rows in enumerate(sizes):
+    q, needed = torch.as_tensor(subject.posterior), coefficients_of_expert(subject)
+    sizes = weighted_mean(q, subject.weights) * counted(subject.training)
+    for k, rows in enumerate(sizes.tolist()):
         if 0.5 <= rows < needed and k not in floor:
             yield f"component {k} has {rows:.1f} rows for the {needed} parameters of its expert"
-
-
-def _of_overlap(subject: Subject) -> Iterator[str]:
-    if subject.posterior is None or subject.num_components < 2:
-        return
-    entropy = float(torch.special.entr(subject.posterior).sum(-1).mean())
-    most = math.log(subject.num_components)
-    if entropy > 0.5 * most:
-        yield (
-            f"components are hardly told apart: the mean entropy of p(component | x, y) is "
-            f"{entropy:.2f} nats per row; the maximum is {most:.2f}"
-        )
 
 
 def _of_coefficients(subject: Subject, floor: Sequence[int]) -> Iterator[str]:
@@ -145,7 +130,7 @@ def experts_of(components: Sequence[int]) -> str:
 
 def discrepancy(checked: Check) -> str:
     """The most surprising statistic of a check."""
-    first = checked.surprises().iloc[0]
+    first = checked.allowed.loc[checked.surprises().index[0]]
     named = first["column"] not in ("", first["site"])
     of = first["site"] + (f" ({first['column']})" if named else "")
     where = "" if pd.isna(first["component"]) else f" in component {first['component']}"

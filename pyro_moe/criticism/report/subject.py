@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from pyro_moe import evaluation
-from pyro_moe.criticism.health import Health, health
+from pyro_moe.criticism.health import Health, health, posterior_of
 from pyro_moe.criticism.predictive_check import Check, check
 from pyro_moe.evaluation import Prediction
 from pyro_moe.evaluation.baseline import Line
@@ -76,7 +76,7 @@ class Subject:
     @property
     def where(self) -> str:
         """What the rows of judgement are called."""
-        number = f"{len(self.rows):,}"
+        number = f"{counted(self.rows):,.10g}"
         return f"the {number} training rows" if self.seen else f"{number} held-out rows"
 
     @property
@@ -145,7 +145,7 @@ class Subject:
     @cached_property
     def health(self) -> Health | None:
         """Diagnostics of the gate."""
-        rows = None if self.seen else self.rows
+        rows = None if self.seen else self._grouped(self.data, self.rows)
         return _or_none(lambda: health(self.fit, rows, seed=self.seed))
 
     @cached_property
@@ -155,16 +155,12 @@ class Subject:
         It is that of the group, if rows have groups, and the gate where y is not known.
         """
         fit, rows = self.fit, self.training
-        g = _or_none(lambda: evaluation.gate(fit, rows, seed=self.seed).cpu().double())
+        g = _or_none(lambda: self.gate)
         if g is None or not self.has_target:
             return g
-        known = ~torch.as_tensor(rows.y).reshape(len(rows), -1).isnan().any(-1)
-        if bool(known.all()):
-            given = self.data if fit.restored is not None else fit.training_rows
-            return evaluation.posterior(fit, self._grouped(given, rows), seed=self.seed).cpu()
-        y = torch.as_tensor(rows.y)[known]
-        g[known] = evaluation.predict(fit, rows.x[known], seed=self.seed).posterior(y).cpu()
-        return g
+        given = self.data if fit.restored is not None else fit.training_rows
+        found = _or_none(lambda: posterior_of(fit, self._grouped(given, rows), g, seed=self.seed))
+        return g if found is None else found.cpu()
 
     @cached_property
     def gate(self) -> torch.Tensor:
@@ -240,9 +236,26 @@ class Subject:
         return float(self.fit.settings.get("prior", {}).get("rows", 0.0)) >= 1.0
 
     @property
+    def weights(self) -> torch.Tensor | None:
+        """How many rows each training row counts as, or None if each counts as one."""
+        return self.training.annotations.get("weights")
+
+    @property
+    def posterior_of_rows(self) -> np.ndarray:
+        """`posterior` with each row as many times as its weight says, for pictures."""
+        places = self.fit.repeats_of(self.training)
+        return self.posterior_array if places is None else self.posterior_array[places.numpy()]
+
+    @property
     def posterior_array(self) -> np.ndarray:
         """`posterior` as an array."""
         return torch.as_tensor(self.posterior).numpy()
+
+
+def counted(rows: Rows) -> float:
+    """The number of rows, or the sum of their weights."""
+    weights = rows.annotations.get("weights")
+    return len(rows) if weights is None else float(weights.sum())
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

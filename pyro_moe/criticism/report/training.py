@@ -8,22 +8,38 @@ from pyro_moe import plots
 from .page import columns, facts, picture, section
 from .subject import Subject
 
+NAMES = {"restarts": "starts"}
+OF_EM = ("tolerance",)
+OF_GRADIENTS = (
+    "batch_size",
+    "compile",
+    "initial_epochs",
+    "learning_rate",
+    "optimizer",
+    "patience",
+    "temperature",
+    "validation",
+    "weight_decay",
+)
+
 
 def training(subject: Subject) -> str:
-    """The settings of `fit`, and the history of training."""
+    """The settings of `fit` that were used, and the history of training."""
     fit = subject.fit
-    settings = {key: value for key, value in fit.settings.items() if not callable(value)}
-    if settings.get("loss") == "em":
-        for name in ("batch_size", "learning_rate", "temperature", "patience", "validation"):
-            settings.pop(name, None)  # which EM does not have
-    learned = sum(parameter.numel() for parameter in fit.parameters().values())
+    by_em = fit.settings.get("loss") == "em"
+    unused = {*(OF_GRADIENTS if by_em else OF_EM), "epochs"}
+    if subject.weights is None:
+        unused.add("weight_type")
+    settings = {k: v for k, v in fit.settings.items() if not callable(v) and k not in unused}
+    rounds = "iterations" if by_em else "epochs"
     values = {
-        "numbers learned": f"{learned:,}",
-        "epochs completed": f"{len(fit.history):,}",
+        rounds: f"{len(fit.history):,} of at most {fit.settings.get('epochs', 0):,}",
         "seconds": f"{sum(record['seconds'] for record in fit.history):.3g}",
-        **{key.replace("_", " "): _shown(value) for key, value in settings.items()},
+        **{NAMES.get(key, key.replace("_", " ")): _shown(value) for key, value in settings.items()},
         "versions": ", ".join(f"{p} {version(p)}" for p in ("pyro-moe", "pyro-ppl", "torch")),
     }
+    if hasattr(fit, "remaining"):
+        values["after EM"] = "Newton's method"
     history = picture(
         plots.history(fit),
         "ELBO by epoch, for EM the log-likelihood, one panel for each phase of training. The "

@@ -1,5 +1,6 @@
 """The design of a mixture: how a table becomes the columns of x and y."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
 from formulaic.errors import FormulaicError
-from formulaic.parser.types import Factor
 
 from pyro_moe.inference.errors import DataError
 
@@ -16,7 +16,6 @@ from .coding import (
     INTERCEPT,
     coding,
     complete,
-    evaluated,
     levels_of,
     matrix,
     names_in,
@@ -28,6 +27,7 @@ from .coding import (
 )
 from .names import SIGMA, check_equations, check_terms, equation_names
 from .text import parsed
+from .variables import Variables, variables_of
 
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
@@ -124,40 +124,17 @@ class Design:
             joined[INTERCEPT] = 1.0
         return joined[list(self.columns)].astype(float)
 
+    @functools.cached_property
+    def variables(self) -> Variables:
+        """The variables that can be read from the columns of x, and what is computed of them."""
+        return variables_of((*self.experts, self.gate))
+
     @property
-    def derived(self) -> tuple[str, ...]:
-        """The columns of x that are functions of other columns of x, as ``I(x ** 2)`` is of x."""
-        return tuple(name for _, names in self._functions() for name in names)
-
-    def recomputed(self, x: pd.DataFrame) -> pd.DataFrame:
-        """Rows of x, with the columns that are functions of others computed from these."""
-        x = x.copy()
-        for spec, names in self._functions():
-            found = pd.DataFrame(evaluated(spec, x))
-            x[list(names)] = found[list(names)].to_numpy(float)
-        return x
-
-    def _functions(self) -> list[tuple[ModelSpec, tuple[str, ...]]]:
-        """Codings of terms whose variables are all columns of x themselves, and their columns."""
-        parts = [
-            (spec, structure)
-            for spec in (*self.experts, self.gate)
-            for structure in spec.structure
-            if structure.term.factors and INTERCEPT not in structure.columns
-        ]
-        plain_columns = {
-            structure.columns[0]
-            for _, structure in parts
-            if list(structure.columns) == [str(structure.term).replace("`", "")]
-            and len(structure.term.factors) == 1
-            and structure.term.factors[0].eval_method is Factor.EvalMethod.LOOKUP
-        }
-        return [
-            (spec.subset([structure.term]), tuple(structure.columns))
-            for spec, structure in parts
-            if not set(structure.columns) <= plain_columns
-            and names_in(structure.term) <= plain_columns
-        ]
+    def of_experts(self) -> set[str]:
+        """Names of the columns of x, and of the variables, that experts read."""
+        found = {name for spec in self.experts for name in terms(spec)}
+        each = (structure.term for spec in self.experts for structure in spec.structure)
+        return found.union(*(names_in(term) for term in each))
 
     def target(self, data: pd.DataFrame) -> pd.DataFrame | pd.Series:
         """The columns of y; for classes their numbers.

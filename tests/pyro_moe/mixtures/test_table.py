@@ -95,10 +95,10 @@ def test_classes_are_relative_to_the_first_and_stories_without_experts_have_none
 
 def test_columns_that_are_functions_of_others_follow_them(table):
     fit = pyro_moe.mixture("y ~ dose * age + I(dose**2) | age", table, num_components=1)
-    assert set(fit.design.derived) == {"dose:age", "I(dose ** 2)"}
+    assert set(fit.design.variables.derived) == {"dose:age", "I(dose ** 2)"}
     x = pd.DataFrame(0.0, index=range(2), columns=list(fit.design.columns))
     x["dose"], x["age"] = [2.0, 3.0], [5.0, 7.0]
-    found = fit.design.recomputed(x)
+    found = fit.design.variables.recomputed(x)
     assert found["dose:age"].tolist() == [10.0, 21.0]
     assert found["I(dose ** 2)"].tolist() == [4.0, 9.0]
     assert found["dose"].tolist() == [2.0, 3.0]
