@@ -104,8 +104,9 @@ def arguments_of(
         kind = "with a target y, for predictions" if wanted else "of x alone, for clusters"
         raise ValueError(f"expected a story {kind}; got {story.__name__}")
     number = {**dimensions, **(options or {})}.get("num_components", 1)
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"expected a whole number of components of at least 1; got {number!r}")
+    each = number if isinstance(number, tuple | list) else [number]  # of a tree, one for each level
+    if not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in each):
+        raise ValueError(f"expected a whole num_components of at least 1; got {number!r}")
     given = {"z_dim": min(dimensions["x_dim"], Z_DIM)} | dimensions
     given = {name: value for name, value in given.items() if name in known} | dict(options or {})
     for name, parameter in known.items():

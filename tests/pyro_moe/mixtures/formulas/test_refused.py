@@ -10,12 +10,12 @@ from pyro_moe.estimators import MixtureOfExpertsRegressor
 @pytest.mark.parametrize("number", [0, 1.5, "2", True])
 @pytest.mark.parametrize("story", ["me", "deepmoe"])
 def test_a_number_of_components_that_is_none(table, number, story):
-    with pytest.raises(ValueError, match="expected a whole number of components of at least 1"):
+    with pytest.raises(ValueError, match="expected a whole num_components of at least 1"):
         mixture("y ~ x | x", table, num_components=number, story=story)
 
 
 def test_estimators_refuse_it_as_well(table):
-    with pytest.raises(ValueError, match=r"whole number of components of at least 1; got 1.5"):
+    with pytest.raises(ValueError, match=r"whole num_components of at least 1; got 1.5"):
         MixtureOfExpertsRegressor(n_components=1.5).fit(table[["x"]], table["y"])
 
 
