@@ -16,6 +16,8 @@ from pyro_moe.inference.errors import DataError
 from .known import names_of
 
 INTERCEPT = "Intercept"
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d[\d.]*(,\d+)?\s*")
+MANY = 10  # levels that a table of few rows may have
 
 
 def terms(spec: ModelSpec) -> tuple[str, ...]:
@@ -29,8 +31,36 @@ def has_intercept(spec: ModelSpec) -> bool:
 
 
 def coding(formula: Formula, data: pd.DataFrame) -> ModelSpec:
-    """The coding of the columns of a formula, from training rows."""
-    return evaluated(formula, data).model_spec
+    """The coding of the columns of a formula, from training rows.
+
+    Raises:
+        DataError: If it cannot be computed, or a factor is made of numbers or of names of rows.
+    """
+    spec = evaluated(formula, data).model_spec
+    for name, levels in known_levels(spec, data).items():
+        expect_levels(name, levels, len(data))
+    return spec
+
+
+def expect_levels(name: str, levels: Sequence[Any], num_rows: int) -> None:
+    """Check that texts are levels of a factor, and not numbers or names of rows.
+
+    Raises:
+        DataError: If nine tenths of them are numbers with a decimal comma, or if there are more
+            than ten and more than half as many as rows.
+    """
+    numbers = [level for level in levels if DECIMAL_COMMA.fullmatch(str(level))]
+    commas = [level for level in numbers if "," in str(level)]
+    if commas and len(numbers) >= 0.9 * len(levels):
+        raise DataError(
+            f"expected numbers in the column {name!r}; got {commas[0]!r}: read the table with "
+            "decimal=',' (on the command line, --decimal ,)"
+        )
+    if len(levels) > max(MANY, num_rows / 2):
+        raise DataError(
+            f"expected a factor with several rows of each level; got {len(levels)} levels of "
+            f"{name!r} in {num_rows} rows: leave out what identifies rows"
+        )
 
 
 def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
@@ -49,8 +79,8 @@ def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
         if unseen == "raise":
             raise DataError(
                 f"expected levels of {name!r} in {list(levels)}, as fitted; "
-                f"got {values[new].iloc[0]!r}: unseen='reference' (--unseen reference) codes "
-                "it as the first of them"
+                f"got {values[new].iloc[0]!r}: fit with unseen='reference' (pyro-moe fit --unseen "
+                "reference), which codes it as the first of them"
             )
         rows = rows.assign(**{name: values.where(~new, levels[0])})
     return pd.DataFrame(evaluated(spec, rows))
