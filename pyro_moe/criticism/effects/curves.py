@@ -262,13 +262,13 @@ def _draw(
     jitter = random.uniform(-0.03, 0.03, len(where)) if shares else 0.0
     if side is not None:
         at, where = at + side, where + side + random.uniform(-0.04, 0.04, len(where))
-    axes.scatter(where, target[:, output] + jitter, s=10, color=color(k), alpha=0.7, linewidths=0)
     reach = None if deviation is None else WIDE * deviation[:, output]
+    if side is None and reach is not None:
+        ends = mean[:, output] - reach, mean[:, output] + reach
+        axes.fill_between(at, *ends, color=color(k), alpha=0.15, linewidth=0)
+    axes.scatter(where, target[:, output] + jitter, s=10, color=color(k), alpha=0.7, linewidths=0)
     if side is not None:
         options: Any = {"color": color(k), "fmt": "D", "markersize": 5, "elinewidth": 1.5}
         axes.errorbar(at, mean[:, output], reach, label=str(k), markeredgecolor="white", **options)
         return
-    if reach is not None:
-        ends = mean[:, output] - reach, mean[:, output] + reach
-        axes.fill_between(at, *ends, color=color(k), alpha=0.15, linewidth=0)
     axes.plot(at, mean[:, output], color=color(k), label=str(k))

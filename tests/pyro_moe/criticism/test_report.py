@@ -123,7 +123,7 @@ def test_what_is_wrong_stands_first_and_is_named(clusters, written):
     assert page.headings[0] == "Warnings"
     assert page.classes[0] == "warnings"
     found = check(fit, rows, **FEW)
-    first = found.surprises().iloc[0]
+    first = found.allowed.loc[found.surprises().index[0]]
     assert first["column"] == "age"
     assert page.items == [
         f"Data simulated from the model differ from these rows: {found}. Largest discrepancy: "
@@ -176,10 +176,10 @@ def test_what_was_fitted_and_its_scores_are_there(clusters, written):
     assert facts["Rows"] == "400 for fitting; 200 held out"
     assert facts["Date"] == date.today().isoformat()
     assert facts["Model"] == "GMM: Gaussian mixture, 2 components"
-    assert (facts["loss"], facts["seed"], facts["epochs completed"]) == (
+    assert (facts["loss"], facts["seed"], facts["iterations"]) == (
         "em",
         "0",
-        str(len(fit.history)),
+        f"{len(fit.history)} of at most {fit.settings['epochs']}",
     )
     held, trained = (
         pyro_moe.evaluation.elbo(fit, rows).double() for rows in (clusters[400:], clusters[:400])
