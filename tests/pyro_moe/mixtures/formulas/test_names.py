@@ -86,8 +86,8 @@ def test_without_a_formula_such_columns_are_in_backticks(table):
 def test_the_name_of_a_function_is_that_of_a_column(table, name):
     """Levels of such a factor are no functions of other columns of x, to be recomputed."""
     design, rows = designed([f"y ~ `{name}` + x"], table.rename(columns={"level": name}))
-    assert design.derived == ()
-    design.recomputed(design.features(rows))
+    assert design.variables.derived == ()
+    design.variables.recomputed(design.features(rows))
 
 
 @pytest.mark.parametrize(
