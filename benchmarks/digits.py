@@ -1,8 +1,11 @@
 """Digits: clustering accuracy on test and training rows of scikit-learn's 1,797 digits.
 
     python benchmarks/digits.py dmvae tsne --seeds 0 1 2 3 4
+    python benchmarks/digits.py dmvae pixels
 
-A fifth of the rows are test rows. ``kmeans`` and ``mixture`` are scikit-learn's methods on the same
+A fifth of the rows are test rows. ``pixels`` clusters a neighbor embedding of the pixels instead of
+codes, `images.cluster_images` without an autoencoder; the encoder of c is then a
+`models.ConvolutionalClassifier`. ``kmeans`` and ``mixture`` are scikit-learn's methods on the same
 rows.
 """
 
@@ -15,7 +18,7 @@ from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 import pyro_moe
-from pyro_moe import Rows, datasets, evaluation, models
+from pyro_moe import Rows, datasets, evaluation, images, models
 
 STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
 BASELINES = {
@@ -28,7 +31,7 @@ def main() -> None:
     """Run one method from one start for the requested seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=[*STORIES, *BASELINES])
-    parser.add_argument("start", choices=["tsne", "umap", "autoencoder", "random"])
+    parser.add_argument("start", choices=["pixels", "tsne", "umap", "autoencoder", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--restarts", type=int, default=1)
@@ -59,13 +62,22 @@ def baseline(name: str, seed: int, train: Rows, test: Rows) -> dict:
 
 def story(options: argparse.Namespace, seed: int, train: Rows, test: Rows) -> dict:
     """Scores of a story."""
-    chosen = STORIES[options.method](x_dim=64, z_dim=10, num_components=10, common_scale=True)
+    start, gate = options.start, {}
+    torch.manual_seed(seed)
+    if start == "pixels":
+        choices = {"z_dim": None, "embedding": "tsne", "seed": seed, "progress": False}
+        start = images.cluster_images(train, 10, **choices)
+        if options.method == "dmvae":
+            gate = {"gate": models.ConvolutionalClassifier((1, 8, 8), 10)}
+    chosen = STORIES[options.method](
+        x_dim=64, z_dim=10, num_components=10, common_scale=True, **gate
+    )
     fit = pyro_moe.fit(
         chosen.model,
         chosen.guide,
         train.x,
         epochs=options.epochs,
-        initialize=options.start,
+        initialize=start,
         restarts=options.restarts,
         learning_rate=2e-3,
         seed=seed,

@@ -315,6 +315,22 @@ def classes() -> str:
     return table(("data", "method", "seeds", "test accuracy", "log loss", "seconds"), rows)
 
 
+def few_labels() -> str:
+    """Accuracy and log-loss on MNIST's test rows by the number of labels."""
+    rows = []
+    groups: Groups = defaultdict(list)
+    for run in recorded("few_labels"):
+        groups[f"{run['labels']:,}", run["method"]].append(run)
+    for (labels, method), runs in groups.items():
+        accuracy = spread([run["accuracy"] for run in runs], 4)
+        lowest = f"{min(run['accuracy'] for run in runs):.4f}"
+        loss = spread([run["log_loss"] for run in runs], 3)
+        seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}"
+        rows.append((labels, method, len(runs), accuracy, lowest, loss, seconds))
+    head = ("labels", "method", "draws of labels", "test accuracy", "lowest", "log loss", "seconds")
+    return table(head, rows)
+
+
 def uci() -> str:
     """RMSE and log-likelihood over the standard splits, with published results."""
     rows = []
@@ -418,6 +434,7 @@ def digit_groups() -> str:
 
 MADE = (
     clusters,
+    few_labels,
     starts,
     trace_elbo,
     table1,

@@ -105,7 +105,7 @@ def arguments_of(
         raise ValueError(f"expected a story {kind}; got {story.__name__}")
     number = {**dimensions, **(options or {})}.get("num_components", 1)
     each = number if isinstance(number, tuple | list) else [number]  # of a tree, one for each level
-    if not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in each):
+    if not all(isinstance(k, Integral) and not isinstance(k, bool) and int(k) >= 1 for k in each):
         raise ValueError(f"expected a whole num_components of at least 1; got {number!r}")
     given = {"z_dim": min(dimensions["x_dim"], Z_DIM)} | dimensions
     given = {name: value for name, value in given.items() if name in known} | dict(options or {})

@@ -23,7 +23,11 @@ from .inference_data import import_arviz, to_arviz
 
 @strange_rows_expected()
 def compare(
-    fits: Mapping[str, Fit], data: Data, *, num_samples: int = 64, seed: int = 0
+    fits: Mapping[str, Fit],
+    data: Data | Mapping[str, Data],
+    *,
+    num_samples: int = 64,
+    seed: int = 0,
 ) -> pd.DataFrame:
     r"""Compare fits by their log density of held-out rows, the best one first.
 
@@ -44,7 +48,8 @@ def compare(
 
     Args:
         fits: Fits by name.
-        data: Rows that were not used for fitting any of them.
+        data: Rows that were not used for fitting any of them; or the same rows for each fit by its
+            name, in the columns that it reads.
         num_samples: Draws of latent variables, a multiple of 8.
         seed: Seed of the draws.
 
@@ -82,15 +87,16 @@ def compare(
     if not fits:
         raise ValueError("expected fits to compare; got none")
     site = _common_site(fits)
+    rows = {name: data[name] if isinstance(data, Mapping) else data for name in fits}
     if site == "y":
-        _check_rounded(fits, data)
+        _check_rounded(fits, rows)
     densities = {
-        name: _log_density(fit, data, site, num_samples, seed) for name, fit in fits.items()
+        name: _log_density(fit, rows[name], site, num_samples, seed) for name, fit in fits.items()
     }
     table = pd.DataFrame(densities).astype(float)
     if len(table) < 2:
         raise DataError(f"expected at least 2 rows to compare fits on; got {len(table)}")
-    weights, sampling = _weights(fits, data, site)
+    weights, sampling = _weights(fits, rows, site)
     scores = compare_log_densities(table, weights, sampling=sampling)
     scores = scores.sort_values("log_density", ascending=False, kind="stable")
     loo = {name: _leave_one_out(fits[name], seed) for name in scores.index}
@@ -98,21 +104,23 @@ def compare(
     return scores.join(pd.DataFrame.from_dict(loo, orient="index", columns=columns))
 
 
-def _check_rounded(fits: Mapping[str, Fit], data: Data) -> None:
+def _check_rounded(fits: Mapping[str, Fit], rows: Mapping[str, Data]) -> None:
     """Warn if densities of rounded targets are compared."""
-    first = next(iter(fits.values()))
-    x, y = first.as_tensors(data)[:2]
+    name, first = next(iter(fits.items()))
+    x, y = first.as_tensors(rows[name])[:2]
     prediction = evaluation.predict(first, x[:1], num_samples=8)
     if not prediction.distributions[0].support.is_discrete:
         check_rounding(y)
 
 
-def _weights(fits: Mapping[str, Fit], data: Data, site: str) -> tuple[torch.Tensor | None, bool]:
+def _weights(
+    fits: Mapping[str, Fit], rows: Mapping[str, Data], site: str
+) -> tuple[torch.Tensor | None, bool]:
     """The weights of the rows that are compared, and whether they are those of a sample."""
-    for fit in fits.values():
-        weights = fit.weights_of(data)
+    for name, fit in fits.items():
+        weights = fit.weights_of(rows[name])
         if weights is not None:
-            known = has_target(fit.as_tensors(data)[1]).cpu() if site == "y" else slice(None)
+            known = has_target(fit.as_tensors(rows[name])[1]).cpu() if site == "y" else slice(None)
             return weights[known], fit.weight_type == "sampling"
     return None, False
 

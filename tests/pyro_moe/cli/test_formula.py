@@ -168,3 +168,16 @@ def test_texts_are_kept_as_they_are_written(tmp_path):
     assert read(path, Format(), ["a"])["a"].tolist()[0] == "NA"
     assert read(path, Format(), ["b"])["b"].tolist() == ["1", "2"]
     assert datasets.table(path, columns=["b"]).x.tolist() == [[1.0], [2.0]]
+
+
+def test_two_formulas_of_a_table_are_compared(folder, capsys):
+    assert main(command(folder, "me", "y ~ dose", out="shorter")) == 0
+    capsys.readouterr()
+    names = [str(folder / name) for name in ("me", "shorter")]
+    assert main(["compare", *names]) == 0
+    output = capsys.readouterr().out
+    for name in names:
+        fit, train, _ = runs.restore(name)
+        mean = fit.predict(train.x).log_prob(train.y).mean()
+        (line,) = (line for line in output.splitlines() if line.startswith(f"{name} "))
+        assert f"{mean:.4f}" in line
