@@ -398,13 +398,13 @@ class StudentTExperts(Experts):
         super().__init__()
         self.network, self.units = network, Standardize(y_dim, robust=True)
         self.log_scale = nn.Parameter(torch.empty(num_components, y_dim))
-        self.log_df = nn.Parameter(torch.empty(num_components, 1))
+        self.log_excess_df = nn.Parameter(torch.empty(num_components, 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set all scales to one and ν to 6."""
         nn.init.zeros_(self.log_scale)
-        nn.init.constant_(self.log_df, math.log(6.0 - self.least_df))
+        nn.init.constant_(self.log_excess_df, math.log(6.0 - self.least_df))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Set the units from training targets y, shape (N, M)."""
@@ -418,7 +418,8 @@ class StudentTExperts(Experts):
 
     def degrees_of_freedom(self) -> torch.Tensor:
         """The degrees of freedom ν, shape (K, 1)."""
-        return self.least_df + self.log_df.double().clamp(-10.0, 10.0).exp()  # beyond, none differ
+        excess = self.log_excess_df.double().clamp(-10.0, 10.0)  # beyond, none differ
+        return self.least_df + excess.exp()
 
     def linear_predictor(self, width: int) -> torch.Tensor:
         """The slopes and intercepts of affine maps, see `Experts`."""
@@ -432,7 +433,7 @@ class StudentTExperts(Experts):
         )
         scale = self.scales()
         df = self.degrees_of_freedom()
-        return rounded(StudentT(df, loc, scale), self.log_df.dtype).to_event(1)
+        return rounded(StudentT(df, loc, scale), self.log_excess_df.dtype).to_event(1)
 
 
 class CategoricalExperts(GeneralizedLinear):

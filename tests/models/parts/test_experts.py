@@ -92,7 +92,7 @@ def test_student_t_experts_are_students_t_around_affine_maps(make, x, y):
     low, m, high = np.quantile(y.numpy(), [0.25, 0.5, 0.75], axis=0)
     s = (high - low) / 1.349
     scale = s * (MIN_SCALE + np.exp(numbers(experts.log_scale)))
-    df = 0.5 + np.exp(numbers(experts.log_df))
+    df = 0.5 + np.exp(numbers(experts.log_excess_df))
     t = stats.t(df, m + s * outputs(experts, x), scale)
     expected = t.logpdf(y.numpy()[:, None]).sum(-1)
     np.testing.assert_allclose(numbers(experts(x).log_prob(y.unsqueeze(1))), expected, **EXACT)
@@ -161,7 +161,7 @@ def test_far_from_the_data_densities_and_gradients_are_finite(make, x, family, d
 def test_degrees_of_freedom_at_their_ends_are_finite(x, y, make, log_df):
     experts = make("student-t", y)
     with torch.no_grad():
-        experts.log_df.fill_(log_df)
+        experts.log_excess_df.fill_(log_df)
     log_prob = experts(x).log_prob(y.unsqueeze(1)).sum()
     gradients = torch.autograd.grad(log_prob, list(experts.parameters()))
     assert log_prob.isfinite()

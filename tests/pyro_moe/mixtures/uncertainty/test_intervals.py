@@ -69,7 +69,7 @@ def test_degrees_of_freedom_at_an_end_are_said_to_be_there(low):
 @pytest.mark.parametrize("log_df", [-20.0, 1.0, 12.0])
 def test_the_parameters_are_those_of_the_density(log_df):
     fit = mixture("y ~ x", heavy(3.0), num_components=1, family="student-t", restarts=1)
-    fit.story.experts.log_df.data.fill_(log_df)
+    fit.story.experts.log_excess_df.data.fill_(log_df)
     df = fit.story.experts(fit.data[0]).base_dist.df.detach().unique()
     vars(fit).pop("params", None)
     assert float(df) == pytest.approx(fit.params[0, "y", "df"])
