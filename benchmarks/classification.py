@@ -78,6 +78,11 @@ def of_baseline(method: str, train: Rows, test: Rows, seed: int) -> dict[str, fl
         classifier = BASELINES[method](seed).fit(
             train.x.numpy()[chosen], train.labels.numpy()[chosen]
         )
+    return scores(classifier, test)
+
+
+def scores(classifier: Any, test: Rows) -> dict[str, float]:
+    """Accuracy and log-loss of a classifier of scikit-learn."""
     probabilities = classifier.predict_proba(test.x.numpy())
     labels = test.labels.numpy()
     return {

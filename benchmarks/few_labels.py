@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import classification
 import mnist
 import numpy as np
 import record
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import accuracy_score, log_loss
 from sklearn.neural_network import MLPClassifier
 
 import pyro_moe
@@ -111,12 +111,7 @@ def of_story(
 def of_other(method: str, train: Rows, test: Rows, known: np.ndarray, draw: int) -> dict[str, Any]:
     """Scores of a scikit-learn method on the labeled rows."""
     classifier = OTHERS[method](draw).fit(train.x.numpy()[known], train.labels.numpy()[known])
-    probabilities = classifier.predict_proba(test.x.numpy())
-    labels = test.labels.numpy()
-    return {
-        "accuracy": float(accuracy_score(labels, probabilities.argmax(1))),
-        "log_loss": float(log_loss(labels, probabilities, labels=np.arange(10))),
-    }
+    return classification.scores(classifier, test)
 
 
 if __name__ == "__main__":

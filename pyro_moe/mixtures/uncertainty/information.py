@@ -35,6 +35,11 @@ class Information:
     lift: torch.Tensor
     fixed: torch.Tensor
 
+    @property
+    def curvature(self) -> torch.Tensor:
+        """The curvature along each parameter in standard units, shape (P,)."""
+        return self.observed.diagonal() / self.lift.norm(dim=0).square()
+
     def ascent(self) -> tuple[torch.Tensor, float, bool]:
         r"""A step that increases the objective, also away from a saddle, shape (P,).
 
@@ -55,7 +60,7 @@ class Information:
         if not part.isfinite().all() or not gradient.isfinite().all():
             return step, torch.inf, False
         units = self.lift[:, chosen].norm(dim=0)  # θ of no curvature has that of others at least
-        curvature = part.diagonal().abs() / units.square()
+        curvature = self.curvature[chosen].abs()
         scale = curvature.clamp_min(1e-8 * curvature.max()).clamp_min(1e-200).sqrt() * units
         values, vectors = torch.linalg.eigh(part / scale / scale.unsqueeze(-1))
         slopes, convex = vectors.mT @ (gradient / scale), values < CONVEX
@@ -69,7 +74,7 @@ class Information:
     def undetermined(self, tolerance: float = FLAT) -> torch.Tensor:
         """Which parameters are fixed, or in a direction without a maximum, shape (P,)."""
         diagonal = self.observed.diagonal()
-        flags = self.fixed | (diagonal / self.lift.norm(dim=0).square() < LEAST)
+        flags = self.fixed | (self.curvature < LEAST)
         chosen = (~flags).nonzero().flatten()
         scale = diagonal[chosen].sqrt()
         part = self.observed[chosen][:, chosen] / scale / scale.unsqueeze(-1)
