@@ -84,7 +84,8 @@ def mixture(
 
     Args:
         formula: ``"y ~ experts | gate"``, as of ``formulaic``: transformations, factors,
-            interactions, several targets (``"y1 + y2 ~ x"``). Without a second part the gate is
+            interactions, several targets (``"y1 + y2 ~ x"``), an offset (``"y ~ x + offset(t)"``),
+            all columns that nothing else names (``"y ~ ."``). Without a second part the gate is
             constant, or in other stories than ``"me"`` reads what the experts read. Or a formula
             for each target.
         data: A data frame, or a mapping of columns.
@@ -99,7 +100,7 @@ def mixture(
             ``"student-t"``, ``"poisson"``, ``"bernoulli"``, ``"binomial"`` or ``"categorical"``;
             or a family for each target.
         offset: A column, or an expression as ``"log(time)"``, that is added to the linear
-            predictor of all experts.
+            predictor of all experts. The same as ``offset(…)`` in each formula.
         trials: A column, or an expression, with the number of trials of ``"binomial"`` experts.
             Other families have none.
         weights: A column of weights. Rows of weight zero are left out.

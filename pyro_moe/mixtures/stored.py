@@ -43,8 +43,8 @@ def design_of(formula: Mapping[str, Any]) -> Design:
         ValueError: If it is damaged.
     """
     design = from_data(formula["design"])
-    specs = [*design.experts, design.gate, design.offset, design.trials]
-    known = {name for spec in specs if spec is not None for name in terms(spec)}
+    specs = [*design.experts, design.gate, *design.known]
+    known = {name for spec in specs for name in terms(spec)}
     if not known <= set(design.columns) or len(set(design.columns)) < len(design.columns):
         raise ValueError(f"expected columns of the formula; got {list(design.columns)}")
     return design

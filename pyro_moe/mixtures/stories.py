@@ -78,7 +78,8 @@ def read_by(design: Design, joint: bool, name: str | None) -> dict[str, Any]:
 
     The classical mixture has them in any case.
     """
-    predictors = [predictor_of(design, spec) for spec in design.predictors]
+    pairs = zip(design.predictors, design.target_offsets, strict=True)
+    predictors = [predictor_of(design, spec, offset) for spec, offset in pairs]
     everything = list(range(len(design.columns)))
     found: dict[str, Any] = {}
     if name == "me" or any(each != Predictor(everything, shared=[]) for each in predictors):
@@ -102,9 +103,9 @@ def expect_readable(name: str, design: Design, known: set[str]) -> None:
         raise ValueError(
             f"expected columns that the gate of {name} reads, after '|' in the formula; got none"
         )
-    for option in ("offset", "trials"):
-        spec = getattr(design, option)
-        if spec is not None and "gate_columns" not in known:
+    for spec in design.known:
+        if "gate_columns" not in known:
+            option = "trials" if spec is design.trials else "offset"
             raise ValueError(
                 f"expected no {option} with {name}, all of whose columns are input of a network or "
                 f"have a model; got {spec.column_names[0]!r}: story='me' and 'deepmoe', which have "
@@ -128,13 +129,13 @@ def expect_readable(name: str, design: Design, known: set[str]) -> None:
         raise ValueError(f"expected an intercept of the gate of {name}; got '0 +' after '|'")
 
 
-def predictor_of(design: Design, spec: Any) -> Predictor:
-    """The linear predictors of one formula."""
+def predictor_of(design: Design, spec: Any, offset: Any) -> Predictor:
+    """The linear predictors of one formula, of the codings of its columns and of its offset."""
     names = terms(spec)
     return Predictor(
         columns=design.places(names),
         intercept=has_intercept(spec),
-        offset_column=place_of(design, design.offset),
+        offset_column=place_of(design, offset),
         trials_column=place_of(design, design.trials),
         shared=design.places([name for name in names if name in design.shared]),
         shared_intercept=INTERCEPT in design.shared,

@@ -228,7 +228,7 @@ DESIGN = _record(
         "experts": _list(CODING, least=1),
         "gate": CODING,
         "columns": NAMES,
-        "offset": _or_none(CODING),
+        "offsets": _list(_or_none(CODING), least=1),
         "trials": _or_none(CODING),
         "weights": _or_none(_text),
         "groups": _or_none(_text),

@@ -48,7 +48,7 @@ class Design:
         gate: The coding of the gate's columns.
         columns: Names of the columns of x: those of the experts, then those of the gate that the
             experts lack, then the offset.
-        offset: The coding of the offset, or None.
+        offsets: The coding of the offset, or None, for each formula.
         trials: The coding of the number of trials, or None.
         weights: Name of the column of weights, or None.
         groups: Name of the column of groups, or None.
@@ -65,7 +65,7 @@ class Design:
     experts: tuple[ModelSpec, ...]
     gate: ModelSpec
     columns: tuple[str, ...]
-    offset: ModelSpec | None = None
+    offsets: tuple[ModelSpec | None, ...] = ()
     trials: ModelSpec | None = None
     weights: str | None = None
     groups: str | None = None
@@ -81,6 +81,17 @@ class Design:
         """The coding of the experts' columns, for each target."""
         pairs = zip(self.targets, self.experts, strict=True)
         return [spec for target, spec in pairs for _ in target.column_names]
+
+    @property
+    def target_offsets(self) -> list[ModelSpec | None]:
+        """The coding of the offset, or None, for each target."""
+        pairs = zip(self.targets, self.offsets, strict=True)
+        return [offset for target, offset in pairs for _ in target.column_names]
+
+    @property
+    def known(self) -> list[ModelSpec]:
+        """The codings of columns without coefficients: offsets and trials."""
+        return [spec for spec in (*self.offsets, self.trials) if spec is not None]
 
     @property
     def gate_terms(self) -> tuple[str, ...]:
@@ -115,9 +126,8 @@ class Design:
             DataError: If a variable is absent, a value is missing, or a level is new.
         """
         data = plain(data)
-        parts = [matrix(spec, data, self.unseen) for spec in (*self.experts, self.gate)]
-        known = [spec for spec in (self.offset, self.trials) if spec is not None]
-        parts += [matrix(spec, data, self.unseen) for spec in known]
+        specs = (*self.experts, self.gate, *self.known)
+        parts = [matrix(spec, data, self.unseen) for spec in specs]
         joined = pd.concat(parts, axis=1)
         joined = joined.loc[:, ~joined.columns.duplicated()]
         if INTERCEPT not in joined:
@@ -172,11 +182,13 @@ def designed(
     """Formulas, coded by training rows.
 
     Args:
-        formulas: ``y ~ experts | gate``. Or one for each target, of which one has the gate.
+        formulas: ``y ~ experts | gate``. Or one for each target, of which one has the gate. The
+            columns of ``.`` are those that nothing else names.
         data: The training rows.
         classes: ``"any"`` for a target that is a class; ``"two"`` if it may be one of two classes;
             None if it is a number.
-        offset: A column, or an expression such as ``"log(time)"``, or None.
+        offset: A column, or an expression such as ``"log(time)"``, of formulas that have none of
+            their own, ``offset(…)``; or None.
         trials: A column or an expression, or None.
         weights: A column, or None.
         groups: A column, or None.
@@ -196,17 +208,22 @@ def designed(
     """
     check_choice("missing", missing, MISSING)
     check_choice("unseen", unseen, UNSEEN)
-    data, sides = plain(data), [parsed(formula) for formula in formulas]
-    gates = [right[1] for _, right in sides if len(right) == 2]
+    data = plain(data)
+    columns = free(formulas, data, offset, trials, weights, groups, labels)
+    parts = [parsed(formula, columns) for formula in formulas]
+    gates = [each.gate for each in parts if each.gate is not None]
     if len(gates) > 1:
         raise ValueError(f"expected one gate; got {len(gates)} in {list(formulas)}")
-    lefts, rights = [left for left, _ in sides], [right[0] for _, right in sides]
+    if offset is not None and any(each.offset is not None for each in parts):
+        raise ValueError(f"expected one offset; got {offset!r} and another in {list(formulas)}")
+    lefts, rights = [each.targets for each in parts], [each.experts for each in parts]
     of_experts = [str(term) for right in rights for term in right] if gate == "experts" else []
     of_gate = gates[0] if gates else Formula(" + ".join(["1", *of_experts]))
-    given = {"offset": offset, "trials": trials}
-    known = {name: single(name, each, data) for name, each in given.items() if each is not None}
+    offsets = [single("offset", each.offset or offset, data) for each in parts]
+    of_trials = single("trials", trials, data)
+    known = [each for each in (*offsets, of_trials) if each is not None]
     named = [name for name in (weights, groups) if name is not None]
-    data = complete(data, [*lefts, *rights, of_gate, *known.values()], named, missing, HINT)
+    data = complete(data, [*lefts, *rights, of_gate, *known], named, missing, HINT)
     data = with_used_levels(data)
     targets, experts = (tuple(coding(each, data) for each in part) for part in (lefts, rights))
     for formula, spec in zip(formulas, experts, strict=True):
@@ -217,21 +234,20 @@ def designed(
             )
     known_classes = classes_of(targets, lefts, data, classes)
     gate_spec = coding(of_gate, data)
-    codings = {name: coding(each, data) for name, each in known.items()}
-    for name, spec in codings.items():
-        if len(spec.column_names) != 1:
-            raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
-    check_terms([*experts, gate_spec, *codings.values()])
-    names = [*(name for spec in (*experts, gate_spec) for name in terms(spec))]
-    names += [name for spec in codings.values() for name in spec.column_names]
+    codings = [coded("offset", each, data) for each in offsets]
+    coded_trials = coded("trials", of_trials, data)
+    specs = [*experts, gate_spec]
+    specs += [spec for spec in (*codings, coded_trials) if spec is not None]
+    check_terms(specs)
+    names = [name for spec in specs for name in terms(spec)]
     design = Design(
         "; ".join(formulas),
         targets,
         experts,
         gate_spec,
         tuple(dict.fromkeys(names)) or (INTERCEPT,),
-        codings.get("offset"),
-        codings.get("trials"),
+        tuple(codings),
+        coded_trials,
         weights,
         groups,
         labels,
@@ -269,12 +285,46 @@ def classes_of(
     return None
 
 
-def single(name: str, text: str, data: pd.DataFrame) -> Formula:
-    """The formula of a column, or of an expression.
+def free(formulas: Sequence[str], data: pd.DataFrame, *named: str | None) -> list[str]:
+    """The columns that ``.`` may stand for: no target, and none that an option names.
+
+    Args:
+        formulas: The formulas.
+        data: The training rows.
+        *named: Columns, expressions or None.
+    """
+    taken: set[str] = set()
+    if not any("." in formula for formula in formulas):
+        return []
+    for formula in formulas:
+        part = parsed(formula)
+        used = [part.targets, *(single("offset", each, data) for each in (part.offset, *named))]
+        taken.update(name for each in used if each is not None for name in variables(each, data))
+    return [name for name in data.columns if name not in taken]
+
+
+def coded(name: str, formula: Formula | None, data: pd.DataFrame) -> ModelSpec | None:
+    """The coding of one column, or None.
+
+    Raises:
+        ValueError: If the formula has more columns.
+    """
+    if formula is None:
+        return None
+    spec = coding(formula, data)
+    if len(spec.column_names) != 1:
+        raise ValueError(f"expected {name} of one column; got {list(spec.column_names)}")
+    return spec
+
+
+def single(name: str, text: str | None, data: pd.DataFrame) -> Formula | None:
+    """The formula of a column, or of an expression; None for None.
 
     Raises:
         ValueError: If it is neither.
     """
+    if text is None:
+        return None
     text = f"`{text}`" if text in data.columns else text
     try:
         found = Formula(f"0 + {text}")

@@ -105,9 +105,9 @@ def kept(design: Design, table: pd.DataFrame) -> pd.DataFrame:
     """
     table = as_frame(table).reset_index(drop=True)
     table = weighted(table, design.weights, design.missing)
-    specs = [*design.targets, *design.experts, design.gate, design.offset, design.trials]
+    specs = [*design.targets, *design.experts, design.gate, *design.known]
     names = [name for name in (design.weights, design.groups) if name is not None]
-    formulas = [spec.formula for spec in specs if spec is not None]
+    formulas = [spec.formula for spec in specs]
     return complete(plain(table), formulas, names, design.missing)
 
 

@@ -20,7 +20,6 @@ from .known import unknown_part
 
 PLAIN = ("formula", "weights", "groups", "labels", "missing", "unseen")
 TUPLES = ("columns", "shared", "label_order")
-CODINGS = ("offset", "trials")
 
 
 def as_data(design: Design) -> dict[str, Any]:
@@ -31,9 +30,8 @@ def as_data(design: Design) -> dict[str, Any]:
             state that is not of numbers.
     """
     found: dict[str, Any] = {name: getattr(design, name) for name in PLAIN}
-    for name in CODINGS:
-        spec = getattr(design, name)
-        found[name] = None if spec is None else coding_as_data(spec)
+    found["trials"] = None if design.trials is None else coding_as_data(design.trials)
+    found["offsets"] = [None if each is None else coding_as_data(each) for each in design.offsets]
     found["gate"] = coding_as_data(design.gate)
     for name in ("targets", "experts"):
         found[name] = [coding_as_data(spec) for spec in getattr(design, name)]
@@ -49,8 +47,10 @@ def from_data(data: Mapping[str, Any]) -> Design:
         ValueError: If it is not what `as_data` returns.
     """
     given: dict[str, Any] = {name: data[name] for name in PLAIN}
-    for name in CODINGS:
-        given[name] = None if data[name] is None else coding_from_data(data[name])
+    given["trials"] = None if data["trials"] is None else coding_from_data(data["trials"])
+    given["offsets"] = tuple(
+        None if each is None else coding_from_data(each) for each in data["offsets"]
+    )
     given["gate"] = coding_from_data(data["gate"])
     for name in ("targets", "experts"):
         given[name] = tuple(coding_from_data(each) for each in data[name])
@@ -66,7 +66,7 @@ def program_in(data: Mapping[str, Any]) -> str | None:
     Columns, numbers and known functions are not executed as programs.
     """
     codings = [*data["targets"], *data["experts"], data["gate"]]
-    codings += [data[name] for name in CODINGS if data[name] is not None]
+    codings += [each for each in (*data["offsets"], data["trials"]) if each is not None]
     for expression, method in (factor for coding in codings for factor in coding["factors"]):
         part = unknown_part(expression) if method == Factor.EvalMethod.PYTHON.value else None
         if part is not None:

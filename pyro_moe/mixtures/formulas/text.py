@@ -1,10 +1,14 @@
 """The text of formulas, and formulas of columns by name."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from formulaic import Formula
 from formulaic.errors import FormulaicError
+from formulaic.parser.types import Term
+
+AVAILABLE = "__formulaic_variables_available__"
 
 
 def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> list[str]:
@@ -30,18 +34,39 @@ def stated(formula: Any, target: Any, experts: Any, gate: Sequence[str]) -> list
     return formulas
 
 
-def parsed(formula: str) -> tuple[Formula, tuple[Formula, ...]]:
-    """The left side, and one or two parts of the right side.
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one formula.
+
+    Attributes:
+        targets: The left side.
+        experts: What the experts read.
+        gate: What the gate reads, or None.
+        offset: What is added to the linear predictors, ``offset(…)`` of the experts, or None.
+    """
+
+    targets: Formula
+    experts: Formula
+    gate: Formula | None
+    offset: str | None
+
+
+def parsed(formula: str, columns: Sequence[str] = ()) -> Parts:
+    """The parts of a formula.
+
+    Args:
+        formula: ``"y ~ experts | gate"``.
+        columns: What ``.`` stands for, without the targets.
 
     Raises:
         ValueError: If it is no such formula.
 
     Example:
-        >>> parsed("y ~ x | g")
-        (y, (1 + x, 1 + g))
+        >>> parsed("y ~ . + offset(log(time)) | g", ["a", "b"])
+        Parts(targets=y, experts=1 + a + b, gate=1 + g, offset='log(time)')
     """
     try:
-        found = Formula(formula)
+        found = Formula(formula, _context={AVAILABLE: list(columns)})
     except (FormulaicError, SyntaxError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -53,7 +78,26 @@ def parsed(formula: str) -> tuple[Formula, tuple[Formula, ...]]:
     parts = right if isinstance(right, tuple) else (right,)
     if len(parts) > 2:
         raise ValueError(f"expected one '|' in the formula at most; got {formula!r}")
-    return left, parts
+    experts, *gate = parts
+    for term in left:
+        if called("cbind", term):
+            raise ValueError(
+                "expected targets joined by '+', 'a + b ~ x'; or successes as the target, with "
+                f"family='binomial' and their trials=; got {term}"
+            )
+    if any(called("offset", term) for part in gate for term in part):
+        raise ValueError(f"expected an offset of the experts, before '|'; got {formula!r}")
+    offsets = [term for term in experts if called("offset", term)]
+    if len(offsets) > 1 or any(len(term.factors) > 1 for term in offsets):
+        raise ValueError(f"expected one term offset(…) by itself; got {formula!r}")
+    kept = Formula([term for term in experts if term not in offsets])
+    text = str(offsets[0]).removeprefix("offset(").removesuffix(")") if offsets else None
+    return Parts(left, kept if offsets else experts, gate[0] if gate else None, text)
+
+
+def called(function: str, term: Term) -> bool:
+    """Whether a factor of a term is a call of the function."""
+    return any(str(factor.expr).startswith(f"{function}(") for factor in term.factors)
 
 
 def formula_of(targets: Any, experts: Sequence[str], gate: Sequence[str]) -> str:

@@ -1,11 +1,41 @@
 """Formulas: names, factors, gaps, and what is refused."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from pyro_moe import DataError, mixture
 from pyro_moe.mixtures.formulas import designed
+
+
+def test_an_offset_in_a_formula_is_the_option(table):
+    a = mixture("count ~ x + offset(log(time)) | x", table, family="poisson", restarts=2)
+    b = mixture("count ~ x | x", table, family="poisson", offset="log(time)", restarts=2)
+    pd.testing.assert_series_equal(a.params, b.params)
+
+
+def test_each_target_has_an_offset_of_its_own(table):
+    formulas = ["count ~ x + offset(log(time))", "y ~ x"]
+    both = mixture(formulas, table, family=["poisson", "normal"], num_components=1)
+    count = mixture("count ~ x", table, family="poisson", num_components=1, offset="log(time)")
+    y = mixture("y ~ x", table, num_components=1)
+    assert both.llf == pytest.approx(count.llf + y.llf, abs=1e-8)
+
+
+def test_a_dot_is_all_columns_that_nothing_else_names(table):
+    design, _ = designed(
+        ["log(count + 1) ~ . - component", "y ~ x | ."],
+        table,
+        offset="log(time)",
+        groups="group",
+    )
+    assert [list(spec.column_names) for spec in design.experts] == [
+        ["Intercept", "x", "level[T.b]", "level[T.c]"],
+        ["Intercept", "x"],
+    ]
+    assert set(design.gate_terms) == {"x", "level[T.b]", "level[T.c]", "component"}
 
 
 def test_levels_are_remembered(table, fitted):
@@ -94,6 +124,10 @@ def test_what_the_data_cannot_give(table, formula, message):
         ({"formula": "y ~ x | x | x"}, "one '|'"),
         ({"formula": "y ~ (x"}, "expected a formula"),
         ({"formula": None}, "expected a formula, or target="),
+        ({"formula": "cbind(y, x) ~ time"}, "expected targets joined by '+'.*got cbind(y, x)"),
+        ({"formula": "y ~ x | offset(time)"}, "expected an offset of the experts, before '|'"),
+        ({"formula": "y ~ x:offset(time)"}, "expected one term offset(…) by itself"),
+        ({"formula": "y ~ x + offset(time)", "offset": "time"}, "expected one offset; got 'time'"),
         ({"formula": "y ~ x", "target": "y"}, "expected a formula, or target="),
         ({"formula": ["y ~ x | x", "count ~ x | x"]}, "expected one gate"),
         ({"family": "gamma"}, "expected family in"),
@@ -108,7 +142,7 @@ def test_what_the_data_cannot_give(table, formula, message):
     ],
 )
 def test_arguments_that_are_refused(table, options, message):
-    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         mixture(**{"formula": "y ~ x", "data": table, **options})
 
 

@@ -27,6 +27,10 @@ CASES = {
         "groups": "group",
         "shared": ["x"],
     },
+    "offsets": {
+        "formula": ["count ~ x + offset(log(time))", "y ~ . - component - known - flag - group - `lead time`"],
+        "family": ["poisson", "normal"],
+    },
     "weights": {"formula": "y ~ x", "weights": "w"},
     "survey": {"formula": "y ~ x", "weights": "w", "weight_type": "sampling"},
     "labels": {"formula": "y ~ x", "labels": "known"},
