@@ -28,6 +28,7 @@ class Information:
         gradient: Shape (P,).
         lift: The change of the story's parameters with θ, shape (Q, P). There are more of them
             than of θ, because a constant may be added to all logits of a softmax.
+        fixed: Which θ are at a limit, or do not change with the story's parameters, shape (P,).
     """
 
     observed: torch.Tensor
@@ -111,12 +112,12 @@ def informed(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None)
     scale = jacobian.norm(dim=1).clamp_min(1e-300)
     lift = torch.linalg.pinv(jacobian / scale.unsqueeze(-1), rtol=1e-12) / scale
     observed = lift.mT @ information(run).double() @ lift
-    none = torch.zeros(len(observed), dtype=torch.bool, device=observed.device)
+    still = ~jacobian.any(dim=1)  # as degrees of freedom beyond their limits
     return Information(
         0.5 * (observed + observed.mT),
         lift.mT @ gradient,
         lift,
-        none if fixed is None else fixed.to(none),
+        still if fixed is None else still | fixed.to(still),
     )
 
 

@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 
 import pyro_moe
 from pyro_moe import mixture, models
+from pyro_moe.mixtures.uncertainty.information import informed, polish
 
 
 def heavy(df, number=100, seed=0):
@@ -64,6 +65,16 @@ def test_degrees_of_freedom_at_an_end_are_said_to_be_there(low):
     assert df < 0.501 if low else df > 1e3
     assert "df of y 0 at the limit" in str(fit.summary())
     assert np.isnan(fit.bse[0, "y", "df"])
+
+
+def test_newtons_method_goes_on_when_degrees_of_freedom_leave_their_limits():
+    fit = mixture("y ~ x", heavy(3.0), num_components=1, family="student-t", restarts=1)
+    run, experts = fit._em(), fit.story.experts
+    experts.log_excess_df.data.fill_(12.0)  # where the density no longer changes with it
+    assert informed(run, fit._values).fixed.tolist() == [False, False, False, True]
+    assert polish(run, fit._values) < 1e-6
+    line = np.polyfit(*(column.numpy()[:, 0] for column in fit.data), 1)  # the tails are normal
+    np.testing.assert_allclose(fit._values()[:2].detach(), line[::-1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("log_df", [-20.0, 1.0, 12.0])
