@@ -8,7 +8,7 @@ RIDGE = 1e-7
 
 
 def weighted_least_squares(
-    u: Column, targets: Column, weights: torch.Tensor, *, intercept: bool = True
+    u: Column, targets: Column, weights: Column, *, intercept: bool = True
 ) -> torch.Tensor:
     r"""Weighted least-squares coefficients of K affine maps.
 

@@ -30,12 +30,14 @@ from pyro_moe.processes import Processes
 from ..m_steps.blocks import Derived, number_of, some_rows, total, totals, weighted_products
 from ..m_steps.lbfgs import minimize_in_place
 from ..m_steps.newton import MAX_SIZE, TOLERANCE, glm_newton, softmax_newton
+from ..m_steps.student_t import StudentTMaps, student_t_step
 from .networks import AffineMaps, PartlySharedMaps, Standardize
 from .targets import known_rows, precise_log_likelihoods
 
 COVARIANCES = ("scalar", "diagonal", "full")
 MIN_SCALE = 1e-3
 NEWTON_STEPS = 5
+STUDENT_T_STEPS = 2
 
 
 class Experts(nn.Module):
@@ -187,7 +189,29 @@ class GeneralizedLinear(Experts):
             maps.bias.copy_(coefficients[..., -1])
 
 
-class NormalExperts(Experts):
+class LocationScale(Experts):
+    """Experts whose maps are the center of a family, in units of the target, with a scale."""
+
+    network: nn.Module
+    units: Standardize
+    log_scale: nn.Parameter
+
+    def linear_predictor(self, width: int) -> torch.Tensor:
+        """The slopes and intercepts of affine maps, see `Experts`."""
+        return in_units_of(self.units, super().linear_predictor(width))
+
+    def in_units(self, context: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Targets less the offsets, in standard units and double precision, shape (N, M)."""
+        offset = self.offsets(context)[..., None]
+        return self.units(y.reshape(len(y), -1).double() - offset)
+
+    def squared_weights(self) -> torch.Tensor:
+        """Zero for affine maps, whose least squares have no ridge to speak of."""
+        affine = isinstance(self.network, AffineMaps)
+        return self.log_scale.new_zeros(()) if affine else super().squared_weights()
+
+
+class NormalExperts(LocationScale):
     r"""Normal experts, the regression model of the paper (§4.1).
 
     .. math:: p_k(y \mid x) = N(y \mid m + s f_k(x),\; s \Gamma_k s)
@@ -293,10 +317,6 @@ class NormalExperts(Experts):
         floor = self.floor if self.covariance != "scalar" else self.floor.amax(-1, keepdim=True)
         return self.units.scale * (floor + self.log_scale.double().exp())
 
-    def linear_predictor(self, width: int) -> torch.Tensor:
-        """The slopes and intercepts of affine maps, see `Experts`."""
-        return in_units_of(self.units, super().linear_predictor(width))
-
     def maximize(
         self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
     ) -> None:
@@ -318,10 +338,8 @@ class NormalExperts(Experts):
         if not isinstance(maps, AffineMaps) and not shared:
             super().maximize(context, y, weights, **step)
             return
-        counts = total(lambda r: r.double().sum(0), weights)
-        if not (counts > 0).all():
-            weights = torch.where(counts > 0, weights, torch.ones_like(weights))
-        targets = Derived(self._in_units, context, y)
+        weights = of_some_row(weights)
+        targets = Derived(self.in_units, context, y)
         if shared:
             variance = (self.scales() / self.units.scale).detach().double().square()
             residuals = maps.least_squares(context, targets, weights, variance)
@@ -339,15 +357,6 @@ class NormalExperts(Experts):
                 shares = counts / counts.sum()
                 covariance = torch.einsum("k,kij->ij", shares, covariance).unsqueeze(0)
             self._take(covariance)
-
-    def _in_units(self, context: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        offset = self.offsets(context)[..., None]
-        return self.units(y.reshape(len(y), -1).double() - offset)
-
-    def squared_weights(self) -> torch.Tensor:
-        """Zero for affine maps, whose least squares have no ridge to speak of."""
-        affine = isinstance(self.network, AffineMaps)
-        return self.log_scale.new_zeros(()) if affine else super().squared_weights()
 
     def _take(self, covariance: torch.Tensor) -> None:
         """Set Γ_k from covariances (K, M, M)."""
@@ -367,7 +376,7 @@ class NormalExperts(Experts):
         self.log_scale.copy_((scale - floor).clamp_min(1e-3 * floor).log())
 
 
-class StudentTExperts(Experts):
+class StudentTExperts(LocationScale):
     r"""Experts with heavy tails, for targets with outliers.
 
     .. math:: p_k(y \mid x) = \prod_m \mathrm{t}_{\nu_k}
@@ -421,10 +430,6 @@ class StudentTExperts(Experts):
         excess = self.log_excess_df.double().clamp(-10.0, 10.0)  # beyond, none differ
         return self.least_df + excess.exp()
 
-    def linear_predictor(self, width: int) -> torch.Tensor:
-        """The slopes and intercepts of affine maps, see `Experts`."""
-        return in_units_of(self.units, super().linear_predictor(width))
-
     def forward(self, context: torch.Tensor) -> dist.Distribution:
         """The K distributions of y given a context, event shape ``(M,)``."""
         loc = (
@@ -434,6 +439,49 @@ class StudentTExperts(Experts):
         scale = self.scales()
         df = self.degrees_of_freedom()
         return rounded(StudentT(df, loc, scale), self.log_excess_df.dtype).to_event(1)
+
+    def maximize(
+        self, context: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, **step: Any
+    ) -> None:
+        """Increase the weighted likelihood, from the current parameters.
+
+        Affine maps take steps of reweighted least squares, see `student_t_step`. Other networks
+        take the step of `Experts`.
+
+        Args:
+            context: Inputs of the experts, shape (N, C).
+            y: Targets, shape (N,) or (N, M). Rows with NaN are left out.
+            weights: Responsibilities r, shape (N, K). An expert with zero weight in all rows is
+                fitted to all rows.
+            **step: Arguments of the step of `Experts`.
+        """
+        maps: Any = self.network
+        if not isinstance(maps, AffineMaps):
+            super().maximize(context, y, weights, **step)
+            return
+        y, context, weights = known_rows(y, context, weights)
+        weights = of_some_row(weights)
+        u, targets = Derived(maps.features, context), Derived(self.in_units, context, y)
+        with torch.no_grad():
+            found = StudentTMaps(
+                maps.coefficients.double(),
+                (self.scales() / self.units.scale).double(),
+                self.log_excess_df.double(),
+            )
+            for _ in range(STUDENT_T_STEPS):
+                found = student_t_step(
+                    u,
+                    targets,
+                    weights,
+                    found,
+                    least_df=self.least_df,
+                    least_scale=1.001 * MIN_SCALE,
+                    intercept=maps.intercept,
+                )
+            maps.weight.copy_(found.coefficients[..., :-1])
+            maps.bias.copy_(found.coefficients[..., -1])
+            self.log_scale.copy_((found.scale - MIN_SCALE).log())
+            self.log_excess_df.copy_(found.log_excess_df)
 
 
 class CategoricalExperts(GeneralizedLinear):
@@ -626,6 +674,12 @@ class PoissonExperts(GeneralizedLinear):
             return value * logit - rate, value - rate, -rate
 
         return by_column(self, derivatives, inputs, scaled, weights, start, unit=mean)
+
+
+def of_some_row(weights: torch.Tensor) -> torch.Tensor:
+    """Weights (N, K), all one for an expert that has zero weight in all rows."""
+    counts = total(lambda r: r.double().sum(0), weights)
+    return weights if (counts > 0).all() else weights.where(counts > 0, torch.ones_like(weights))
 
 
 def by_column(

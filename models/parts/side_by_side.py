@@ -13,8 +13,10 @@ from .experts import (
     BinomialExperts,
     CategoricalExperts,
     JointExperts,
+    LocationScale,
     NormalExperts,
     PoissonExperts,
+    StudentTExperts,
 )
 from .gates import SoftmaxGate
 from .networks import AffineMaps
@@ -26,6 +28,7 @@ BY_COMPONENT = (
     BernoulliExperts,
     BinomialExperts,
     PoissonExperts,
+    StudentTExperts,
 )
 
 
@@ -74,7 +77,7 @@ class SideBySide(nn.Module):
             self.gate.ridge * _squares(self.gate.maps) / max(self.gate.maps.weight.shape[-1], 1)
         ]
         for part in _parts(self.experts):
-            if not isinstance(part, NormalExperts):  # which have none
+            if not isinstance(part, LocationScale):  # which have none
                 terms.append(part.ridge * _squares(part.network))
         return torch.stack([each.reshape(self.number, -1).sum(-1) for each in terms]).sum(0)
 

@@ -21,7 +21,7 @@ def table(family):
     torch.manual_seed(0)
     x = torch.randn(N, D)
     mean = x[:, :1] * (torch.arange(N) % 3 - 1.0).unsqueeze(-1)
-    if family == "normal":
+    if family in ("normal", "student-t"):
         return x, mean + 0.3 * torch.randn(N, 1)
     if family == "categorical":
         return x, (mean[:, 0] > 0).long() + (x[:, 1] > 0).long()
@@ -47,7 +47,7 @@ def single(runs, iterations):
             pass
 
 
-FAMILIES = ("normal", "categorical", "bernoulli", "poisson")
+FAMILIES = ("normal", "student-t", "categorical", "bernoulli", "poisson")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +121,6 @@ class Edited(ME):
 @pytest.mark.parametrize(
     "options",
     [
-        {"experts": "student-t"},
         {"predictor": Predictor(shared=(1,))},
         {"predictor": Predictor(shared_scale=True)},
         {"gate_intercept": False},
