@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         SiteError,
     )
     from .inference.prior import Prior
-    from .mixtures import MixtureFit, mixture
+    from .mixtures import MixtureFit, mixture, select_mixture
     from .rows import Rows
     from .selection import Selection, select
 
@@ -55,6 +55,7 @@ __all__ = [
     "resume",
     "runs",
     "select",
+    "select_mixture",
 ]
 
 __getattr__, __dir__ = lazy.names(
@@ -72,7 +73,7 @@ __getattr__, __dir__ = lazy.names(
             "SiteError",
         ],
         "inference.prior": ["Prior"],
-        "mixtures": ["MixtureFit", "mixture"],
+        "mixtures": ["MixtureFit", "mixture", "select_mixture"],
         "rows": ["Rows"],
         "selection": ["Selection", "select"],
     },

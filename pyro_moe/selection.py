@@ -24,7 +24,7 @@ from pyro_moe.plots.style import PALETTE
 from .fitted import Fit, strange_rows_expected
 from .fitted.weights import counted
 from .fitting import fit
-from .rows import Data, Rows, as_tensors, has_target
+from .rows import Data, Rows, as_tensor, as_tensors, has_target
 
 Story = Callable[[int], Any]
 MISSING = ("missing_targets", "missing_features")
@@ -352,7 +352,8 @@ def _weights_of(fit_options: dict[str, Any], rows: list[int]) -> tuple[torch.Ten
     given = fit_options.get("weights")
     if given is None:
         return None, sampling
-    return counted(torch.as_tensor(np.asarray(given))[sorted(rows)], sampling=sampling), sampling
+    of_rows = as_tensor(given, "weights")[sorted(rows)]
+    return counted(of_rows, sampling=sampling), sampling
 
 
 def _log_density(

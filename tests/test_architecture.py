@@ -55,7 +55,16 @@ BELOW = {
     },
     "images": {"evaluation", "fitting", "rows", "inference", "models"},
     "stories": {"models"},
-    "mixtures": {"stories", "evaluation", "fitting", "fitted", "rows", "inference", "models"},
+    "mixtures": {
+        "selection",
+        "stories",
+        "evaluation",
+        "fitting",
+        "fitted",
+        "rows",
+        "inference",
+        "models",
+    },
     "runs": {
         "mixtures",
         "stories",

@@ -6,43 +6,74 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pyro_moe import files
-from pyro_moe.selection import select
+from pyro_moe.datasets.source import Source
+from pyro_moe.mixtures import MixtureFit, select_mixture
+from pyro_moe.selection import Selection, select
 from pyro_moe.stories import parameters
 from pyro_moe.text import in_one_line
 
 from . import choices
+from .fits import formula
 
 DIGITS = {"parameters": 0, "log_likelihood": 2, "aic": 2, "bic": 2, "icl": 2, "seconds": 1}
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the table and the recommended choice, and draw the curves."""
-    stories, rows = _stories(options)
-    asked = {name: vars(options)[name] for name in ("folds", "epochs", "restarts")}
+    choices.check_weight_type(options)
+    names = ("num_components", "folds", "epochs", "restarts", "seed", "weight_type")
+    asked = {name: vars(options)[name] for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
-    found = select(
-        stories,
-        rows,
-        num_components=options.num_components,
-        seed=options.seed,
-        progress=not options.quiet,
-        **given,
-    )
+    given["progress"] = not options.quiet
+    if options.formula:
+        found = _by_formula(options, given)
+    else:
+        formula.expect_formula(options)
+        stories, rows = _stories(options)
+        found = select(stories, rows, **given)
     print(f"log density of {len(found.log_densities):,} held-out rows, nats per row")
-    shown = found.table.drop(columns="standard_error").reset_index()
+    table = found.table.drop(columns="standard_error")
+    if found.story is None:
+        table = pd.concat({options.story[0]: table}, names=["story", "K"])
+    shown = table.reset_index()
     for name in shown.columns[2:]:
         digits = DIGITS.get(str(name), 4)
         shown[name] = shown[name].map(lambda value, d=digits: f"{value:.{d}f}")
     print(shown.to_string(index=False))
-    print(f"recommended: {found.story} with {found.num_components} components, the fewest within")
+    chosen = found.story or options.story[0]
+    print(f"recommended: {chosen} with {found.num_components} components, the fewest within")
     print("one standard error of the best")
+    if isinstance(found.fit, MixtureFit):
+        for line in str(found.fit.summary()).split("\n"):
+            print(in_one_line(line, longest=None))
     if options.out:
         kind = Path(options.out).suffix.lstrip(".") or "png"
         content = io.BytesIO()
         found.plot().savefig(content, format=kind, dpi=150)
         path = files.write(Path(options.out), content.getvalue())
         print(in_one_line(f"  {path}", longest=None))
+
+
+def _by_formula(options: argparse.Namespace, given: dict[str, Any]) -> Selection:
+    """The stories and families of a formula."""
+    formula.expect_no_columns(options)
+    table, _ = Source(options.data, **choices.reading(options)).frames()
+    names = ("offset", "trials", "weights", "labels")
+    about = {name: vars(options)[name] for name in names if vars(options)[name] is not None}
+    return select_mixture(
+        options.formula,
+        table,
+        story=options.story,
+        family=options.family or "normal",
+        missing="drop" if options.drop_missing else "raise",
+        shared=options.shared or (),
+        story_options=formula.story_options(options),
+        **about,
+        **given,
+    )
 
 
 def _stories(options: argparse.Namespace) -> tuple[dict[str, Callable[[int], Any]], Any]:

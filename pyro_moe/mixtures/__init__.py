@@ -4,6 +4,7 @@ from .entry import mixture
 from .fit import FormulaFit
 from .resampling import Bootstrap, BootstrapTest, bootstrap, bootstrap_test
 from .result import MixtureFit
+from .selection import select_mixture
 from .summary import Summary
 from .table import coefficient_table
 
@@ -17,4 +18,5 @@ __all__ = [
     "bootstrap_test",
     "coefficient_table",
     "mixture",
+    "select_mixture",
 ]

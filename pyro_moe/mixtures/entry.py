@@ -5,6 +5,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+import pandas as pd
 import torch
 
 from pyro_moe.fitting import fit
@@ -152,18 +153,15 @@ def mixture(
         [-1.0, 2.0]
     """
     families = [family] if isinstance(family, str) else list(family)
-    if not families or not set(families) <= set(FAMILIES):
-        raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {family!r}")
-    if trials is not None and "binomial" not in families:
-        raise ValueError(f"expected family='binomial' with trials; got {family!r}")
     is_me = isinstance(story, str) and story == "me"
     expect_possible(story, is_me, order=order)
     formulas = stated(formula, target, experts, gate)
     given = as_frame(data)
-    design, table = designed(
+    design, table = coded(
         formulas,
-        weighted(given.reset_index(drop=True), weights, missing),
-        classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
+        given,
+        families,
+        story,
         offset=offset,
         trials=trials,
         weights=weights,
@@ -172,7 +170,6 @@ def mixture(
         missing=missing,
         unseen=unseen,
         shared=shared,
-        gate="constant" if is_me else "experts",
     )
     made = made_of(story, story_options, design, num_components=num_components, families=families)
     options = {
@@ -210,6 +207,38 @@ def mixture(
     if order is None:
         order = "size" if labels is None else "fitted"
     return found if isinstance(order, str) and order == "fitted" else found.relabel(order)
+
+
+def coded(
+    formulas: Sequence[str], data: Any, families: list[str], story: Any, **options: Any
+) -> tuple[Design, pd.DataFrame]:
+    """The design of a mixture, and the rows of the table that are fitted, numbered as given.
+
+    Args:
+        formulas: Formulas.
+        data: A table.
+        families: A family of experts, or one for each target.
+        story: The story.
+        **options: Further arguments of `designed`.
+
+    Raises:
+        DataError: If data lack a column or have gaps.
+        ValueError: If a family or an option is invalid.
+    """
+    if not families or not set(families) <= set(FAMILIES):
+        got = " and ".join(map(str, families))
+        raise ValueError(f"expected family in {FAMILIES}, or one for each target; got {got!r}")
+    if options.get("trials") is not None and "binomial" not in families:
+        got = " and ".join(families)
+        raise ValueError(f"expected family='binomial' with trials; got {got!r}")
+    table = as_frame(data).reset_index(drop=True)
+    return designed(
+        formulas,
+        weighted(table, options.get("weights"), options.get("missing", "raise")),
+        classes={"categorical": "any", "bernoulli": "two"}.get(" ".join(families)),
+        gate="constant" if isinstance(story, str) and story == "me" else "experts",
+        **options,
+    )
 
 
 def of_rows(start: Any, number: int, kept: Any) -> Any:

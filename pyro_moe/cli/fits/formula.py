@@ -50,7 +50,7 @@ def run(
         file: The story file, or None for a shipped story.
         processes: Those that share the rows of minibatches.
     """
-    _check(options)
+    expect_no_columns(options)
     arguments = _arguments(options, options.story if file is None else story)
     source = Source(
         options.data,
@@ -103,18 +103,18 @@ def expect_formula(options: argparse.Namespace) -> None:
         ValueError: If one is.
     """
     for name in ALONE:
-        if vars(options)[name] is not None:
+        if vars(options).get(name) is not None:
             raise ValueError(f"expected --formula with --{name.replace('_', '-')}; got none")
 
 
-def _check(options: argparse.Namespace) -> None:
+def expect_no_columns(options: argparse.Namespace) -> None:
     """Check that no option is given twice, by the formula and by itself.
 
     Raises:
         ValueError: If one is, or if the data are no table.
     """
     for name in WITHOUT:
-        if vars(options)[name]:
+        if vars(options).get(name):
             option = name.replace("_", "-")
             hint = " (--family names families)" if name == "experts" else ""
             raise ValueError(f"expected no --{option} with --formula{hint}; got it")
@@ -139,11 +139,16 @@ def _arguments(options: argparse.Namespace, story: Any) -> dict[str, Any]:
         "story": story,
         "shared": options.shared or (),
         "missing": "drop" if options.drop_missing else "raise",
-        "story_options": {name: asked[name] for name in OF_STORY if asked[name] is not None},
+        "story_options": story_options(options),
         "fit_options": of_fit,
         **given,
         **training,
     }
+
+
+def story_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those arguments of the story's constructor that are given."""
+    return {name: vars(options)[name] for name in OF_STORY if vars(options)[name] is not None}
 
 
 def _fitted(table: pd.DataFrame, arguments: dict[str, Any]) -> tuple[Any, float]:

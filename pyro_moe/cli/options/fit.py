@@ -3,16 +3,14 @@
 import argparse
 from typing import Any
 
-from .inputs import add_data
+from .inputs import add_annotations, add_data, add_formula
 from .names import (
     CONTEXTS,
     COVARIANCES,
     FAMILIES,
     LIKELIHOODS,
     LOSSES,
-    OF_FORMULAS,
     STARTS,
-    WEIGHT_TYPES,
     WITHOUT_TREES,
 )
 
@@ -25,19 +23,8 @@ def add(commands: Any) -> None:
     add("story", type=_story, help=stories, metavar="STORY")
     add_data(parser)
     add("--missing-targets", action="store_true", help="targets may be missing")
-    add("--weights", metavar="COLUMN", help="a column: for how many rows each row stands")
-    add(
-        "--weight-type",
-        choices=WEIGHT_TYPES,
-        help="replication: a row of weight w is w rows (default); sampling: it stands for others "
-        "in proportion to w, as in a survey",
-    )
+    add_annotations(parser)
     add("--groups", metavar="COLUMN", help="a column: rows of a group are from one component")
-    add(
-        "--labels",
-        metavar="COLUMN",
-        help="a column with the component of each row from 0, empty or -1 where it is not known",
-    )
     add("--experts", choices=FAMILIES, help="the family of y given x (default: normal)")
     add("--context", choices=CONTEXTS, help="inputs of the experts: x, or the mean of z given x")
     add("--data-dir", metavar="DIR", help="folder of MNIST's four files (default: download them)")
@@ -71,23 +58,7 @@ def add(commands: Any) -> None:
         help="go on with the fit of this run folder, which the same command began",
     )
     add("--quiet", action="store_true", help="no progress bar")
-    _add_formula(parser.add_argument_group("by formula"))
-
-
-def _add_formula(group: Any) -> None:
-    """Add what a formula says of a table, and what belongs to it."""
-    add = group.add_argument
-    add(
-        "--formula",
-        nargs="+",
-        metavar="FORMULA",
-        help="what is predicted by what, such as 'y ~ x + country | size', instead of --target and "
-        "--columns; the gate reads what stands after |; several formulas have a target each",
-    )
-    add("--family", nargs="+", choices=OF_FORMULAS, metavar="FAMILY", help=_families())
-    add("--offset", metavar="COLUMN", help="a column or expression added to all linear predictors")
-    add("--trials", metavar="COLUMN", help="the number of trials of binomial experts")
-    add("--shared", nargs="+", metavar="TERM", help="terms with one coefficient in all experts")
+    add = add_formula(parser, "families of the experts").add_argument
     add("--order", metavar="ORDER", help="size, fitted, or the coefficient that orders components")
     add("--unseen", choices=("raise", "reference"), help="levels of factors that are new: an error")
     add(
@@ -96,10 +67,6 @@ def _add_formula(group: Any) -> None:
         metavar="SHARE",
         help="share of rows set aside for tests (default: none, and all rows are fitted)",
     )
-
-
-def _families() -> str:
-    return f"families of the experts: {', '.join(OF_FORMULAS)} (default: normal)"
 
 
 def _story(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .inputs import add_data
+from .inputs import add_annotations, add_data, add_formula
 from .names import CONTEXTS, COVARIANCES, FAMILIES, LIKELIHOODS, WITHOUT_TREES
 
 
@@ -33,5 +33,7 @@ def add(commands: Any) -> None:
     add("--epochs", type=int, help="passes over the data, or iterations of EM (default: auto)")
     add("--restarts", type=int, help="number of starts, of which the best is kept")
     add("--seed", type=int, default=0, help="seed of the fits (default: 0)")
+    add_annotations(parser)
     add("--out", metavar="FILE", help="a picture of the curves, .png, .pdf or .svg")
     add("--quiet", action="store_true", help="no progress bar")
+    add_formula(parser, "families of the experts to compare")

@@ -15,6 +15,7 @@ from pyro_moe.mixtures.formulas.stored import as_data, from_data
 from pyro_moe.runs.layout import sealed
 
 BRIEF = {"restarts": 1, "missing": "drop"}
+OTHERS = " - component - known - flag - group - `lead time`"
 CASES = {
     "factors": {"formula": "y ~ x * level | x"},
     "means": {"formula": "y ~ center(x) + poly(time, 2) | scale(time)"},
@@ -28,7 +29,10 @@ CASES = {
         "shared": ["x"],
     },
     "offsets": {
-        "formula": ["count ~ x + offset(log(time))", "y ~ . - component - known - flag - group - `lead time`"],
+        "formula": [
+            "count ~ x + offset(log(time))",
+            "y ~ . - component - known - flag - group - `lead time`",
+        ],
         "family": ["poisson", "normal"],
     },
     "weights": {"formula": "y ~ x", "weights": "w"},
