@@ -3,7 +3,7 @@
 from .double import em_of
 from .entry import fit, resume
 from .fewer import with_fewer
-from .posterior import Laplace, Sampled, hmc, information, laplace
+from .posterior import Laplace, Sampled, hmc, information, laplace, scores
 from .training import geometric
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "information",
     "laplace",
     "resume",
+    "scores",
     "with_fewer",
 ]

@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from pyro_moe.evaluation import Prediction, predict
 from pyro_moe.fitted import Fit
-from pyro_moe.fitting import em_of
+from pyro_moe.fitting import em_of, scores
 from pyro_moe.inference.em import EM
 
 from .coefficients import at_limit, named_parameters, permute
@@ -28,7 +28,6 @@ from .uncertainty import (
     is_positive,
     profile_interval,
     scale_of,
-    scores,
 )
 
 COVARIANCES = ("observed", "sandwich")
@@ -299,12 +298,9 @@ class MixtureFit(FormulaFit):
 
     def _scores(self) -> torch.Tensor:
         """Scores of rows, or of groups, times their weights, or the root of replication weights."""
-        each = scores(self._em(), self._values, self.information.lift)
+        each = scores(self._em()) @ self.information.lift
         weights, groups = self.annotations.weights, self.annotations.groups
-        if groups is not None:
-            place = groups.unique(return_inverse=True)[1]
-            return each.new_zeros(int(place.max()) + 1, each.shape[1]).index_add(0, place, each)
-        if weights is None or self.weight_type == "sampling":
+        if groups is not None or weights is None or self.weight_type == "sampling":
             return each
         return each / weights.double().sqrt().unsqueeze(-1)
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import norm
 
 from pyro_moe.fitted import Fit
-from pyro_moe.fitting import em_of, information
+from pyro_moe.fitting import em_of, information, scores
 from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import SiteError
@@ -144,22 +144,13 @@ def standard_errors(
     variance = (moved[:, ~flat].square() / curvature[~flat]).sum(-1)
     wide = variance > jacobian.square().sum(-1) / LEAST
     if sandwich:
-        scores = (scores_of(run) / scale)[:, known] @ directions[:, ~flat]
-        variance = (scores / curvature[~flat] @ moved[:, ~flat].mT).square().sum(0)
+        each = (scores(run) / scale)[:, known] @ directions[:, ~flat]
+        variance = (each / curvature[~flat] @ moved[:, ~flat].mT).square().sum(0)
     size = moved.square().sum(-1).clamp_min(1e-300)
     undetermined = moved[:, flat].square().sum(-1) > 1e-6 * size
     undetermined |= (jacobian[:, ~known] != 0).any(-1)
     lost = fixed.to(undetermined) | undetermined | wide | (variance <= 0)
     return variance.sqrt().masked_fill(lost, math.nan)
-
-
-def scores_of(run: EM) -> torch.Tensor:
-    """The gradient of each row's or group's log-likelihood, times its weight, shape (N, Q)."""
-    rows, groups = run.log_likelihoods(), run.annotations.groups
-    if groups is not None:
-        place = groups.unique(return_inverse=True)[1]
-        rows = rows.new_zeros(int(place.max()) + 1).index_add(0, place, rows)
-    return torch.stack([derivative(row, list(run.parameters().values())) for row in rows])
 
 
 def columns_of(fit: Fit, story: Any) -> Columns:

@@ -143,8 +143,8 @@ def hmc(
 
     Raises:
         SiteError: If the story has other latent variables.
-        ValueError: If a number is too small, or there are too few steps for the draws; and see
-            `laplace`.
+        ValueError: If a number is too small, there are too few steps for the draws, or weights
+            are those of a sample; and see `laplace`.
         DataError: If the fit was restored without its training rows, or if x has gaps.
 
     Warns:
@@ -163,6 +163,11 @@ def hmc(
         torch.Size([512, 1, 1])
     """
     _check(num_samples, num_chains, num_steps)
+    if fit.weight_type == "sampling":
+        raise ValueError(
+            "expected rows without weights, or weights that count rows; got sampling weights, "
+            "which have no likelihood: use laplace"
+        )
     if fit.training_rows[0].isnan().any():
         raise DataError("expected rows without missing entries of x; got some: use laplace")
     normal = laplace(fit).story

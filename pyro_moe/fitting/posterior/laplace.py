@@ -25,18 +25,18 @@ class Laplace(ParameterPosterior):
 
     Args:
         story: A story with model and guide. It is changed in place.
-        precision: H, shape (P, P), in the order of ``names``.
+        covariance: H⁻¹, shape (P, P), in the order of ``names``; see `laplace` for weights of a
+            sample.
 
     Attributes:
         loc: θ̂, shape (P,).
-        covariance: The inverse of H, shape (P, P).
+        covariance: The covariance, shape (P, P).
     """
 
     covariance: torch.Tensor
 
-    def __init__(self, story: nn.Module, precision: torch.Tensor) -> None:
+    def __init__(self, story: nn.Module, covariance: torch.Tensor) -> None:
         super().__init__(story)
-        covariance = torch.linalg.inv(precision)
         self.covariance = nn.Buffer((0.5 * (covariance + covariance.mT)).to(self.loc))
 
     def q(self) -> Any:
@@ -63,6 +63,10 @@ def laplace(fit: Fit) -> Fit:
     rows themselves, counts its rows as if they were new. The deviations are then too small: fit
     with ``prior="weak"`` for intervals of coefficients.
 
+    With sampling weights the rows tell less than so many rows would. The covariance then is that
+    of the sandwich, H⁻¹ (Σ_n s_n s_nᵀ + diag(τ)⁻²) H⁻¹, with s_n the gradient of the weighted
+    log-likelihood of a row or group (Ribatet, Cooley, Davison 2012).
+
     Args:
         fit: A fit of a story without latent variables besides ``c``, with its training rows.
 
@@ -80,7 +84,8 @@ def laplace(fit: Fit) -> Fit:
 
     References:
         Tierney, Kadane (1986), *Accurate approximations for posterior moments and marginal
-        densities*, JASA 81.
+        densities*, JASA 81. Ribatet, Cooley, Davison (2012), *Bayesian inference from composite
+        likelihoods, with an application to spatial extremes*, Statistica Sinica 22.
 
     Example:
         >>> from pyro_moe import fit, models
@@ -101,8 +106,12 @@ def laplace(fit: Fit) -> Fit:
             ConvergenceWarning,
         )
     to_maximum(run, prior_scales(story))
-    precision = _bounded(information(run)) + prior_scales(story).to(precision).pow(-2).diag()
-    return with_story(fit, Laplace(story, precision).to(fit.training_rows[0]))
+    prior = prior_scales(story).to(precision).pow(-2).diag()
+    covariance = torch.linalg.inv(_bounded(information(run)) + prior)
+    if fit.weight_type == "sampling":
+        each = scores(run).to(precision)
+        covariance = covariance @ (each.mT @ each + prior) @ covariance
+    return with_story(fit, Laplace(story, covariance).to(fit.training_rows[0]))
 
 
 def to_maximum(run: EM, scales: torch.Tensor) -> None:
@@ -163,3 +172,18 @@ def information(run: EM) -> torch.Tensor:
             for each in flat
         ]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+def scores(run: EM) -> torch.Tensor:
+    """The gradient of each row's or group's log-likelihood, times its weight, shape (N, P)."""
+    parameters, groups = list(run.parameters().values()), run.annotations.groups
+    with learning():
+        rows = run.log_likelihoods()
+        if groups is not None:
+            place = groups.unique(return_inverse=True)[1]
+            rows = rows.new_zeros(int(place.max()) + 1).index_add(0, place, rows)
+        each = [
+            torch.autograd.grad(row, parameters, retain_graph=True, materialize_grads=True)
+            for row in rows
+        ]
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in each]).double()

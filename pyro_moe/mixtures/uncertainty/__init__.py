@@ -1,6 +1,6 @@
 """The observed information of the parameters, and what follows from it."""
 
-from .information import LEAST, Information, derivative, informed, polish, scores
+from .information import LEAST, Information, derivative, informed, polish
 from .intervals import intervals, is_positive, scale_of
 from .profile import profile_interval
 
@@ -14,5 +14,4 @@ __all__ = [
     "polish",
     "profile_interval",
     "scale_of",
-    "scores",
 ]

@@ -121,15 +121,6 @@ def informed(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None)
     )
 
 
-def scores(run: EM, parameters: Parameters, lift: torch.Tensor) -> torch.Tensor:
-    """The derivatives of each row's log-likelihood in θ, shape (N, P)."""
-    learned = list(run.parameters().values())
-    with learning():
-        rows = run.log_likelihoods()
-        each = torch.stack([derivative(row, learned) for row in rows])
-    return each @ lift
-
-
 def polish(run: EM, parameters: Parameters, fixed: torch.Tensor | None = None) -> float:
     r"""Go from the end of EM to the maximum by Newton's method.
 

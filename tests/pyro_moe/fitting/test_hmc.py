@@ -36,6 +36,14 @@ def line():
     return fit, hmc(fit, num_samples=1600, num_steps=400)
 
 
+def test_weights_of_a_sample_have_no_likelihood():
+    x = torch.linspace(-1, 1, N).unsqueeze(-1)
+    weights = torch.rand(N, generator=torch.Generator().manual_seed(0))
+    fit = fitted(models.ME(1, 1, 1), (x, 2 * x), weights=weights, weight_type="sampling")
+    with pytest.raises(ValueError, match="got sampling weights, which have no likelihood: use lap"):
+        hmc(fit)
+
+
 def test_a_line_has_the_posterior_of_few_rows(line):
     """Under flat priors of the coefficients and of log σ they are Student's t, and σ⁻² gamma."""
     fit, drawn = line

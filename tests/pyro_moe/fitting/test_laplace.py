@@ -42,6 +42,21 @@ def test_one_normal_expert_has_the_errors_of_least_squares(rows):
     assert errors["experts.log_scale"].item() == pytest.approx((2 * N) ** -0.5, rel=0.01)
 
 
+def test_weights_of_a_sample_have_the_errors_of_weighted_least_squares_by_the_sandwich(rows):
+    w = torch.arange(N, dtype=torch.float64) % 5 + 0.5
+    fit = fitted(models.ME(2, 1, 1), rows, weights=w, weight_type="sampling")
+    experts, errors = fit.story.experts, laplace(fit).story.standard_errors()
+    u = experts.network.inputs(rows[0])
+    y = experts.units(rows[1])
+    w = w / w.mean()
+    bread = torch.linalg.inv(u.T @ (w[:, None] * u))
+    coefficients = bread @ u.T @ (w[:, None] * y)
+    each = u * w[:, None] * (y - u @ coefficients)
+    expected = (bread @ each.T @ each @ bread).diagonal().sqrt()
+    assert_close(errors["experts.network.weight"].flatten(), expected[:2], rtol=1e-2, atol=0)
+    assert_close(errors["experts.network.bias"].flatten(), expected[2:], rtol=1e-2, atol=0)
+
+
 def test_predictions_carry_the_errors(rows):
     x, y = rows
     fit = laplace(fitted(models.ME(2, 1, 1), rows))
