@@ -76,6 +76,8 @@ def to_arviz(
     added, because ArviZ cannot fit the tail of a constant. In this case ``az.loo`` is the log
     density of these rows. It is unbiased for held-out rows and optimistic for training rows.
 
+    A row of weight w stands w times, see `Fit.repeats_of`.
+
     Args:
         fit: A fitted story with a site ``y`` or ``x``.
         data: Rows of the kind that was fitted, preferably held out; the training rows if None.
@@ -95,6 +97,9 @@ def to_arviz(
     if num_draws < 8 or num_draws % 8:
         raise ValueError(f"expected num_draws to be a multiple of 8; got {num_draws}")
     columns = fit.training_rows if data is None else as_tensors(fit, data)
+    places = fit.repeats_of(data)
+    if places is not None:
+        columns = tuple(each[places.to(each.device)] for each in columns)
     numbers = 2 * num_draws * sum(column.numel() for column in columns)
     if numbers > MOST_NUMBERS:
         raise DataError(

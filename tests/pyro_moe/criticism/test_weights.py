@@ -47,6 +47,16 @@ def test_rows_count_as_their_weights_say(fits, short, long):
     assert "300 rows (replication weights of" in pyro_moe.fitted.brief.brief(weighted)
 
 
+def test_arviz_has_the_repeated_rows(fits, short):
+    one, other = (criticism.to_arviz(fit, num_draws=8) for fit in fits)
+    for group in ("observed_data", "log_likelihood"):
+        values, expected = (each[group]["y"].to_numpy() for each in (one, other))
+        assert values.shape == expected.shape
+        np.testing.assert_allclose(np.sort(values, -1), np.sort(expected, -1), atol=1e-5)
+    again = criticism.to_arviz(fits[0], short, num_draws=8)
+    assert again.observed_data["y"].shape == (300,)
+
+
 def test_scores_are_those_of_repeated_rows(fits, short):
     weighted, repeated = fits
     assert weighted.score() == pytest.approx(repeated.score(), rel=1e-9)
