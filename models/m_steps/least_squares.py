@@ -4,7 +4,8 @@ import torch
 
 from .blocks import Column, totals, weighted_products
 
-RIDGE = 1e-7
+RIDGE = 1e-11
+REFINEMENTS = 5
 
 
 def weighted_least_squares(
@@ -15,8 +16,10 @@ def weighted_least_squares(
     .. math:: A_k = \arg\min_A \sum_n r_{nk}\, |t_n - A^\top (u_n, 1)|^2
               + \epsilon N_k |A|^2, \quad N_k = \sum_n r_{nk}
 
-    The ridge ε is 1e-7 times the mean square of the entries of (u, 1). If the rows of a component
+    The ridge ε is 1e-11 times the mean square of the entries of (u, 1). If the rows of a component
     do not determine A_k, it selects the solution of smallest norm up to terms of order ε.
+    Refinement by the residuals of the normal equations takes its effect away where columns are
+    nearly dependent, such as a year and its square.
 
     Args:
         u: Inputs, shape (N, C).
@@ -48,4 +51,8 @@ def weighted_least_squares(
     counts = counts.clamp_min(1e-12)
     square = squares / (size * number)
     ridge = RIDGE * square * counts.reshape(-1, 1, 1) * torch.eye(size).to(gram)
-    return torch.linalg.solve(gram + ridge, moments)
+    factors = torch.linalg.lu_factor(gram + ridge)
+    found = torch.linalg.lu_solve(*factors, moments)
+    for _ in range(REFINEMENTS):
+        found = found + torch.linalg.lu_solve(*factors, moments - gram @ found)
+    return found

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,8 @@ class AffineMaps(nn.Module):
         out_features: P, length of each output.
         units: A module that standardizes x by m and s, shared by the story; None for m = 0, s = 1.
         columns: The numbers of the columns of x that are the input; all of them if None.
-        intercept: Whether f_k(0) is free. If it is not, f_k(0) = 0, and x is not centered.
+        intercept: Whether b_k is learned. It is zero if it is not.
+        centered: Whether x is centered, m ≠ 0; as ``intercept`` if None. Without both f_k(0) = 0.
 
     Example:
         >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
@@ -199,11 +201,13 @@ class AffineMaps(nn.Module):
         units: nn.Module | None = None,
         columns: Sequence[int] | None = None,
         intercept: bool = True,
+        centered: bool | None = None,
     ) -> None:
         super().__init__()
         self.units = nn.Identity() if units is None else units
         self.columns = None if columns is None else list(columns)
         self.intercept = intercept
+        self.centered = intercept if centered is None else centered
         self.weight = nn.Parameter(torch.empty(num_components, out_features, in_features))
         bias = torch.zeros(num_components, out_features)
         self.bias = nn.Parameter(bias) if intercept else nn.Buffer(bias)
@@ -226,7 +230,7 @@ class AffineMaps(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The inputs of V_k, (..., D): the columns of x in standard units, divided by √D."""
         u = self.units(x)
-        if not self.intercept:
+        if not self.centered:
             u = u - self.units(torch.zeros_like(x))
         if self.columns is not None:
             u = u[..., self.columns]
@@ -319,30 +323,32 @@ class PartlySharedMaps(nn.Module):
         own = [column for column in columns if column not in shared]
         self.intercept = intercept
         free, common = intercept and not shared_intercept, intercept and shared_intercept
+        # An intercept of one part is enough for both to have centered columns
+        options: dict[str, Any] = {"units": units, "centered": intercept}
         self.own = AffineMaps(
-            len(own), num_components, out_features, units=units, columns=own, intercept=free
+            len(own), num_components, out_features, columns=own, intercept=free, **options
         )
-        self.common = AffineMaps(
-            len(shared), 1, out_features, units=units, columns=shared, intercept=common
+        self.shared = AffineMaps(
+            len(shared), 1, out_features, columns=shared, intercept=common, **options
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map inputs ``(..., D)`` to outputs ``(..., K, P)``."""
-        return self.own(x) + self.common(x)
+        return self.own(x) + self.shared(x)
 
     def in_units(self, width: int) -> torch.Tensor:
         """The slopes and the intercepts in the units of x, see `AffineMaps`."""
-        return self.own.in_units(width) + self.common.in_units(width)
+        return self.own.in_units(width) + self.shared.in_units(width)
 
     @property
     def coefficients(self) -> torch.Tensor:
         """All coefficients of each output, shape (P, C): of each map, then the common ones."""
         own = self.own.coefficients.transpose(0, 1).flatten(1)
-        return torch.cat([own, self.common.coefficients[0]], -1)
+        return torch.cat([own, self.shared.coefficients[0]], -1)
 
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
         """The inputs of the coefficients for each map and each row, (K N, C), in double."""
-        own, common = self.own.inputs(x), self.common.inputs(x)
+        own, common = self.own.inputs(x), self.shared.inputs(x)
         number = len(self.own.weight)
         blocks = torch.block_diag(*(own for _ in range(number)))
         return torch.cat([blocks, common.repeat(number, 1)], -1)
@@ -372,9 +378,9 @@ class PartlySharedMaps(nn.Module):
 
     def take(self, coefficients: torch.Tensor) -> None:
         """Set all coefficients, shape (P, C)."""
-        width = self.common.weight.shape[-1] + 1
+        width = self.shared.weight.shape[-1] + 1
         own = coefficients[:, :-width].unflatten(1, (len(self.own.weight), -1)).transpose(0, 1)
         with torch.no_grad():
-            for maps, values in ((self.own, own), (self.common, coefficients[None, :, -width:])):
+            for maps, values in ((self.own, own), (self.shared, coefficients[None, :, -width:])):
                 maps.weight.copy_(values[..., :-1])
                 maps.bias.copy_(values[..., -1])

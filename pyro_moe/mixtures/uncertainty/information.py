@@ -11,7 +11,7 @@ from pyro_moe.inference.em import EM
 
 STEPS = 30
 CLOSE = 1e-16
-FLAT, CONVEX = 1e-9, -1e-7  # curvatures of a direction, as shares of those of its parameters
+FLAT, CONVEX = 1e-12, -1e-7  # curvatures of a direction, as shares of those of its parameters
 LEAST = 1e-4  # curvature in standard units, of a standard error of 100 of them
 
 Parameters = Callable[[], torch.Tensor]

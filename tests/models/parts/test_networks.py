@@ -191,7 +191,7 @@ def test_least_squares_are_small_in_directions_that_no_row_shows():
     design = np.c_[x.numpy() / math.sqrt(5), np.ones(3)]
     shortest = np.linalg.lstsq(design, t.numpy()[:, 0], rcond=None)[0]
     got = np.r_[affine.weight.detach().numpy().ravel(), affine.bias.detach().numpy().ravel()]
-    np.testing.assert_allclose(got, shortest, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, shortest, rtol=1e-3, atol=1e-4)
 
 
 def test_a_map_without_rows_is_zero(maps):

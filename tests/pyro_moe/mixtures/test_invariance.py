@@ -84,3 +84,28 @@ def test_a_copy_is_the_same_fit(table, fitted, copied):
     pd.testing.assert_series_equal(other.params, fitted.params)
     assert other.llf == fitted.llf
     assert str(other.summary()) == str(fitted.summary())
+
+
+@pytest.mark.parametrize(
+    ("family", "shared"), [("normal", ()), ("student-t", ()), ("normal", ("time", "square"))]
+)
+def test_a_year_and_its_square_have_the_fit_of_centered_ones(family, shared):
+    rng = np.random.default_rng(0)
+    t, first = rng.uniform(-15.0, 15.0, 120), rng.random(120) < 0.5
+    y = np.where(first, 3 + 0.2 * t - 0.01 * t**2, -4 + 0.02 * t**2) + 0.5 * rng.normal(size=120)
+    fits = [
+        mixture(
+            "y ~ time + square",
+            {"time": time, "square": time**2, "y": y},
+            family=family,
+            shared=shared,
+            initialize=first.astype(int),
+        )
+        for time in (t, t + 2005.0)
+    ]
+    assert fits[1].llf == pytest.approx(fits[0].llf, abs=1e-5)
+    means = [fit.predict(fit.data[0]).mean for fit in fits]
+    np.testing.assert_allclose(*means, atol=1e-4)
+    assert fits[1].bse.drop("df", level=2, errors="ignore").notna().all()
+    curvature = [fit.params.xs("square", level=2) for fit in fits]
+    np.testing.assert_allclose(*curvature, rtol=1e-3)
