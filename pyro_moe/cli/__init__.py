@@ -6,6 +6,7 @@ the same name in `options`. They are parsed before the command is imported, and 
 
 import argparse
 import io
+import os
 import signal
 import sys
 import threading
@@ -55,6 +56,10 @@ def _run(options: argparse.Namespace) -> int:
         with as_started(), warnings.catch_warnings():
             warnings.showwarning = _say
             options.command(options)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         message = story_file.explain(error)
         if message is None and not isinstance(

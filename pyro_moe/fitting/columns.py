@@ -26,7 +26,8 @@ def columns_of(
     precision if ``double`` is true, or if the type of their parameters does not resolve a column.
 
     Warns:
-        DataWarning: If the type does not resolve a column, and the story does not standardize.
+        DataWarning: If the type does not resolve a column, and the story does not standardize; or
+            if rows have some of their targets.
     """
     parts = modules(model, guide)
     parameters = [p for part in parts for p in part.parameters()]
@@ -37,6 +38,8 @@ def columns_of(
         return _on_disk(model, guide, data, like.dtype, double=double)
     missing = {"missing_targets": missing_targets, "missing_features": missing_features}
     exact = as_tensors(data, dtype=torch.float64, **missing)
+    if missing_targets and len(exact) > 1:
+        warn_of_partly_missing(exact[1])
     problems = [] if like.dtype == torch.float64 else unresolved(exact, like.dtype)
     if standardizes(model, guide) and (double or problems):
         return tuple(column.to(device or like.device) for column in exact)
@@ -44,6 +47,22 @@ def columns_of(
         warn(problem, DataWarning)
     columns = as_tensors(data, dtype=like.dtype, **missing)
     return tuple(column.to(device or like.device) for column in columns)
+
+
+def warn_of_partly_missing(y: torch.Tensor) -> None:
+    """Say how many rows have some of their targets, which count as rows without any.
+
+    Warns:
+        DataWarning: If there are such rows.
+    """
+    gaps = y.reshape(len(y), -1).isnan()
+    partly = int((gaps.any(1) & ~gaps.all(1)).sum())
+    if partly:
+        warn(
+            f"expected all targets of a row, or none; got some in {partly:,} rows, whose targets "
+            "are left out: fit the targets one by one to use them",
+            DataWarning,
+        )
 
 
 def _on_disk(

@@ -141,7 +141,7 @@ def fit(
             with a standard normal prior of the weights of networks for at most 2,000 rows, see
             `fitting.choice`. It applies to ``"em"`` and ``"marginal"``.
         missing_targets: Whether y may have NaN. Rows without a target contribute to a model of x,
-            but not to the experts.
+            but not to the experts. So do rows that lack one of several targets.
         missing_features: Whether x may have NaN. The likelihood is then that of the observed
             entries of each row, with the others summed out, which is right if entries are missing
             at random. For `models.GMM`, and `models.GMMMoE` with normal experts, it is exact. VAEs

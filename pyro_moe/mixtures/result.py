@@ -158,9 +158,15 @@ class MixtureFit(FormulaFit):
             alpha: α, between 0 and 1.
 
         Raises:
-            ValueError: If there is no such parameter, or the rows do not determine it.
+            ValueError: If there is no such parameter, the rows do not determine it, or weights are
+                those of a sample, which have no likelihood.
         """
         check_alpha(alpha)
+        if self.weight_type == "sampling":
+            raise ValueError(
+                "expected rows without weights, or weights that count rows; got sampling weights, "
+                "which have no likelihood: use conf_int, or bootstrap"
+            )
         names = list(self.params.index)
         if tuple(name) not in names or tuple(name) in self.undetermined:
             known = [each for each in names if each not in self.undetermined]

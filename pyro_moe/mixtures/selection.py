@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from pyro_moe.inference.prior import Prior
 from pyro_moe.stories import class_of, name_of
 
 from .entry import coded, further, mixture
-from .formulas import annotations_of, columns_of, stated
+from .formulas import annotations_of, as_frame, columns_of, stated
 from .stories import made_of
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ def select_mixture(
     target: str | Sequence[str] | None = None,
     experts: Sequence[str] | None = None,
     gate: Sequence[str] = (),
-    num_components: Iterable[int] = range(1, 7),
+    num_components: Iterable[int] | None = None,
     story: Any = "me",
-    family: str | Sequence[str] = "normal",
+    family: str | Sequence[Any] = "normal",
     held_out: float = 0.2,
     folds: int | None = None,
     seed: int = 0,
@@ -48,9 +50,11 @@ def select_mixture(
         target: See `mixture`.
         experts: See `mixture`.
         gate: See `mixture`.
-        num_components: Values of K to compare.
+        num_components: Values of K to compare. If None, one to six, or with labels as many as
+            these and up to five more.
         story: A story or several, names or classes.
-        family: A family of experts or several, of which each is compared.
+        family: A family of experts or several, of which each is compared. One of them may be a
+            tuple with a family for each target.
         held_out: Share of the rows to hold out, if ``folds`` is None.
         folds: Number of folds of cross-validation.
         seed: Seed of the split, and of every random draw.
@@ -85,15 +89,22 @@ def select_mixture(
     training |= {name: options[name] for name in OF_TRAINING if options.get(name) is not None}
     training |= further(options.get("fit_options"), {*training, "seed", "progress", "labels"})
     stories, rows, about = {}, None, {}
+    given = as_frame(data)
     for name, (kind, one) in candidates(story, family).items():
-        design, table = coded(formulas, data, [one], kind, **of_table)
+        families = [one] if isinstance(one, str) else list(one)
+        design, table = coded(formulas, given, families, kind, **of_table)
         found = columns_of(design, table)
         if rows is not None and not rows[1].equals(found[1]):
             raise ValueError(
                 f"expected families of one kind of target, numbers or classes; got {family!r}"
             )
         rows, about = found, annotations_of(design, table)
-        stories[name] = maker(kind, options.get("story_options"), design, one)
+        stories[name] = maker(kind, options.get("story_options"), design, families)
+        index = given.index[table.index]
+    if num_components is None:
+        labels = pd.to_numeric(pd.Series(about.get("labels", [0])), errors="coerce")
+        least = 1 + int(max(0, labels.max()))
+        num_components = range(least, least + 6)
     chosen = select(
         stories if len(stories) > 1 else next(iter(stories.values())),
         rows,
@@ -105,23 +116,26 @@ def select_mixture(
         **about,
         **training,
     )
-    return replace(chosen, fit=refitted(chosen, formulas, data, story, family, seed, options))
+    densities = chosen.log_densities.set_axis(index[chosen.log_densities.index])
+    fit = refitted(chosen, formulas, given, story, family, seed, options)
+    return replace(chosen, log_densities=densities, fit=fit)
 
 
-def candidates(story: Any, family: str | Sequence[str]) -> dict[str, tuple[Any, str]]:
+def candidates(story: Any, family: Any) -> dict[str, tuple[Any, Any]]:
     """Each story with each family, by name; the name of the story alone if there is one family."""
     stories = [story] if isinstance(story, str | type) else list(story)
     families = [family] if isinstance(family, str) else list(family)
     found = {}
     for kind, one in itertools.product(stories, families):
         name = name_of(class_of(kind)) or class_of(kind).__name__
-        found[f"{name} {one}" if len(families) > 1 else name] = kind, one
+        text = one if isinstance(one, str) else " and ".join(one)
+        found[f"{name} {text}" if len(families) > 1 else name] = kind, one
     return found
 
 
-def maker(kind: Any, options: Mapping[str, Any] | None, design: Any, family: str) -> Any:
+def maker(kind: Any, options: Mapping[str, Any] | None, design: Any, families: list[str]) -> Any:
     """The function from K to a story of a design."""
-    return lambda k: made_of(kind, options, design, num_components=k, families=[family]).story
+    return lambda k: made_of(kind, options, design, num_components=k, families=families).story
 
 
 def refitted(

@@ -47,6 +47,19 @@ def log_sum_exp(each):
     return np.logaddexp.reduce(each.numpy(force=True), axis=1)
 
 
+# What is recommended
+
+
+def test_more_components_that_add_nothing_are_not_recommended():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(80, 1, generator=generator)
+    y = torch.poisson((0.5 + x).exp(), generator=generator)
+    options = {"folds": 5, "loss": "em", "progress": False, "num_components": [1, 2, 3]}
+    found = select(lambda k: models.ME(1, 1, k, experts="poisson"), (x, y), **options)
+    assert found.num_components == 1
+    assert found.table["difference"].abs().mul(80)[1] < 1
+
+
 # What is scored
 
 

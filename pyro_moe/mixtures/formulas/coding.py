@@ -36,10 +36,26 @@ def coding(formula: Formula, data: pd.DataFrame) -> ModelSpec:
     Raises:
         DataError: If it cannot be computed, or a factor is made of numbers or of names of rows.
     """
+    for factor in (factor for term in formula for factor in term.factors):
+        if factor.eval_method is Factor.EvalMethod.LOOKUP:
+            expect_numbers_or_texts(variable(data, str(factor.expr)))
     spec = evaluated(formula, data).model_spec
     for name, levels in known_levels(spec, data).items():
         expect_levels(name, levels, len(data))
     return spec
+
+
+def expect_numbers_or_texts(column: pd.Series) -> None:
+    """Check that a column can be coded.
+
+    Raises:
+        DataError: If it has times, durations or complex numbers.
+    """
+    if isinstance(column.dtype, pd.DatetimeTZDtype) or getattr(column.dtype, "kind", "") in "mMc":
+        raise DataError(
+            f"expected numbers or texts in the column {column.name!r}; got {column.dtype}: make "
+            "numbers of it"
+        )
 
 
 def expect_levels(name: str, levels: Sequence[Any], num_rows: int) -> None:
@@ -78,9 +94,9 @@ def matrix(spec: ModelSpec, data: pd.DataFrame, unseen: str) -> pd.DataFrame:
             continue
         if unseen == "raise":
             raise DataError(
-                f"expected levels of {name!r} in {list(levels)}, as fitted; "
-                f"got {values[new].iloc[0]!r}: fit with unseen='reference' (pyro-moe fit --unseen "
-                "reference), which codes it as the first of them"
+                f"expected levels of {name!r} in {pd.Index(levels).tolist()}, as fitted; "
+                f"got {values[new].tolist()[0]!r}: fit with unseen='reference' (pyro-moe fit "
+                "--unseen reference), which codes it as the first of them"
             )
         rows = rows.assign(**{name: values.where(~new, levels[0])})
     return pd.DataFrame(evaluated(spec, rows))

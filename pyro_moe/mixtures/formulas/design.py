@@ -26,11 +26,12 @@ from .coding import (
     with_used_levels,
 )
 from .names import SIGMA, check_equations, check_terms, equation_names
-from .text import parsed
+from .text import as_column, expect_name, parsed
 from .variables import Variables, variables_of
 
 MISSING = ("raise", "drop")
 UNSEEN = ("raise", "reference")
+LEAST = 3e-6  # of a column, what others do not explain, for least squares to tell them apart
 HINT = (
     ": missing='drop' (on the command line, --drop-missing) leaves such rows out, and "
     "models.GMMMoE has a story of x"
@@ -217,8 +218,8 @@ def designed(
     if offset is not None and any(each.offset is not None for each in parts):
         raise ValueError(f"expected one offset; got {offset!r} and another in {list(formulas)}")
     lefts, rights = [each.targets for each in parts], [each.experts for each in parts]
-    of_experts = [str(term) for right in rights for term in right] if gate == "experts" else []
-    of_gate = gates[0] if gates else Formula(" + ".join(["1", *of_experts]))
+    of_experts = [term for right in rights for term in right] if gate == "experts" else []
+    of_gate = gates[0] if gates else Formula(list(dict.fromkeys([*Formula("1"), *of_experts])))
     offsets = [single("offset", each.offset or offset, data) for each in parts]
     of_trials = single("trials", trials, data)
     known = [each for each in (*offsets, of_trials) if each is not None]
@@ -277,6 +278,13 @@ def classes_of(
         if kind == "two" and (len(found) != 2 or len(targets) > 1):
             raise DataError(f"expected two classes of one target; got {list(found)}")
         return found
+    if kind == "two":
+        values = {*np.unique(pd.concat([matrix(spec, data, "raise") for spec in targets], axis=1))}
+        if values - {0, 1}:
+            raise DataError(
+                "expected 0 and 1, or two texts, in a target of family='bernoulli'; got "
+                f"{sorted(map(float, values))[:5]}"
+            )
     for name, levels in texts.items():
         raise DataError(
             f"expected numbers in the target {name!r}; got {levels[0]!r}: family='categorical' is "
@@ -300,7 +308,10 @@ def free(formulas: Sequence[str], data: pd.DataFrame, *named: str | None) -> lis
         part = parsed(formula)
         used = [part.targets, *(single("offset", each, data) for each in (part.offset, *named))]
         taken.update(name for each in used if each is not None for name in variables(each, data))
-    return [name for name in data.columns if name not in taken]
+    found = [name for name in data.columns if name not in taken]
+    for name in found:
+        expect_name(name)
+    return found
 
 
 def coded(name: str, formula: Formula | None, data: pd.DataFrame) -> ModelSpec | None:
@@ -325,9 +336,11 @@ def single(name: str, text: str | None, data: pd.DataFrame) -> Formula | None:
     """
     if text is None:
         return None
-    text = f"`{text}`" if text in data.columns else text
+    is_column = text in data.columns
+    if is_column:
+        expect_name(text)
     try:
-        found = Formula(f"0 + {text}")
+        found = Formula(f"0 + {f'`{text}`' if is_column else as_column(text)}")
     except (FormulaicError, SyntaxError):
         found = None
     if not isinstance(found, SimpleFormula):
@@ -390,12 +403,12 @@ def check_rank(columns: pd.DataFrame, of: str) -> None:
     upper = np.linalg.qr(scaled, mode="r")
     diagonal = np.zeros(values.shape[1])
     diagonal[: len(upper)] = np.abs(np.diag(upper))
-    dependent = constant | (diagonal < 1e-9)
+    dependent = constant | (diagonal < LEAST)
     if dependent.any():
         name = columns.columns[int(dependent.argmax())]
         raise DataError(
             f"expected linearly independent columns of the {of}; got {name!r}, which is a "
-            "combination of others: leave it out"
+            "combination of others, or nearly: leave it out, or center what it is made of"
         )
 
 

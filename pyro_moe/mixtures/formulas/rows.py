@@ -57,7 +57,7 @@ def weighing(table: pd.DataFrame, name: str) -> np.ndarray:
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(
-            f"expected weights {name!r} of at least 0; got {table[name].iloc[row]!r} in row "
+            f"expected weights {name!r} of at least 0; got {table[name].tolist()[row]!r} in row "
             f"{table.index[row]}"
         )
     return found

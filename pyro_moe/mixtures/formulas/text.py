@@ -1,12 +1,19 @@
 """The text of formulas, and formulas of columns by name."""
 
+import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from formulaic import Formula
 from formulaic.errors import FormulaicError
-from formulaic.parser.types import Term
+from formulaic.parser import DefaultFormulaParser
+from formulaic.parser.types import Term, Token
+
+from pyro_moe.inference.errors import DataError
+
+from .known import ARITHMETIC
 
 AVAILABLE = "__formulaic_variables_available__"
 
@@ -65,6 +72,8 @@ def parsed(formula: str, columns: Sequence[str] = ()) -> Parts:
         >>> parsed("y ~ . + offset(log(time)) | g", ["a", "b"])
         Parts(targets=y, experts=1 + a + b, gate=1 + g, offset='log(time)')
     """
+    for name in re.findall(r"`([^`]*)`", formula):
+        expect_name(name)
     try:
         found = Formula(formula, _context={AVAILABLE: list(columns)})
     except (FormulaicError, SyntaxError) as error:
@@ -79,6 +88,7 @@ def parsed(formula: str, columns: Sequence[str] = ()) -> Parts:
     if len(parts) > 2:
         raise ValueError(f"expected one '|' in the formula at most; got {formula!r}")
     experts, *gate = parts
+    expect_targets(re.sub("`[^`]*`", "_", formula).split("~")[0])
     for term in left:
         if called("cbind", term):
             raise ValueError(
@@ -95,6 +105,56 @@ def parsed(formula: str, columns: Sequence[str] = ()) -> Parts:
     return Parts(left, kept if offsets else experts, gate[0] if gate else None, text)
 
 
+def expect_name(name: Any) -> None:
+    """Check that a formula can have the name of a column.
+
+    Raises:
+        DataError: If it is no text, or a number, which in a formula is itself.
+    """
+    if not isinstance(name, str) or re.fullmatch(r"[\d.]+", name) or "`" in name:
+        raise DataError(
+            f"expected names of columns that are texts and no numbers; got {name!r}: rename it, as "
+            "by data.rename(columns=…)"
+        )
+
+
+def expect_targets(text: str) -> None:
+    """Check that the left side of a formula is targets joined by ``+``.
+
+    Raises:
+        ValueError: If it has another operator. What R computes there is an interaction here.
+    """
+    tokens = list(DefaultFormulaParser(include_intercept=False).get_tokens(text))
+    others = [each.token for each in tokens if each.kind is Token.Kind.OPERATOR]
+    if set(others) - {"+"}:
+        raise ValueError(
+            f"expected targets joined by '+', and I(…) around what is computed of columns; got "
+            f"{text.strip()!r}"
+        )
+
+
+def as_column(text: str) -> str:
+    """The formula of one column that is a column, or an expression of columns.
+
+    In an expression operators are those of arithmetic, and not of formulas.
+
+    Raises:
+        SyntaxError: If it is no expression.
+
+    Example:
+        >>> as_column("log(time)"), as_column("log(time) - log(`the base`)")
+        ('log(time)', 'I(log(time) - log(`the base`))')
+    """
+    body = ast.parse(re.sub("`[^`]*`", "_", text).strip(), mode="eval").body
+    if isinstance(body, ast.Name | ast.Call):
+        return text
+    nodes = list(ast.walk(body))
+    strange = [n for n in nodes if isinstance(n, ast.BinOp) and not isinstance(n.op, ARITHMETIC)]
+    if strange or not any(isinstance(node, ast.Name) for node in nodes):
+        raise SyntaxError(f"expected an expression of columns; got {text!r}")
+    return f"I({text})"
+
+
 def called(function: str, term: Term) -> bool:
     """Whether a factor of a term is a call of the function."""
     return any(str(factor.expr).startswith(f"{function}(") for factor in term.factors)
@@ -109,5 +169,7 @@ def formula_of(targets: Any, experts: Sequence[str], gate: Sequence[str]) -> str
     """
     names = [targets] if isinstance(targets, str) else list(targets)
     sides = (names, experts, gate)
+    for name in (name for side in sides for name in side):
+        expect_name(name)
     left, right, last = (" + ".join(f"`{name}`" for name in side) or "1" for side in sides)
     return f"{left} ~ {right} | {last}"

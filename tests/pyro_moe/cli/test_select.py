@@ -1,5 +1,8 @@
 """``pyro-moe select`` is the call of `select`, and of `select_mixture` for a formula."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +57,18 @@ def test_by_formula_it_is_the_call(table, capsys):
         assert f"{found.table['log_density'][k]:.4f}" in printed
         assert f"{found.table['bic'][k]:.2f}" in printed
     assert str(found.fit.summary()) in printed
+
+
+def test_whoever_reads_the_output_may_have_enough(table):
+    command = [sys.executable, "-m", "pyro_moe", "select", "me", "--formula", "count ~ size"]
+    command += ["--data", str(table), "--quiet", *BRIEF]
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        running.stdout.close()
+        error = running.stderr.read()
+    assert running.returncode == 0
+    assert b"Broken pipe" not in error
 
 
 def test_families_are_candidates(table, capsys, tmp_path):

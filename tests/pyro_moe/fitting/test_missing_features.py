@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import pyro_moe
 from pyro_moe import evaluation, models
 from pyro_moe.fitting.posterior import hmc
-from pyro_moe.inference.errors import DataError
+from pyro_moe.inference.errors import DataError, DataWarning
 
 N, D, K = 200, 3, 2
 QUIET = {"progress": False, "prior": "none", "missing_features": True}
@@ -121,6 +121,17 @@ def test_missing_targets_too(rows):
     fit = fitted(models.GMMMoE(D, 1, K), (x, y), missing_targets=True)
     expected = np.logaddexp.reduce(joint_by_hand(fit.story, x, y), -1)
     assert fit.run.e_step()[1].item() == pytest.approx(expected.sum(), rel=1e-6)
+
+
+def test_rows_that_lack_one_of_several_targets_are_named(rows):
+    x, y, _ = rows
+    both = torch.cat([y, y], 1)
+    both[::4, 1] = torch.nan
+    with pytest.warns(DataWarning, match=f"got some in {len(x[::4])} rows, whose targets are left"):
+        fit = fitted(models.GMMMoE(D, 2, K), (x, both), missing_targets=True)
+    both[::4] = torch.nan
+    again = fitted(models.GMMMoE(D, 2, K), (x, both), missing_targets=True)
+    torch.testing.assert_close(again.story.experts.log_scale, fit.story.experts.log_scale)
 
 
 @pytest.mark.parametrize("with_targets", [False, True])

@@ -24,6 +24,60 @@ def test_each_target_has_an_offset_of_its_own(table):
     assert both.llf == pytest.approx(count.llf + y.llf, abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("log(time) - 1", lambda t: np.log(t["time"]) - 1),
+        ("time / 10", lambda t: t["time"] / 10),
+        ("-time", lambda t: -t["time"]),
+        ("time**2 + x", lambda t: t["time"] ** 2 + t["x"]),
+        ("log(time) - log(`lead time`)", lambda t: np.log(t["time"]) - np.log(t["lead time"])),
+    ],
+)
+def test_operators_of_an_offset_are_those_of_arithmetic(table, text, value):
+    rows = table.assign(**{"lead time": table["x"] + 1.0})
+    for formula, offset in [("count ~ x", text), (f"count ~ x + offset({text})", None)]:
+        design, _ = designed([formula], rows, offset=offset)
+        np.testing.assert_allclose(design.features(rows).iloc[:, -1], value(rows))
+
+
+@pytest.mark.parametrize("left", ["y - x", "y**2", "count / time", "y:x", "y + x:time"])
+def test_targets_are_joined_by_plus_alone(table, left):
+    with pytest.raises(ValueError, match="expected targets joined by '\\+', and I"):
+        designed([f"{left} ~ level"], table)
+    design, _ = designed(["I(y - x) ~ level"], table)
+    np.testing.assert_allclose(design.target(table).iloc[:, 0], table["y"] - table["x"])
+
+
+@pytest.mark.parametrize("story", ["me", "deepmoe", "gmmmoe"])
+@pytest.mark.parametrize("name", ["x 1", "x-1", "a|b", "x~", 'q"t', "x[0]", "1|2"])
+def test_columns_may_have_any_name(table, story, name):
+    rows = table.rename(columns={"x": name})[[name, "y"]]
+    epochs = None if story == "me" else 1
+    for formula in (f"y ~ `{name}`", "y ~ ."):
+        fit = mixture(formula, rows, num_components=1, story=story, restarts=1, epochs=epochs)
+        assert ("y", name) in fit.params[0].index
+
+
+@pytest.mark.parametrize("kind", ["datetime64[ns]", "timedelta64[ns]", "complex"])
+@pytest.mark.parametrize("formula", ["y ~ when", "when ~ y", "y ~ 1 | when", "y ~ x:when"])
+def test_times_are_no_numbers(table, kind, formula):
+    rows = table.assign(when=np.arange(len(table)).astype(kind))
+    with pytest.raises(DataError, match="expected numbers or texts in the column 'when'; got"):
+        designed([formula], rows)
+
+
+@pytest.mark.parametrize("name", ["1", "0", "2.5", 1])
+def test_columns_whose_names_are_numbers_are_refused(table, name):
+    rows = table.rename(columns={"x": name})[[name, "y"]]
+    ways = [("y ~ .", {}), (None, {"target": "y", "experts": [name]}), ("y ~ 1", {"offset": name})]
+    ways = ways if isinstance(name, str) else ways[:2]
+    ways += [(f"y ~ `{name}`", {})] if isinstance(name, str) else []
+    for formula, options in ways:
+        with pytest.raises(DataError, match=f"texts and no numbers; got {name!r}: rename it"):
+            mixture(formula, rows, **options)
+
+
 def test_a_dot_is_all_columns_that_nothing_else_names(table):
     design, _ = designed(
         ["log(count + 1) ~ . - component", "y ~ x | ."],
@@ -152,6 +206,7 @@ def test_arguments_that_are_refused(table, options, message):
         ({"weights": "x_"}, "expected a column 'x_'"),
         ({"weights": "level"}, "expected weights 'level' of at least 0; got"),
         ({"groups": "group", "formula": "y ~ x | x"}, "constant in each group of 'group'"),
+        ({"formula": "y ~ x", "family": "bernoulli"}, r"expected 0 and 1, or two texts, .*got \["),
         ({"formula": "level ~ x"}, "numbers in the target 'level'; got 'a': .*'categorical'"),
         ({"data": 3}, "expected a table"),
         ({"data": {"x": [], "y": []}}, "with rows"),

@@ -68,6 +68,29 @@ def test_weights_offsets_and_gaps_are_those_of_the_table(table):
     )
 
 
+def test_log_densities_have_the_index_of_the_table(table):
+    rows = table.assign(w=np.arange(len(table)) % 3).set_index(table["group"] + "!")
+    found = select_mixture("y ~ x", rows, weights="w", **BRIEF)
+    assert set(found.log_densities.index) <= set(rows.index[rows["w"] > 0])
+
+
+def test_known_components_are_compared_with_more(table):
+    rows = table.assign(known=np.where(np.arange(len(table)) < 8, table["component"], -1))
+    options = {**BRIEF, "num_components": None, "restarts": 1}
+    found = select_mixture("y ~ x", rows, labels="known", **options)
+    assert found.table.index.tolist() == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_candidate_may_have_a_family_for_each_target(table):
+    families = [("normal", "poisson"), ("student-t", "poisson")]
+    found = select_mixture(["y ~ x", "count ~ x"], table, family=families, **BRIEF)
+    assert set(found.table.index.unique(0)) == {
+        "me normal and poisson",
+        "me student-t and poisson",
+    }
+    assert found.fit.family in found.story
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
