@@ -88,9 +88,7 @@ def test_replication_weights_are_copies_and_sampling_weights_are_not(table):
 def test_sampling_weights_have_no_unit(table):
     options = {"labels": "c", "weights": "w", "weight_type": "sampling"}
     one = pm.mixture("y ~ x", table, **options)
-    with pytest.raises(
-        ValueError, match="got sampling weights, which have no likelihood"
-    ):
+    with pytest.raises(ValueError, match="got sampling weights, which have no likelihood"):
         one.profile_interval((0, "y", "x"))
     other = pm.mixture("y ~ x", table.assign(w=100.0 * table.w), **options)
     np.testing.assert_allclose(other.bse, one.bse, rtol=1e-6)
