@@ -384,13 +384,17 @@ def false_alarms() -> str:
     """The rate of alarms of the predictive check at level 0.05."""
     rows = []
     runs = recorded("false_alarms", level=0.05)
-    for (assumptions, case), of_case in grouped(runs, "assumptions", "case").items():
+    names = ("assumptions", "case", "rows", "restored", "posterior")
+    for (assumptions, case, fitted, restored, posterior), of_case in grouped(runs, *names).items():
+        kind = "restored" if restored == "true" else "laplace" if posterior == "true" else "fit"
         alarmed = [run["most_surprising"] for run in of_case if run["p_value"] <= run["level"]]
         first = statistics.mode(alarmed) if assumptions == "wrong" else ""
         rate = len(alarmed) / len(of_case)
         error = (rate * (1 - rate) / len(of_case)) ** 0.5
-        rows.append((assumptions, case, len(of_case), f"{rate:.2f} ± {error:.2f}", first))
-    return table(("story", "", "simulations", "alarms", "named first most often"), rows)
+        alarms = f"{rate:.2f} ± {error:.2f}"
+        rows.append((assumptions, case, fitted, kind, len(of_case), alarms, first))
+    head = ("story", "", "rows", "checked", "simulations", "alarms", "named first most often")
+    return table(head, rows)
 
 
 def hierarchy() -> str:
