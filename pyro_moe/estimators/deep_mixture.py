@@ -83,7 +83,8 @@ class DeepMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "DeepMixture":
         """Train for one epoch by gradients, beginning at the last fit if there is one.
 
-        Units are those of the first rows.
+        Units are those of the first rows. An epoch of few rows has few steps: for more, call it
+        again, or give a smaller ``fit_options={"batch_size": …}``.
 
         Args:
             X: Rows, shape (N, D).

@@ -67,7 +67,8 @@ class MixtureOfExpertsRegressor(RegressorMixin, ExpertsEstimator):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MixtureOfExpertsRegressor":
         """Train for one epoch by gradients, beginning at the last fit if there is one.
 
-        Units are those of the first rows.
+        Units are those of the first rows. An epoch of few rows has few steps: for more, call it
+        again, or give a smaller ``fit_options={"batch_size": …}``.
 
         Args:
             X: Rows, shape (N, D).
