@@ -112,7 +112,7 @@ def test_rows_unlike_those_fitted_are_flagged(folder, capsys, tmp_path):
     line = f"predict {folder}/right --data {tmp_path}/new.csv --out {tmp_path}/p.csv --novelty"
     output = out_of(line, capsys)
     fit, _, test = runs.restore(folder / "right")
-    x = torch.tensor(table[["a", "b"]].to_numpy(), dtype=torch.float32)
+    x = torch.tensor(table[["a", "b"]].to_numpy(), dtype=torch.float64)
     expected = evaluation.novelty(fit, x, reference=test.x).p_value
     column = torch.tensor(pd.read_csv(tmp_path / "p.csv")["novelty_p_value"].to_numpy())
     assert_close(column.float(), expected, rtol=1e-4, atol=1e-6)

@@ -328,7 +328,7 @@ MOVES = {
 def test_predictions_are_in_the_units_of_the_target(case):
     story, choices = MOVES[case]
     story = story(D, M, K)
-    x, y = torch.randn(5 * N, D), torch.randn(5 * N, M)
+    x, y = torch.randn(5 * N, D).double(), torch.randn(5 * N, M).double()
     shift, scale = torch.tensor([100.0, -0.3]), torch.tensor([30.0, 0.01])
     before, after = (
         evaluation.predict(
@@ -345,7 +345,8 @@ def test_predictions_are_in_the_units_of_the_target(case):
         )
         for each in (y, shift + scale * y)
     )
-    same = {"rtol": 1e-6, "atol": 1e-8}
+    # Least squares that the rows of a component do not determine are rounded to 1e-5
+    same = {"rtol": 1e-4, "atol": 1e-6}
     assert_close(after.gate, before.gate, **same)
     assert_close(after.mean, shift + scale * before.mean, **same)
     assert_close(after.variance, scale**2 * before.variance, **same)
