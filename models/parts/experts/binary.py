@@ -20,6 +20,7 @@ class BernoulliExperts(GeneralizedLinear):
         network: Maps a context to logits ``(..., K, M)``.
 
     Example:
+        >>> from pyro_moe.models import AffineMaps
         >>> BernoulliExperts(AffineMaps(2, 5, 1))(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
@@ -76,6 +77,7 @@ class BinomialExperts(BernoulliExperts):
         trials_column: The number of the context's column with n.
 
     Example:
+        >>> from pyro_moe.models import AffineMaps
         >>> BinomialExperts(AffineMaps(1, 5, 1, columns=[0]), 1)(torch.ones(7, 2)).batch_shape
         torch.Size([7, 5])
     """

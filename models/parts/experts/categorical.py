@@ -20,6 +20,7 @@ class CategoricalExperts(GeneralizedLinear):
         network: Maps a context to logits ``(..., K, M)`` of M classes.
 
     Example:
+        >>> from pyro_moe.models import AffineMaps
         >>> CategoricalExperts(AffineMaps(2, 5, 3))(torch.zeros(7, 2)).probs.shape
         torch.Size([7, 5, 3])
     """

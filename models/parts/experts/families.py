@@ -108,6 +108,7 @@ def experts_of(
             names not M, if modules have a predictor, or if classes have an offset.
 
     Example:
+        >>> import torch
         >>> experts_of("poisson", 2, 5, 1)(torch.zeros(7, 2)).event_shape
         torch.Size([1])
     """

@@ -23,7 +23,7 @@ class StackedExperts(Experts):
         experts: K modules, each from a context to a distribution of batch shape (N,).
 
     Example:
-        >>> from .conditionals import NormalConditional
+        >>> from pyro_moe.models import NormalConditional
         >>> experts = StackedExperts([NormalConditional(nn.Linear(2, 6)) for _ in range(5)])
         >>> experts(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
@@ -52,6 +52,7 @@ class JointExperts(nn.Module):
         parts: Experts of one column of y each, with the same number of components.
 
     Example:
+        >>> from pyro_moe.models.parts.experts import experts_of
         >>> parts = [experts_of(family, 2, 5, 1) for family in ("normal", "poisson")]
         >>> JointExperts(parts)(torch.zeros(7, 2)).mean.shape
         torch.Size([7, 5, 2])

@@ -26,6 +26,7 @@ class PoissonExperts(GeneralizedLinear):
         y_dim: M.
 
     Example:
+        >>> from pyro_moe.models import AffineMaps
         >>> PoissonExperts(AffineMaps(2, 5, 1), y_dim=1)(torch.zeros(7, 2)).batch_shape
         torch.Size([7, 5])
     """
