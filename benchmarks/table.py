@@ -370,13 +370,16 @@ def intervals() -> str:
 def imputation() -> str:
     """Coverage of 90 % intervals of hidden pixels, and errors."""
     rows = []
-    for (hidden, moves), of_seeds in grouped(recorded("imputation"), "hidden", "moves").items():
+    for (hidden, fits, moves), of_seeds in grouped(
+        recorded("imputation"), "hidden", "fits", "moves"
+    ).items():
         names = ("coverage", "error", "effective_samples", "seconds")
         means = [statistics.mean(run[name] for run in of_seeds) for name in names]
         digits = (3, 3, 0, 0)
         shown = (f"{mean:.{places}f}" for mean, places in zip(means, digits, strict=True))
-        rows.append((hidden, moves, len(of_seeds), *shown))
-    head = ("hidden pixels", "moves", "seeds", "coverage", "error", "effective samples", "seconds")
+        rows.append((hidden, fits, moves, len(of_seeds), *shown))
+    head = ("hidden pixels", "fits", "moves", "seeds", "coverage", "error")
+    head += ("effective samples", "seconds")
     return table(head, rows)
 
 
