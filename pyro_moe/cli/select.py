@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         formula.expect_formula(options)
         stories, rows = _stories(options)
-        found = select(stories, rows, **given)
+        found = select(stories, rows, **{"num_components": range(1, 7), **given})
     print(f"log density of {len(found.log_densities):,} held-out rows, nats per row")
     table = found.table.drop(columns="standard_error")
     if found.story is None:

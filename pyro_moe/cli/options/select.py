@@ -25,9 +25,9 @@ def add(commands: Any) -> None:
         "--num-components",
         nargs="+",
         type=int,
-        default=[1, 2, 3, 4, 5, 6],
         metavar="K",
-        help="numbers of components to compare (default: 1 to 6)",
+        help="numbers of components to compare (default: 1 to 6; with --formula and --labels, as "
+        "many as these and up to five more)",
     )
     add("--folds", type=int, help="folds of cross-validation (default: hold out a fifth)")
     add("--epochs", type=int, help="passes over the data, or iterations of EM (default: auto)")
