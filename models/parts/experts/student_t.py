@@ -13,7 +13,7 @@ from pyro_moe.distributions import (
 )
 
 from ...m_steps.blocks import Derived
-from ...m_steps.student_t import StudentTMaps, student_t_step
+from ...m_steps.student_t import LARGEST, StudentTMaps, student_t_step
 from ..networks import AffineMaps, Standardize
 from ..targets import known_rows
 from .base import MIN_SCALE, LocationScale, of_some_row
@@ -72,7 +72,7 @@ class StudentTExperts(LocationScale):
 
     def degrees_of_freedom(self) -> torch.Tensor:
         """The degrees of freedom ν, shape (K, 1)."""
-        excess = self.log_excess_df.double().clamp(-10.0, 10.0)  # beyond, none differ
+        excess = self.log_excess_df.double().clamp(-LARGEST, LARGEST)
         return self.least_df + excess.exp()
 
     def forward(self, context: torch.Tensor) -> dist.Distribution:
