@@ -28,7 +28,7 @@ from .rows import Data, Rows, as_tensor, as_tensors, has_target
 
 Story = Callable[[int], Any]
 MISSING = ("missing_targets", "missing_features")
-NEGLIGIBLE = 1.0  # nats in all held-out rows, which tell no choice from another
+NEGLIGIBLE = 1.0  # nats in all rows, which tell no choice from another
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,11 @@ def select(
     averaged over their posterior. Do not include test rows in the data.
 
     The recommendation follows the one-standard-error rule of Breiman et al.: the smallest K whose
-    difference from the best is at most one standard error, or at most one nat in all held-out
-    rows, for components that coincide may differ by as much; of several stories the better. The
-    standard error is that of the difference, paired by row, so that variation between rows that is
-    common to all K cancels. With folds, rows scored by the same fit are treated as independent.
+    difference from the best is at most one standard error, or whose fit to all rows by EM has the
+    likelihood of the best up to one nat, because then further components coincide with others and
+    change only how strong the prior is; of several stories the better. The standard error is that
+    of the difference, paired by row, so that variation between rows that is common to all K
+    cancels. With folds, rows scored by the same fit are treated as independent.
     All fits of a choice have one prior; ``prior="auto"`` chooses it in the rows of the first.
 
     The table also has information criteria, of a fit to all rows by EM. They are NaN for stories
@@ -230,8 +231,9 @@ def select(
         table = compare_log_densities(log_densities, weights, sampling=sampling)
         table = table.join(criteria.set_axis(table.index))
         best = table["difference"].eq(0).idxmax()
-        allowed = table["difference_standard_error"].clip(lower=NEGLIGIBLE / len(log_densities))
-        enough = table[table["difference"] >= -allowed]
+        close = table["difference"] >= -table["difference_standard_error"]
+        alike = table["log_likelihood"] >= table["log_likelihood"][best] - NEGLIGIBLE
+        enough = table[close | alike]
         smallest = enough[enough.index.get_level_values("K") == min(k for _, k in enough.index)]
         chosen = smallest["log_density"].idxmax()
         found = whole.get((chosen[0], int(chosen[1]))) or fitted(chosen, data)

@@ -60,6 +60,18 @@ def test_more_components_that_add_nothing_are_not_recommended():
     assert found.table["difference"].abs().mul(80)[1] < 1
 
 
+@pytest.mark.filterwarnings("ignore::pyro_moe.ConvergenceWarning")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_components_that_coincide_are_not_recommended_for_another_shrinkage(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(120, 1)), (rng.random((120, 1)) < 0.4).astype(float)
+    options = {"folds": 5, "loss": "em", "progress": False, "num_components": [1, 2]}
+    found = select(lambda k: models.ME(1, 1, k, experts="bernoulli"), (x, y), **options)
+    lag, error = found.table.loc[1, ["difference", "difference_standard_error"]]
+    gain = found.table["log_likelihood"].diff()[2]
+    assert found.num_components == (1 if -lag <= error or gain <= 1.0 else 2)
+
+
 # What is scored
 
 
