@@ -7,6 +7,7 @@ threads, and the epochs of fits, wait for one another.
 
 from .baseline import linear_baseline, linear_model
 from .bounds import elbo, importance_weighted_bound
+from .conformal import conformal_interval
 from .criteria import information_criteria
 from .gating import gate
 from .imputation import Imputation, impute
@@ -21,6 +22,7 @@ __all__ = [
     "Prediction",
     "classification_scores",
     "clustering_scores",
+    "conformal_interval",
     "elbo",
     "encode",
     "gate",
