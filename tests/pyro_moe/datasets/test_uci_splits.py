@@ -97,7 +97,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in FILES.items():
         (folder / name).write_bytes(text.encode())
     md5 = hashlib.md5(FILES["data.txt"].encode(), usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(uci_splits._UCI, "yacht", md5)
+    monkeypatch.setitem(uci_splits._UCI, "yacht", (20, md5))
     return folder.parent
 
 
@@ -115,12 +115,17 @@ def test_uci_reads_what_was_written(root: Path) -> None:
 
 def test_uci_names_what_there_is(root: Path) -> None:
     assert message_of(lambda: datasets.uci("wine", 0, root)) == (
-        "expected UCI data 'concrete', 'energy', 'yacht'; got 'wine'"
+        "expected UCI data 'bostonHousing', 'concrete', 'energy', 'kin8nm', "
+        "'naval-propulsion-plant', 'power-plant', 'protein-tertiary-structure', "
+        "'wine-quality-red', 'yacht'; got 'wine'"
     )
     for split in (-1, 20, 0.5, "0"):
         assert message_of(lambda split=split: datasets.uci("yacht", split, root)) == (
-            f"expected a split from 0 to 19; got {split!r}"
+            f"expected a split of yacht from 0 to 19; got {split!r}"
         )
+    assert message_of(lambda: datasets.uci("protein-tertiary-structure", 5, root)) == (
+        "expected a split of protein-tertiary-structure from 0 to 4; got 5"
+    )
     assert message_of(lambda: datasets.uci("energy", 4, root)) == (
         f"expected a folder energy in {root}; got none"
     )
@@ -210,7 +215,7 @@ def test_uci_names_other_content(root: Path) -> None:
     found = hashlib.md5(b"1 2 3\n", usedforsecurity=False).hexdigest()
     assert message_of(lambda: datasets.uci("yacht", 4, root)) == (
         f"expected the content of UCI's data in {path}, "
-        f"with md5 {uci_splits._UCI['yacht']}; got md5 {found}"
+        f"with md5 {uci_splits._UCI['yacht'][1]}; got md5 {found}"
     )
 
 
@@ -231,7 +236,7 @@ def test_uci_is_downloaded_into_the_cache(
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)
     assert asked == [
-        ("yacht/data/data.txt", f"md5:{uci_splits._UCI['yacht']}"),
+        ("yacht/data/data.txt", f"md5:{uci_splits._UCI['yacht'][1]}"),
         *((f"yacht/data/{name}", None) for name in list(FILES)[1:]),
     ]
     assert (tmp_path / "cache" / "pyro-moe" / "uci" / "yacht" / "data.txt").is_file()
@@ -252,11 +257,24 @@ def test_uci_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif("PYRO_MOE_UCI" not in os.environ, reason="PYRO_MOE_UCI names no folder")
 @pytest.mark.parametrize(
     ("name", "num_rows", "x_dim", "mean"),
-    [("concrete", 1030, 8, 35.818), ("energy", 768, 8, 22.307), ("yacht", 308, 6, 10.495)],
+    [
+        ("bostonHousing", 506, 13, 22.533),
+        ("concrete", 1030, 8, 35.818),
+        ("energy", 768, 8, 22.307),
+        ("kin8nm", 8192, 8, 0.714),
+        ("naval-propulsion-plant", 11934, 16, 0.975),
+        ("power-plant", 9568, 4, 454.365),
+        ("protein-tertiary-structure", 45730, 9, 7.749),
+        ("wine-quality-red", 1599, 11, 5.636),
+        ("yacht", 308, 6, 10.495),
+    ],
 )
 def test_uci_itself(name: str, num_rows: int, x_dim: int, mean: float) -> None:
-    for split in range(20):
-        train, test = datasets.uci(name, split, os.environ["PYRO_MOE_UCI"])
+    root = Path(os.environ["PYRO_MOE_UCI"])
+    if not (root / name).is_dir():
+        pytest.skip(f"{root} has no folder {name}")
+    for split in range(uci_splits._UCI[name][0]):
+        train, test = datasets.uci(name, split, root)
         assert len(test) == round(num_rows / 10)
         assert train.x.shape == (num_rows - len(test), x_dim)
         y = torch.cat([train.y, test.y])
