@@ -6,6 +6,7 @@ from .blocks import Column, totals, weighted_products
 
 RIDGE = 1e-11
 REFINEMENTS = 5
+WIDE, RIDGE_OF_WIDE = 60, 1e-5
 
 
 def weighted_least_squares(
@@ -20,6 +21,10 @@ def weighted_least_squares(
     do not determine A_k, it selects the solution of smallest norm up to terms of order ε.
     Refinement by the residuals of the normal equations takes its effect away where columns are
     nearly dependent, such as a year and its square.
+
+    With more than 60 columns, such as pixels, ε is 1e-5 and stays: some columns do not vary among
+    the rows of a component, and would else have the coefficients that fit the rows of others, of
+    which it has a share of 1e-9.
 
     Args:
         u: Inputs, shape (N, C).
@@ -50,9 +55,10 @@ def weighted_least_squares(
     gram, moments = products[..., :size], products[..., size:]
     counts = counts.clamp_min(1e-12)
     square = squares / (size * number)
-    ridge = RIDGE * square * counts.reshape(-1, 1, 1) * torch.eye(size).to(gram)
-    factors = torch.linalg.lu_factor(gram + ridge)
+    wide = u.shape[1] > WIDE
+    ridge = (RIDGE_OF_WIDE if wide else RIDGE) * square * counts.reshape(-1, 1, 1)
+    factors = torch.linalg.lu_factor(gram + ridge * torch.eye(size).to(gram))
     found = torch.linalg.lu_solve(*factors, moments)
-    for _ in range(REFINEMENTS):
+    for _ in range(0 if wide else REFINEMENTS):
         found = found + torch.linalg.lu_solve(*factors, moments - gram @ found)
     return found
