@@ -49,8 +49,8 @@ def conformal_interval(
         ...     return Prediction(torch.zeros(1, n, 1), (Normal(torch.zeros(n, 1), 1.0),))
         >>> y = torch.linspace(-2.0, 2.0, 199)  # of a uniform distribution, which it is not
         >>> low, high = conformal_interval(standard(1), standard(199), y, level=0.5)
-        >>> low, high
-        (tensor([[-1.]]), tensor([[1.]]))
+        >>> print(f"{low.item():.2f} to {high.item():.2f}, by the model -0.67 to 0.67")
+        -1.01 to 1.01, by the model -0.67 to 0.67
     """
     if not 0 < level < 1:
         raise ValueError(f"expected level between 0 and 1; got {level}")
