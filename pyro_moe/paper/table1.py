@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyro_moe import datasets, evaluation, models
+from pyro_moe.fitted import Fit
 from pyro_moe.fitting import fit
 from pyro_moe.images import cluster_images
 from pyro_moe.inference.errors import DataError
@@ -122,8 +123,9 @@ def cell(
         **options: See `method`.
 
     Returns:
-        Scores of the prediction of y, the accuracy of the gate, the held-out ELBO (None for EM),
-        and seconds.
+        Scores of the prediction of y, the coverage of 90 % conformal intervals of either half of
+        the test rows by the other, the accuracy of the gate, the held-out ELBO (None for EM), and
+        seconds.
     """
     (x, y), target, classes = _with_targets(train), _with_targets(test)[1], test.labels
     story: Any
@@ -135,10 +137,21 @@ def cell(
     clusters = evaluation.clustering_scores(prediction.gate, np.asarray(classes))
     return {
         **evaluation.regression_scores(prediction, target),
+        "conformal_coverage": _conformal_coverage(fitted, test.x, target),
         "gate_accuracy": clusters["accuracy"],
         "held_out_elbo": fitted.held_out_elbo,
         "seconds": seconds,
     }
+
+
+def _conformal_coverage(fitted: Fit, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The share of targets in 90 % conformal intervals: of either half of the rows by the other."""
+    halves = [(evaluation.predict(fitted, x[i::2]), y[i::2]) for i in range(2)]
+    covered = []
+    for (prediction, target), calibration in zip(halves, reversed(halves), strict=True):
+        low, high = evaluation.conformal_interval(prediction, *calibration)
+        covered.append((low <= target) & (target <= high))
+    return torch.cat(covered).double().mean().item()
 
 
 def variance(test: Rows) -> float:

@@ -47,6 +47,8 @@ def test_a_cell_is_a_fit_that_is_scored_on_test_rows(small, name, monkeypatch):
     scores = evaluation.regression_scores(prediction, test.y)
     labels = evaluation.clustering_scores(prediction.gate, test.labels)
     assert {key: measured[key] for key in scores} == scores
+    error = (0.9 * 0.1 * (1 / test.y.numel() + 2 / len(test))) ** 0.5
+    assert measured["conformal_coverage"] >= 0.9 - 4 * error
     assert measured["gate_accuracy"] == labels["accuracy"]
     assert measured["held_out_elbo"] == fits[0].held_out_elbo
     assert (measured["held_out_elbo"] is None) == (name in {"ME", "GMM-MoE"})
