@@ -51,7 +51,7 @@ def main() -> None:
                 started = time.perf_counter()
                 if method == "DVMoE":
                     clusters = mnist.responsibilities(
-                        options.cache, options.data_dir, options.clustering
+                        "mnist", options.cache, options.data_dir, options.clustering
                     )
                     measured = of_story(train, test, known, clusters, draw, options.epochs)
                 else:

@@ -1,4 +1,4 @@
-"""MNIST: test accuracy and bounds of clustering stories, with and without initialization.
+"""MNIST and Fashion-MNIST: test accuracy and bounds of clustering stories.
 
     python benchmarks/mnist.py dmvae embedding --seed 0 --data-dir DIR
     python benchmarks/mnist.py dmvae embedding --hold --seed 0 --data-dir DIR
@@ -12,7 +12,7 @@ below, and scores are those of the last epoch.
 
 With ``--hold`` the responsibilities are no start but the data of c, ``labels=`` of `fit`, and the
 encoder of c is a `models.ConvolutionalClassifier`, which learns them from moved images. No label of
-a digit is used.
+an image is used. Settings are those of MNIST for ``--data fashion``, too.
 """
 
 import argparse
@@ -22,24 +22,26 @@ from pathlib import Path
 import numpy as np
 import record
 import torch
+from fashion import fashion
 
 import pyro_moe
 from pyro_moe import Fit, Rows, datasets, evaluation, images, models
 
 STORIES = {"dmvae": models.DMVAE, "vade": models.VaDE}
+DATA = {"mnist": datasets.mnist, "fashion": fashion}
 HIDDEN = (500, 500, 2000)
 
 
-def responsibilities(cache: Path, data_dir: str | None, seed: int) -> np.ndarray:
+def responsibilities(data: str, cache: Path, data_dir: str | None, seed: int) -> np.ndarray:
     """Responsibilities (60000, 10) of the training rows, from a file after the first call."""
-    path = cache / f"mnist-responsibilities-{seed}.npy"
-    train, _ = datasets.mnist(data_dir)
+    path = cache / f"{data}-responsibilities-{seed}.npy"
+    train, _ = DATA[data](data_dir)
     if not path.exists():
         r = images.cluster_images(train, 10, seed=seed, progress=False)
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, r.numpy())
         scores = evaluation.clustering_scores(r.numpy(), train.labels)
-        record.write("responsibilities", {"data": "mnist", "seed": seed}, {"training_rows": scores})
+        record.write("responsibilities", {"data": data, "seed": seed}, {"training_rows": scores})
     return np.load(path)
 
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=[*STORIES, "none"])
     parser.add_argument("start", choices=["embedding", "autoencoder", "random"])
+    parser.add_argument("--data", choices=DATA, default="mnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--initial-epochs", type=int, default=6)
@@ -61,14 +64,14 @@ def main() -> None:
     torch.manual_seed(options.seed)
     start = options.start
     if start == "embedding":
-        start = responsibilities(options.cache, options.data_dir, options.seed)
+        start = responsibilities(options.data, options.cache, options.data_dir, options.seed)
     if options.method != "none":
         fit_story(options, start)
 
 
 def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
     """Fit a story, print its scores after each epoch, and record the last ones."""
-    train, test = datasets.mnist(options.data_dir, binary=True)
+    train, test = DATA[options.data](options.data_dir, binary=True)
     gate = {"gate": models.ConvolutionalClassifier((1, 28, 28), 10)} if options.hold else {}
     story = STORIES[options.method](
         **gate,
@@ -113,7 +116,7 @@ def fit_story(options: argparse.Namespace, start: str | np.ndarray) -> None:
         "covariance": options.covariance,
         "seed": options.seed,
     }
-    record.write("mnist", key, measured)
+    record.write(options.data, key, measured)
 
 
 def scores(fit: Fit, test: Rows, num_samples: int = 8) -> dict[str, float]:

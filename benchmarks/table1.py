@@ -38,7 +38,7 @@ def main() -> None:
     for seed in options.seeds:
         start = "autoencoder"
         if options.data == "mnist":
-            start = mnist.responsibilities(options.cache, options.data_dir, seed)
+            start = mnist.responsibilities("mnist", options.cache, options.data_dir, seed)
         for y_dim in options.y_dims:
             train, test = table1.rows(
                 options.data, y_dim=y_dim, seed=seed, data_dir=options.data_dir
