@@ -76,6 +76,7 @@ def _at_least(number: float) -> int:
 def _limits(prediction: Prediction, level: float) -> tuple[torch.Tensor, ...]:
     """The limits of central intervals around the median, and the units in which they move."""
     low, middle, high = (prediction.quantile(q) for q in ((1 - level) / 2, 0.5, (1 + level) / 2))
-    if prediction.distributions[0].support.is_discrete:
-        return low, middle, high, torch.ones_like(low), torch.ones_like(high)
-    return low, middle, high, middle - low, high - middle
+    below, above = (
+        torch.where(prediction.discrete, 1.0, step) for step in (middle - low, high - middle)
+    )
+    return low, middle, high, below, above

@@ -14,7 +14,7 @@ from pyro_moe.inference.errors import DataError
 from pyro_moe.rows import as_tensors
 
 from ..gating import log_mean_exp
-from ..marginals import cdf_of, has_classes, mean_of, of_one_column, variance_of
+from ..marginals import cdf_of, discrete_columns, has_classes, mean_of, of_one_column, variance_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,14 @@ class Prediction:
     def variance(self) -> torch.Tensor:
         """The variance of y, within + between, shape (N, M)."""
         return self.within + self.between
+
+    @property
+    def discrete(self) -> torch.Tensor:
+        """Whether each column of y has a mass function, as counts have, shape (M,)."""
+        p = self.distributions[0]
+        flags = torch.full((p.event_shape.numel(),), bool(p.support.is_discrete))
+        flags[discrete_columns(p)] = True
+        return flags.to(self.log_weights.device)
 
     def log_prob(self, y: ArrayLike) -> torch.Tensor:
         """The log-density of targets, jointly over their columns, shape (N,).
@@ -151,16 +159,16 @@ class Prediction:
         if has_classes(self.distributions[0]):
             raise DataError("expected a target whose values have an order; got classes")
         low, high = self._bracket(q)
-        discrete = self.distributions[0].support.is_discrete
+        discrete = self.discrete
         for step in range(200):  # more than 60 where experts are far apart and narrow
-            if discrete and (high - low < 0.4).all():  # one whole number is between them
+            if discrete.all() and (high - low < 0.4).all():  # one whole number is between them
                 break
             if step >= 60 and (high - low <= 4e-16 * (low.abs() + high.abs())).all():
                 break
             middle = (low + high) / 2
             above = self._cdf(middle.reshape(len(self), *self.distributions[0].event_shape)) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return high.round() if discrete else high
+        return torch.where(discrete, high.round(), high)
 
     def _bracket(self, q: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Values below and above the quantile, shape (N, M)."""

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Binomial, Independent, Normal, Poisson
 
 from pyro_moe import DataError
+from pyro_moe.distributions.joint import Joint
 from pyro_moe.evaluation import Prediction, conformal_interval
 
 
@@ -98,6 +99,24 @@ def test_counts_move_by_whole_numbers() -> None:
     # Targets at the median 4 shorten it by the least of 4 - 1 and 8 - 4.
     low, high = conformal_interval(p, p, torch.full((199,), 4.0))
     assert (low.unique().tolist(), high.unique().tolist()) == ([4.0], [5.0])
+
+
+def test_columns_of_several_families_each_move_in_their_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal, count = (
+        Normal(torch.zeros(99, 1, 1).double(), 1.0),
+        Poisson(torch.full((99, 1, 1), 0.2)),
+    )
+    both = Prediction(
+        torch.zeros(1, 99, 1), (Joint([Independent(normal, 1), Independent(count, 1)]),)
+    )
+    draws = torch.randn(99, generator=generator), torch.poisson(count.rate[:, 0, 0], generator)
+    y = torch.stack(draws, -1)
+    low, high = conformal_interval(both, both, y)
+    for column, p in enumerate((normal, count)):
+        alone = Prediction(torch.zeros(1, 99, 1), (Independent(p, 1),))
+        of_one = torch.stack(conformal_interval(alone, alone, y[:, column]))
+        torch.testing.assert_close(torch.stack([low, high])[..., column], of_one[..., 0])
 
 
 def test_what_it_refuses() -> None:
