@@ -6,7 +6,7 @@ from .blocks import Column, totals, weighted_products
 
 RIDGE = 1e-11
 REFINEMENTS = 5
-WIDE, RIDGE_OF_WIDE = 60, 1e-5
+WIDE, RIDGE_OF_WIDE = 60, 1e-7
 
 
 def weighted_least_squares(
@@ -22,7 +22,7 @@ def weighted_least_squares(
     Refinement by the residuals of the normal equations takes its effect away where columns are
     nearly dependent, such as a year and its square.
 
-    With more than 60 columns, such as pixels, ε is 1e-5 and stays: some columns do not vary among
+    With more than 60 columns, such as pixels, ε is 1e-7 and stays: some columns do not vary among
     the rows of a component, and would else have the coefficients that fit the rows of others, of
     which it has a share of 1e-9.
 
