@@ -2,7 +2,7 @@
 
     python benchmarks/hierarchy.py blobs hierarchical --seeds 0 1 2 3 4
     python benchmarks/hierarchy.py digits hierarchical --groups 3
-    python benchmarks/hierarchy.py mnist hierarchical --groups 3 --epochs 6 --data-dir DIR
+    python benchmarks/hierarchy.py mnist hierarchical --groups 3 --epochs 3 --seeds 0 --data-dir DIR
 
 ``blobs`` are five normals in two groups, of three and of two. ``arms`` are two spirals, of three
 arms and of two. ``far`` is the distance of the groups in units of that within a group. ``ward``
