@@ -1,7 +1,7 @@
 """UCI regression: RMSE and log-likelihood of test rows on the standard splits of nine data sets.
 
     python benchmarks/uci.py yacht --data-dir DIR
-    python benchmarks/uci.py yacht --choose --method narrow --splits 0 1 --data-dir DIR
+    python benchmarks/uci.py yacht --choose --method narrow --splits 0 --data-dir DIR
 
 One method, ``wide``, is used for all data sets: the averaged predictive densities of three deep
 mixtures of experts, from three seeds. It was chosen with ``--choose``, by the rows of each data set

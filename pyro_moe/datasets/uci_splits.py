@@ -37,7 +37,7 @@ def uci(name: str, split: int, root: str | Path | None = None) -> tuple[Rows, Ro
     ``concrete``                    1,030   8   compressive strength of concrete, MPa
     ``energy``                      768     8   heating load of a building, kWh / m²
     ``kin8nm``                      8,192   8   distance of a robot arm's end from a point
-    ``naval-propulsion-plant``      11,934  16  decay of the turbine of a naval propulsion plant
+    ``naval-propulsion-plant``      11,934  16  decay of the compressor of a naval propulsion plant
     ``power-plant``                 9,568   4   electrical output of a power plant, MW
     ``protein-tertiary-structure``  45,730  9   deviation of a model of a protein, Å
     ``wine-quality-red``            1,599   11  median grade of a red wine, 0 to 10
