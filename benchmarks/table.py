@@ -363,19 +363,17 @@ def uci() -> str:
         rows.append(
             (
                 data,
-                len(runs),
                 spread([run["rmse"] for run in runs], digits),
                 rmse,
                 dropout_rmse,
                 spread([run["log_likelihood"] for run in runs], 3),
                 fitness,
                 dropout_fitness,
-                spread([run["coverage"]["0.9"] for run in runs], 3),
+                f"{statistics.mean(run['coverage']['0.9'] for run in runs):.2f}",
             )
         )
-    others = ("deep ensembles", "MC-dropout")
-    head = ("data", "splits", "RMSE", *others, "log-likelihood", *others, "90 % intervals cover")
-    return table(head, rows)
+    others = ("ensembles", "dropout")
+    return table(("data", "RMSE", *others, "log-likelihood", *others, "coverage"), rows)
 
 
 def uci_choice() -> str:
