@@ -344,7 +344,7 @@ def conformal() -> str:
     """Coverage of 90 % intervals on MNIST: those of the model, and conformal ones."""
     runs = [run for run in recorded("table1", data="mnist") if "conformal_coverage" in run]
     rows = []
-    for (method, y_dim), of_seeds in sorted(grouped(runs, "method", "y_dim").items()):
+    for (method, y_dim), of_seeds in grouped(runs, "method", "y_dim").items():
         own = spread([run["coverage"]["0.9"] for run in of_seeds], 3)
         held = spread([run["conformal_coverage"] for run in of_seeds], 3)
         rows.append((method, y_dim, len(of_seeds), own, held))

@@ -31,9 +31,9 @@ def probability_integral_transform(
         Czado, Gneiting and Held, "Predictive model assessment for count data", Biometrics 2009.
     """
     u = prediction.cdf(y)
-    if not prediction.distributions[0].support.is_discrete:
+    if not prediction.discrete.any():
         return u
-    below = prediction.cdf(prediction.targets(y) - 1)
+    below = prediction.cdf(prediction.targets(y) - prediction.discrete.to(u))
     with reproducible(seed):
         return below + torch.rand(u.shape, dtype=u.dtype).to(u.device) * (u - below)
 

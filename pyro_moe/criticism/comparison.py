@@ -108,9 +108,9 @@ def _check_rounded(fits: Mapping[str, Fit], rows: Mapping[str, Data]) -> None:
     """Warn if densities of rounded targets are compared."""
     name, first = next(iter(fits.items()))
     x, y = first.as_tensors(rows[name])[:2]
-    prediction = evaluation.predict(first, x[:1], num_samples=8)
-    if not prediction.distributions[0].support.is_discrete:
-        check_rounding(y)
+    discrete = evaluation.predict(first, x[:1], num_samples=8).discrete
+    if not discrete.all():
+        check_rounding(y, discrete.nonzero().flatten().tolist())
 
 
 def _weights(

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from pyro_moe import DataError
 from pyro_moe.criticism import calibration, normal_scores, probability_integral_transform
+from pyro_moe.distributions.joint import Joint
 from pyro_moe.distributions.mixture import Stacked
 from pyro_moe.evaluation import Prediction
 
@@ -36,6 +37,12 @@ FAMILIES = {
     ),
     "poisson": lambda: columns(dist.Poisson(3 * torch.rand(N, K, 1))),
     "bernoulli": lambda: columns(dist.Bernoulli(torch.rand(N, K, 2))),
+    "a number and a count": lambda: Joint(
+        [
+            columns(dist.Normal(torch.randn(N, K, 1), 1.0)),
+            columns(dist.Poisson(torch.rand(N, K, 1))),
+        ]
+    ),
     "stacked": lambda: Stacked(
         [dist.Normal(torch.randn(N), 1.0), dist.Laplace(torch.randn(N), 2.0)]
     ),
