@@ -5,17 +5,17 @@ import operator
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..context import late_imports
+from .products import multiplications_by_onednn, with_small_products
 
 aten = torch.ops.aten
 SAVED = 1.5e-6  # seconds of a step for each operation, measured on one core
+LOST = 1e-11  # seconds for each multiplication, likewise
 FRESH, CACHED = 60.0, 6.0  # seconds of a compilation, and of one that inductor has in its cache
-NARROW, WIDE = 4, 64
 
 Function = Callable[..., Sequence[torch.Tensor]]
 
@@ -42,7 +42,7 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     _as_one_vector(function)
     tensors = [*inputs, *constants]
     FakeTensorProp(function, FakeTensorMode()).propagate(*tensors)
-    _with_small_products(function)
+    with_small_products(function)
     artifact = inductor(function, tensors)
     marker = _marker(graph, inputs)
     marker.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,11 @@ def seconds_to_compile(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> fl
 
 
 def seconds_saved(graph: GraphModule) -> float:
-    """The seconds that a compiled graph is expected to save at every call."""
-    return SAVED * len(graph.graph.nodes)
+    """The seconds that a compiled graph is expected to save at every call.
+
+    Compiled products are MKL's, which take longer than oneDNN's on some processors.
+    """
+    return SAVED * len(graph.graph.nodes) - LOST * multiplications_by_onednn(graph)
 
 
 def _marker(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Path:
@@ -104,46 +107,3 @@ def _as_one_vector(function: GraphModule) -> None:
         flat = [function.graph.call_function(aten.reshape.default, (g, [-1])) for g in gradients]
         output.args = ([value, function.graph.call_function(aten.cat.default, (flat,))],)
     function.recompile()
-
-
-def _with_small_products(function: GraphModule) -> None:
-    """Write products of matrices with few columns so that they take less time.
-
-    A product with at most four terms is a sum of products, which is fused with its neighbors.
-    Libraries are slow at products of few columns, and fast at those of few rows.
-    """
-    for node in list(function.graph.nodes):
-        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-            continue
-        *bias, left, right = node.args
-        (rows, terms), columns = left.meta["val"].shape, right.meta["val"].shape[1]
-        with function.graph.inserting_before(node):
-            if terms <= NARROW:
-                product = _sum_of_products(function.graph, left, right, terms)
-                if bias:
-                    product = function.graph.call_function(aten.add.Tensor, (bias[0], product))
-            elif not bias and columns <= NARROW and rows >= WIDE:
-                product = _transposed(function.graph, left, right)
-            else:
-                continue
-        node.replace_all_uses_with(product)
-    function.graph.eliminate_dead_code()
-    function.recompile()
-
-
-def _sum_of_products(graph: Graph, left: Node, right: Node, terms: int) -> Any:
-    total: Any = None
-    for term in range(terms):
-        column = graph.call_function(aten.slice.Tensor, (left, 1, term, term + 1))
-        row = graph.call_function(aten.slice.Tensor, (right, 0, term, term + 1))
-        product = graph.call_function(aten.mul.Tensor, (column, row))
-        if total is not None:
-            product = graph.call_function(aten.add.Tensor, (total, product))
-        total = product
-    return total
-
-
-def _transposed(graph: Graph, left: Node, right: Node) -> Node:
-    factors = [graph.call_function(aten.t.default, (each,)) for each in (right, left)]
-    product = graph.call_function(aten.mm.default, tuple(factors))
-    return graph.call_function(aten.t.default, (product,))

@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..context import without_warnings
 from .compiled import CACHED, compiled, seconds_saved, seconds_to_compile
 from .flat import MOST
-from .simplify import simplify, with_linear
+from .products import with_linear, with_onednn
+from .simplify import simplify
 
 Batch = tuple[torch.Tensor, ...]
 Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
@@ -33,8 +34,8 @@ class Gradients:
     4th, 8th, … replay, the step is therefore evaluated in both ways. If they ever differ, the
     model is evaluated at every step. The gradients are then always those of the model itself.
 
-    A recording may be compiled, see `compiled`. Its gradients are then equal to those of the model
-    up to rounding.
+    Large products of matrices are computed by oneDNN, see `with_onednn`, or a recording is
+    compiled, see `compiled`. The gradients are then equal to those of the model up to rounding.
 
     A copy of this object has no recordings.
 
@@ -113,7 +114,7 @@ class Gradients:
             value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
         self._differed = not _alike(gradients, [parameter.grad for parameter in parameters])
-        if self._differed or not replay.compiled:
+        if self._differed or replay.exact:
             return direct
         _set(parameters, gradients)  # so that a run that is resumed has the same results
         with torch.no_grad():
@@ -150,6 +151,8 @@ class Recording:
     The operations run in TorchScript's interpreter, which takes less time for each than Python
     does. It does not know the gradients of convolutions and of batch normalization.
 
+    Its results are ``exact``, those of the graph bit for bit, or equal up to rounding.
+
     Args:
         graph: The operations. Their results are the loss and the gradients.
         inputs: Tensors to try it with.
@@ -161,9 +164,11 @@ class Recording:
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
         self.graph, self.compiled, self.whole = graph, False, all(self._known)
-        self._run: Callable[..., Sequence[torch.Tensor]] = graph
+        fast = with_onednn(graph)
+        self.exact = fast is graph
+        self._run: Callable[..., Sequence[torch.Tensor]] = fast
         with torch.no_grad(), suppress(RuntimeError, TypeError, AttributeError):
-            self._run = scripted(with_linear(graph), inputs)
+            self._run = scripted(with_linear(fast), inputs)
 
     def compile(self, inputs: Sequence[torch.Tensor]) -> str:
         """Compile the operations. If that fails, they stay as they are.
@@ -181,7 +186,7 @@ class Recording:
         except Exception as error:  # whatever a compiler or its absence leads to
             return f"{type(error).__name__}: {error}".splitlines()[0]
         self._shapes = [value.shape for value in self._learned(inputs)]
-        self.compiled = True
+        self.compiled, self.exact = True, False
         return ""
 
     def _learned(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -275,18 +280,22 @@ def _devices(tensors: Sequence[torch.Tensor]) -> list[torch.device]:
 def _alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
     """Whether gradients are equal up to rounding.
 
-    In wide networks a rounding error can turn single units on or off, so that a few gradients
-    differ by more. There the difference of all of them is compared with their norm.
+    A small gradient may be the difference of large terms. The rounding error of the largest
+    gradients is therefore no difference. In wide networks a rounding error can turn single units
+    on or off, so that a few gradients differ by more. There only the norm of all differences is
+    compared with that of all gradients.
     """
     if [one is None for one in gradients] != [other is None for other in others]:
         return False
     ours, theirs = ([each for each in of if each is not None] for of in (gradients, others))
-    pairs = list(zip(ours, theirs, strict=True))
+    pairs, norm = list(zip(ours, theirs, strict=True)), torch.nn.utils.get_total_norm(theirs)
     if sum(one.numel() for one in ours) <= MOST:
-        return all(_equal(one.double(), other.double()) for one, other in pairs)
+        return all(_equal(one, other, norm) for one, other in pairs)
     error = torch.nn.utils.get_total_norm([one - other for one, other in pairs])
-    return bool(error <= WIDE * torch.nn.utils.get_total_norm(theirs))
+    return bool(error <= WIDE * norm)
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.norm()), equal_nan=True)
+def _equal(one: torch.Tensor, other: torch.Tensor, norm_of_all: torch.Tensor) -> bool:
+    rounding = torch.finfo(other.dtype).eps * float(norm_of_all)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5 * float(other.double().norm()) + rounding}
+    return torch.allclose(one.double(), other.double(), equal_nan=True, **tolerance)

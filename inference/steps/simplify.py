@@ -1,6 +1,5 @@
 """Simplification of a recorded graph, with the same results bit for bit."""
 
-import copy
 from typing import Any
 
 import torch
@@ -27,21 +26,6 @@ def simplify(recorded: GraphModule) -> GraphModule:
     return recorded
 
 
-def with_linear(recorded: GraphModule) -> GraphModule:
-    """A copy that calls ``linear`` for affine maps, with the same results bit for bit.
-
-    TorchScript would split ``addmm`` into a product and a sum, which reads the product again.
-    """
-    found = copy.deepcopy(recorded)
-    for node in found.graph.find_nodes(op="call_function", target=aten.addmm.default):
-        bias, rows, weight = node.args
-        if not node.kwargs and bias.meta["val"].dim() == 1 and weight.target is aten.t.default:
-            node.target, node.args = aten.linear.default, (rows, weight.args[0], bias)
-    _remove_unused(found)
-    found.recompile()
-    return found
-
-
 def _operation(node: Node) -> torch._ops.OpOverload | None:
     target = node.target
     return target if isinstance(target, torch._ops.OpOverload) else None
@@ -52,7 +36,8 @@ def _writes(node: Node) -> bool:
     return operation is not None and operation._schema.is_mutable
 
 
-def _must_stay(node: Node) -> bool:
+def must_stay(node: Node) -> bool:
+    """Whether a node has an effect besides its result."""
     operation = _operation(node)
     if operation is None:
         return node.op in ("placeholder", "output")
@@ -87,7 +72,7 @@ def _merge(recorded: GraphModule, written: set[Node]) -> None:
     """Let equal operations be one, and remove those that do nothing."""
     first: dict[Any, Node] = {}
     for node in list(recorded.graph.nodes):
-        if _operation(node) is None or _must_stay(node) or node in written:
+        if _operation(node) is None or must_stay(node) or node in written:
             continue
         same = first.setdefault(_key(node), node)
         (source, *_) = node.all_input_nodes or [node]
@@ -119,7 +104,7 @@ def _fold(recorded: GraphModule, written: set[Node]) -> None:
         if node.op == "get_attr":
             known[node] = getattr(recorded, node.target)
         operation = _operation(node)
-        if operation is None or _must_stay(node) or node in written:
+        if operation is None or must_stay(node) or node in written:
             continue
         if all(source in known for source in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
@@ -136,4 +121,4 @@ def _fold(recorded: GraphModule, written: set[Node]) -> None:
 
 
 def _remove_unused(recorded: GraphModule) -> None:
-    recorded.graph.eliminate_dead_code(_must_stay)
+    recorded.graph.eliminate_dead_code(must_stay)

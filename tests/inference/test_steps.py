@@ -12,11 +12,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from pyro_moe.inference import AssignedELBO, MarginalELBO, Reconstruction
+from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.steps import gradients
-from pyro_moe.inference.steps.simplify import simplify, with_linear
+from pyro_moe.inference.steps import gradients, products
+from pyro_moe.inference.steps.compiled import LOST, seconds_saved
+from pyro_moe.inference.steps.products import affine_by_onednn, with_linear, with_onednn
+from pyro_moe.inference.steps.simplify import simplify
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import (
     DMVAE,
@@ -252,6 +255,96 @@ def test_affine_maps_are_one_operation():
     names = [str(node.target) for node in changed.graph.nodes]
     assert names.count("aten.linear.default") == 1
     assert names.count("aten.addmm.default") == 2  # a matrix is added, or there is a factor
+
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN"
+)
+
+
+@needs_onednn
+def test_large_products_are_computed_by_onednn(monkeypatch):
+    """Of a perceptron and its gradients, with and without a bias; a small product stays."""
+    monkeypatch.setattr(products, "LARGE", 16 * 8 * 9)
+
+    def function(x, v, b, w, c, d):
+        hidden = torch.relu(x @ v.t() + b.exp()) + torch.addmm(b, x, v.t()).relu()
+        out = torch.addmm(c, hidden, w.t()) + torch.addmm(d, hidden, w.t())
+        return [out, *torch.autograd.grad(out.square().sum(), [v, b, w, c])]
+
+    shapes = [(16, 8), (32, 8), (32,), (9, 32), (9,), (16, 9)]
+    arguments = [torch.randn(*shape, requires_grad=True) for shape in shapes]
+    graph = make_fx(function)(*arguments)
+    changed = with_onednn(graph)
+    assert_close(changed(*arguments), graph(*arguments), rtol=1e-4, atol=1e-4)
+    with without_warnings(torch.jit.TracerWarning):
+        in_torchscript = gradients.scripted(changed, arguments)
+    assert_close(list(in_torchscript(*arguments)), changed(*arguments))
+    kinds = [node.args[3] for node in changed.graph.nodes if node.target is affine_by_onednn]
+    assert kinds.count("relu") == 1  # the other rectifies a sum
+    left = [node for node in changed.graph.nodes if node.target in products.PRODUCTS]
+    assert len(left) == 1  # to which a matrix is added
+
+
+@needs_onednn
+def test_products_stay_as_they_are_in_double_and_where_onednn_is_off(monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 1)
+    for dtype, enabled in [(torch.float64, True), (torch.float32, False)]:
+        factors = torch.randn(8, 8, dtype=dtype), torch.randn(8, 8, dtype=dtype)
+        graph = make_fx(torch.mm)(*factors)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", enabled)
+        assert with_onednn(graph) is graph
+        assert products.multiplications_by_onednn(graph) == 0
+
+
+@needs_onednn
+def test_compilation_saves_less_where_onednn_is_used(monkeypatch):
+    graph = make_fx(torch.mm)(torch.randn(8, 2), torch.randn(2, 5))
+    before = seconds_saved(graph)
+    monkeypatch.setattr(products, "LARGE", 80)
+    assert products.multiplications_by_onednn(graph) == 80
+    assert before - seconds_saved(graph) == pytest.approx(80 * LOST)
+
+
+@needs_onednn
+def test_a_run_with_large_products_is_the_run_itself_and_can_be_continued(monkeypatch):
+    """Up to rounding; and from a state on bit for bit, as each step is replayed."""
+    x = torch.randn(N, D)
+
+    def run(large, epochs=4):
+        monkeypatch.setattr(products, "LARGE", large)
+        torch.manual_seed(0)
+        story = DMVAE(D, 1, K, hidden=(16, 16))
+        return run_of(story.model, story.guide, (x,), epochs=epochs)
+
+    plain, fast = run(math.inf), run(64)
+    for each in (plain, fast):
+        list(each)
+    (recording, *_) = fast.gradients._recorded.values()
+    assert not recording.exact
+    pairs = zip(plain.parameters().values(), fast.parameters().values(), strict=True)
+    for one, other in pairs:
+        assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert [record["elbo"] for record in fast.history] == pytest.approx(
+        [record["elbo"] for record in plain.history], rel=1e-3
+    )
+    part = run(64)
+    epochs = iter(part)
+    next(epochs), next(epochs)
+    rest = part.copy(epochs=4)
+    list(rest)
+    for name, value in rest.parameters().items():
+        assert_close(value, fast.parameters()[name], **SAME)
+
+
+def test_rounding_of_the_largest_gradients_is_no_difference():
+    one, large = torch.tensor([1e-3]), torch.tensor([1e3])
+    assert gradients._alike([one, large], [one + 1e-6, large])
+    assert not gradients._alike([one], [one + 1e-6])
+    assert not gradients._alike([one, large], [one + 1e-3, large])
+    assert not gradients._alike(
+        [one.double(), large.double()], [one.double() + 1e-6, large.double()]
+    )
 
 
 def test_rounding_in_wide_networks_is_no_difference(monkeypatch):
