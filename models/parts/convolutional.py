@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.quasirandom import SobolEngine
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -81,24 +82,33 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class ConvolutionalClassifier(nn.Module):
-    """A gate for images: three convolutions with pooling, batch normalization and dropout.
+    r"""A gate for images: three convolutions with pooling, batch normalization and dropout.
 
     In training, images are rotated and shifted slightly at random, see `RandomAffine`, because
-    the component of an image does not depend on its exact position.
+    the component of an image does not depend on its exact position. In evaluation, logits can be
+    averaged over fixed moves of the image:
+
+    .. math:: \eta(x) = \frac{1}{V} \sum_{v=1}^V \eta_0(\mathrm{move}_v(x)).
+
+    Log-probabilities of this average are at least the average log-probabilities of single moves,
+    which training raises.
 
     Args:
         image_shape: ``(channels, height, width)``; height and width of at least eight.
         num_classes: K, length of the output vector, logits.
         channels: Filters of the three convolutions.
         dropout: Dropout probability of the last hidden layer.
+        views: V. With one, the image is not moved in evaluation. Evaluation takes V times as long.
 
     Raises:
-        ValueError: If height or width is below eight.
+        ValueError: If height or width is below eight, or ``views`` is below one.
 
     Example:
         >>> ConvolutionalClassifier((1, 8, 8), 3).eval()(torch.zeros(5, 64)).shape
         torch.Size([5, 3])
     """
+
+    views: torch.Tensor
 
     def __init__(
         self,
@@ -107,9 +117,14 @@ class ConvolutionalClassifier(nn.Module):
         *,
         channels: tuple[int, int, int] = (16, 32, 64),
         dropout: float = 0.1,
+        views: int = 1,
     ) -> None:
         super().__init__()
+        if views < 1:
+            raise ValueError(f"expected at least one view; got views={views}")
         self.image_shape = image_shape
+        points = SobolEngine(3, scramble=True, seed=0).draw(views)
+        self.register_buffer("views", points, persistent=False)
         depth, height, width = image_shape
         if min(height, width) < 8:
             raise ValueError(
@@ -126,8 +141,16 @@ class ConvolutionalClassifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``(..., channels * height * width)`` to logits ``(..., num_classes)``."""
-        images = self.move(x.reshape(-1, x.shape[-1])).reshape(-1, *self.image_shape)
-        return self.layers(images).reshape(*x.shape[:-1], -1)
+        images = x.reshape(-1, x.shape[-1])
+        if self.training or len(self.views) == 1:
+            logits = self._logits(self.move(images))
+        else:
+            moved = (self.move.by(images, view.expand(len(images), 3)) for view in self.views)
+            logits = torch.stack([self._logits(each) for each in moved]).mean(0)
+        return logits.reshape(*x.shape[:-1], -1)
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.reshape(-1, *self.image_shape))
 
 
 class RandomAffine(nn.Module):
@@ -160,12 +183,19 @@ class RandomAffine(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform flattened images, shape (N, D)."""
-        if not self.training:
-            return x
-        angle = (2 * torch.rand(len(x), dtype=x.dtype) - 1) * math.radians(self.degrees)
-        shift = (
-            (2 * torch.rand(len(x), 2, dtype=x.dtype) - 1) * 2 * self.translate
-        )  # the grid spans [-1, 1]
+        return self.by(x, torch.rand(len(x), 3, dtype=x.dtype)) if self.training else x
+
+    def by(self, x: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
+        """Rotate and shift flattened images.
+
+        Args:
+            x: Images, shape (N, D).
+            moves: One point of the unit cube for each image, shape (N, 3): the angle and the
+                shifts in width and height, each from the lowest to the highest possible.
+        """
+        points = 2 * moves.to(x.dtype) - 1
+        angle = points[:, 0] * math.radians(self.degrees)
+        shift = points[:, 1:] * 2 * self.translate  # the grid spans [-1, 1]
         cos, sin = angle.cos(), angle.sin()
         shape = (len(x), *self.image_shape)
         ratio = shape[-2] / shape[-1]  # grid units differ in height and width

@@ -24,6 +24,7 @@ PAPER = {
     ("mnist", "DVMoE"): (34.0551, 208.142, 680.714),
 }
 IMAGE_SHAPE = (1, 28, 28)
+VIEWS = 8  # moves of an image over which gates average
 
 
 def rows(data: str, *, y_dim: int, seed: int, data_dir: str | None = None) -> tuple[Rows, Rows]:
@@ -76,7 +77,8 @@ def method(
     gate_options: dict[str, Any] = {}
     if images:
         x_options |= {"likelihood": "continuous-bernoulli", "hidden": (500, 500)}
-        gate_options = {"gate": models.ConvolutionalClassifier(IMAGE_SHAPE, num_components)}
+        gate = models.ConvolutionalClassifier(IMAGE_SHAPE, num_components, views=VIEWS)
+        gate_options = {"gate": gate}
     sizes: Any = {"x_dim": x_dim, "y_dim": y_dim, "num_components": num_components}
     story: nn.Module
     if name == "ME":

@@ -90,6 +90,30 @@ def test_a_classifier_is_its_layers_of_images_that_moved():
     assert not torch.allclose(got, classifier.layers(x.reshape(-1, 1, 8, 8)))
 
 
+def test_logits_of_views_are_the_mean_of_those_of_moved_images():
+    classifier, x = ConvolutionalClassifier((1, 8, 8), 3, views=4).eval(), torch.rand(6, 64)
+    moved = [classifier.move.by(x, view.expand(6, 3)) for view in classifier.views]
+    each = torch.stack([classifier.layers(images.reshape(-1, 1, 8, 8)) for images in moved])
+    assert_close(classifier(x), each.mean(0), **CLOSE)
+    assert_close(classifier(x), classifier(x), **EXACT)
+    assert each.std(0).min() > 0
+    assert (classifier(x).log_softmax(-1) > each.log_softmax(-1).mean(0)).all()  # Jensen
+
+
+def test_views_are_even_in_each_kind_of_move_and_the_same_in_every_gate():
+    first, second = (ConvolutionalClassifier((1, 8, 8), 3, views=8) for _ in range(2))
+    assert_close(first.views, second.views, **EXACT)
+    assert_close(
+        (8 * first.views).floor().sort(0).values, torch.arange(8.0)[:, None].expand(8, 3), **EXACT
+    )
+    assert "views" not in first.state_dict()
+
+
+def test_fewer_views_than_one_are_an_error():
+    with pytest.raises(ValueError, match="expected at least one view; got views=0"):
+        ConvolutionalClassifier((1, 8, 8), 3, views=0)
+
+
 def test_images_too_small_for_three_poolings_are_an_error():
     message = r"expected an image height and width of at least 8; got image_shape=\(1, 7, 8\)"
     with pytest.raises(ValueError, match=message):
