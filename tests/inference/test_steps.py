@@ -287,6 +287,33 @@ def test_large_products_are_computed_by_onednn(monkeypatch):
 
 
 @needs_onednn
+def test_onednn_gets_matrices_without_gaps(monkeypatch):
+    """Of half of the columns, of rows that repeat and of transposes; others would take seconds."""
+    monkeypatch.setattr(products, "LARGE", 1)
+
+    def function(x, z):
+        half = z.chunk(2, -1)[1]
+        repeated = z[:1].expand(len(z), -1)
+        return [x.t() @ half, half @ x.t()[:4], x @ repeated.t(), x.t() @ x]
+
+    arguments = torch.randn(6, 8), torch.randn(6, 8)
+    graph = make_fx(function)(*arguments)
+    changed = with_onednn(graph)
+    given: list[torch.Tensor] = []
+
+    def checked(rows, weight, bias, activation):
+        given.extend([rows, weight])
+        return affine_by_onednn(rows, weight, bias, activation)
+
+    for node in changed.graph.find_nodes(op="call_function", target=affine_by_onednn):
+        node.target = checked
+    changed.recompile()
+    assert_close(changed(*arguments), graph(*arguments))
+    assert len(given) == 8
+    assert all(each.is_contiguous() or each.mT.is_contiguous() for each in given)
+
+
+@needs_onednn
 def test_products_stay_as_they_are_in_double_and_where_onednn_is_off(monkeypatch):
     monkeypatch.setattr(products, "LARGE", 1)
     for dtype, enabled in [(torch.float64, True), (torch.float32, False)]:
