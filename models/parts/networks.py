@@ -182,6 +182,10 @@ class AffineMaps(nn.Module):
         columns: The numbers of the columns of x that are the input; all of them if None.
         intercept: Whether b_k is learned. It is zero if it is not.
         centered: Whether x is centered, m ≠ 0; as ``intercept`` if None. Without both f_k(0) = 0.
+        shrinkage: κ, rows that the prior of V_k counts as in `weighted_least_squares`.
+
+    Raises:
+        ValueError: If ``shrinkage`` is negative.
 
     Example:
         >>> AffineMaps(2, 5, 3)(torch.zeros(7, 2)).shape
@@ -202,8 +206,12 @@ class AffineMaps(nn.Module):
         columns: Sequence[int] | None = None,
         intercept: bool = True,
         centered: bool | None = None,
+        shrinkage: float = 0.0,
     ) -> None:
         super().__init__()
+        if not shrinkage >= 0:
+            raise ValueError(f"expected shrinkage of at least 0; got {shrinkage}")
+        self.shrinkage = shrinkage
         self.units = nn.Identity() if units is None else units
         self.columns = None if columns is None else list(columns)
         self.intercept = intercept
@@ -280,7 +288,11 @@ class AffineMaps(nn.Module):
         """
         with torch.no_grad():
             coefficients = weighted_least_squares(
-                Derived(self.features, x), targets, weights, intercept=self.intercept
+                Derived(self.features, x),
+                targets,
+                weights,
+                intercept=self.intercept,
+                shrinkage=self.shrinkage,
             )
             self.weight.copy_(coefficients[:, :-1].mT)
             self.bias.copy_(coefficients[:, -1])

@@ -41,6 +41,9 @@ class Predictor:
         shared: The numbers of the columns whose coefficients are the same in all experts.
         shared_intercept: Whether the intercept is the same in all experts.
         shared_scale: Whether normal experts have the same covariance.
+        shrinkage: How many rows the prior of the slopes of normal experts counts as, by which the
+            columns together explain the variance of y. Use 1 for many columns that some experts'
+            rows hardly determine, such as pixels.
     """
 
     columns: Sequence[int] | None = None
@@ -50,6 +53,7 @@ class Predictor:
     shared: Sequence[int] = ()
     shared_intercept: bool = False
     shared_scale: bool = False
+    shrinkage: float = 0.0
 
     def maps(
         self, width: int, num_components: int, out_features: int, units: nn.Module | None
@@ -57,6 +61,8 @@ class Predictor:
         """The affine maps of K experts of a context of a width."""
         columns = range(width) if self.columns is None else self.columns
         if self.shared or self.shared_intercept:
+            if self.shrinkage:
+                raise ValueError("expected no shrinkage of shared coefficients; got some")
             return PartlySharedMaps(
                 columns,
                 self.shared,
@@ -73,6 +79,7 @@ class Predictor:
             units=units,
             columns=self.columns,
             intercept=self.intercept,
+            shrinkage=self.shrinkage,
         )
 
 
@@ -159,6 +166,8 @@ def _of_family(
             covariance=covariance,
             shared_scale=predictor.shared_scale,
         )
+    if predictor.shrinkage:
+        raise ValueError(f"expected normal experts for shrinkage; got {experts!r}")
     if predictor.shared_scale:
         raise ValueError(f"expected normal experts to share a scale; got {experts!r}")
     if experts == "student-t":

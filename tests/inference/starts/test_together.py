@@ -78,8 +78,9 @@ def test_gates_may_read_some_columns(gate):
     assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_m_steps_are_those_of_single_runs():
-    begin = partial(begun, table("normal"))
+@pytest.mark.parametrize("predictor", [Predictor(), Predictor(shrinkage=1.0)])
+def test_m_steps_are_those_of_single_runs(predictor):
+    begin = partial(begun, table("normal"), predictor=predictor)
     alone, runs = begin(), begin()
     shares = [torch.rand(N, K).softmax(-1) for _ in range(S)]
     for run, each in zip(alone, shares, strict=True):
