@@ -32,16 +32,21 @@ DATA = {"mnist": datasets.mnist, "fashion": fashion}
 HIDDEN = (500, 500, 2000)
 
 
-def responsibilities(data: str, cache: Path, data_dir: str | None, seed: int) -> np.ndarray:
-    """Responsibilities (60000, 10) of the training rows, from a file after the first call."""
-    path = cache / f"{data}-responsibilities-{seed}.npy"
+def responsibilities(
+    data: str, cache: Path, data_dir: str | None, seed: int, num_components: int = 10
+) -> np.ndarray:
+    """Responsibilities (60000, K) of the training rows, from a file after the first call."""
+    number = "" if num_components == 10 else f"-{num_components}"
+    path = cache / f"{data}-responsibilities{number}-{seed}.npy"
     train, _ = DATA[data](data_dir)
     if not path.exists():
-        r = images.cluster_images(train, 10, seed=seed, progress=False)
+        r = images.cluster_images(train, num_components, seed=seed, progress=False)
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, r.numpy())
-        scores = evaluation.clustering_scores(r.numpy(), train.labels)
-        record.write("responsibilities", {"data": data, "seed": seed}, {"training_rows": scores})
+        if num_components == 10:
+            scores = evaluation.clustering_scores(r.numpy(), train.labels)
+            key = {"data": data, "seed": seed}
+            record.write("responsibilities", key, {"training_rows": scores})
     return np.load(path)
 
 
