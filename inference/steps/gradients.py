@@ -164,7 +164,7 @@ class Recording:
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
         self.graph, self.compiled, self.whole = graph, False, all(self._known)
-        fast = with_onednn(graph)
+        fast = _with_onednn(graph, inputs)
         self.exact = fast is graph
         self._run: Callable[..., Sequence[torch.Tensor]] = fast
         with torch.no_grad(), suppress(RuntimeError, TypeError, AttributeError):
@@ -210,6 +210,17 @@ class Recording:
         with torch.no_grad():
             value, vector = self._run(*tensors)
         return value, vector
+
+
+def _with_onednn(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> GraphModule:
+    """The graph with large products by oneDNN, or as it is on a machine that cannot run that."""
+    fast = with_onednn(graph)
+    try:
+        with torch.no_grad():
+            fast(*inputs)
+    except RuntimeError:
+        return graph
+    return fast
 
 
 def scripted(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:

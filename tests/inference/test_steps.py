@@ -325,6 +325,22 @@ def test_products_stay_as_they_are_in_double_and_where_onednn_is_off(monkeypatch
 
 
 @needs_onednn
+def test_where_onednn_fails_the_graph_stays_as_it_is(monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(products, "LARGE", 1)
+    factors = torch.randn(8, 2), torch.randn(2, 5)
+    for replacement, exact in [(affine_by_onednn, False), (fails, True)]:
+        monkeypatch.setattr(products, "affine_by_onednn", replacement)
+        with without_warnings(Warning):
+            graph = make_fx(lambda a, b: [a @ b])(*factors)
+            recording = gradients.Recording(graph, factors)
+        assert recording.exact is exact
+        assert_close(recording(*factors)[0], factors[0] @ factors[1])
+
+
+@needs_onednn
 def test_compilation_saves_less_where_onednn_is_used(monkeypatch):
     graph = make_fx(torch.mm)(torch.randn(8, 2), torch.randn(2, 5))
     before = seconds_saved(graph)
