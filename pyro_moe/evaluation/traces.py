@@ -1,5 +1,6 @@
 """Minibatches of rows, and sites of the traces of a fitted story."""
 
+import copy
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -88,7 +89,7 @@ def check_support(name: str, site: Any, first_row: int = 0) -> None:
         return
     value, possible = torch.atleast_1d(value), torch.atleast_1d(possible)
     row = int((~possible).reshape(len(value), -1).any(-1).nonzero()[0])
-    base = of_one_column(support)
+    base = _of_row(of_one_column(support), row, len(value))
     offending = value[row].flatten()[~base.check(value[row].flatten())].flatten()
     hint = ""
     if isinstance(base, type(torch.distributions.constraints.boolean)) and 0 < offending[0] < 1:
@@ -97,6 +98,16 @@ def check_support(name: str, site: Any, first_row: int = 0) -> None:
         f"expected values of site {name!r} in the support of its distribution, {base}; "
         f"got {offending[0].item():.6g} in row {first_row + row}{hint}"
     )
+
+
+def _of_row(constraint: Any, row: int, num_rows: int) -> Any:
+    """A constraint with the limits of one row, if each row has its own."""
+    found = copy.copy(constraint)
+    for name, limit in vars(constraint).items():
+        if torch.is_tensor(limit):
+            own = limit[row] if limit.dim() and len(limit) == num_rows else limit
+            setattr(found, name, own.item() if own.numel() == 1 else own)
+    return found
 
 
 def is_shared(site: Any) -> bool:

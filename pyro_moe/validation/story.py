@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
+from torch.distributions.constraints import Constraint
 
+from pyro_moe.distributions import Observed
 from pyro_moe.evaluation.marginals import discrete_columns, has_classes, mean_of
 from pyro_moe.evaluation.traces import check_support
 from pyro_moe.inference.context import reproducible, running
@@ -16,6 +19,8 @@ from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive, HasWidth
 
 from .columns import check_rounding
+
+ENOUGH = 2**14  # rows that are run through the story, if the others need not be
 
 
 def check(
@@ -27,6 +32,9 @@ def check(
     needs: str = "",
 ) -> int | None:
     """Run a model and a guide once on the data, and check the support of each observed value.
+
+    Of more than 16,384 rows the others are not run through a story that observes columns as they
+    are, with supports that are the same for all rows.
 
     Args:
         model: A Pyro model. It may register parameters, so pass a copy.
@@ -54,17 +62,19 @@ def check(
     for program in (model, guide):
         _check_arguments(program, columns)
     num_components, classes = None, set[int]()
+    trace: Any = None
+    observed: dict[str, int] | None = None
     store: dict[str, Any] = {"params": {}, "constraints": {}}
     incomplete = where_incomplete(x)
     with torch.no_grad(), reproducible(0), running(store), incomplete, Discretize():
         for first in range(0, len(x), 4096):
             batch = tuple(column[first : first + 4096] for column in columns)
-            trace, guide_trace = _traced(model, guide, batch, first)
-            if learns and "y" in trace.stochastic_nodes and "y" not in guide_trace.nodes:
-                raise DataError("expected data (x, y), for the model's site 'y'; got x alone")
-            for name, site in trace.nodes.items():
-                if needs and is_assignment(site) and name not in guide_trace.nodes:
-                    raise SiteError(f"expected a site {name!r} in the guide for {needs}; got none")
+            if first < ENOUGH or not _all_in_support(trace, observed, batch):
+                trace, guide_trace = _traced(model, guide, batch, first)
+                _check_sites(trace, guide_trace, learns, needs)
+                observed = observed_columns(trace, batch)
+                for name in trace.observation_nodes:
+                    check_support(name, trace.nodes[name], first)
             if "c" in trace.nodes:
                 num_components = trace.nodes["c"]["value"].shape[-1]
                 if learns and len(x) < num_components:
@@ -72,8 +82,6 @@ def check(
                         f"expected at least as many rows as components, {num_components}; "
                         f"got {len(x)}"
                     )
-            for name in trace.observation_nodes:
-                check_support(name, trace.nodes[name], first)
             for y in batch[1:2] if _has_classes(trace) else ():
                 classes |= set(y[~y.isnan()].long().unique().tolist())
             if any(isinstance(part, Adaptive) for part in modules(model, guide)):
@@ -96,6 +104,59 @@ def _check_arguments(program: Program, columns: Sequence[torch.Tensor]) -> None:
         names = ", ".join(taken.parameters)
         got = "x alone" if len(columns) == 1 else f"({', '.join(('x', 'y', '…')[: len(columns)])})"
         raise DataError(f"expected data ({names}), as the story takes; got {got}") from error
+
+
+def _check_sites(trace: Trace, guide_trace: Trace, learns: bool, needs: str) -> None:
+    if learns and "y" in trace.stochastic_nodes and "y" not in guide_trace.nodes:
+        raise DataError("expected data (x, y), for the model's site 'y'; got x alone")
+    for name, site in trace.nodes.items():
+        if needs and is_assignment(site) and name not in guide_trace.nodes:
+            raise SiteError(f"expected a site {name!r} in the guide for {needs}; got none")
+
+
+def observed_columns(trace: Trace, batch: Sequence[torch.Tensor]) -> dict[str, int] | None:
+    """The number of the column that each site observes.
+
+    Returns:
+        None if a site observes something else, or if its support may depend on the row.
+    """
+    found: dict[str, int] = {}
+    for name in trace.observation_nodes:
+        site = trace.nodes[name]
+        value = site["value"]
+        numbers = [
+            number
+            for number, column in enumerate(batch)
+            if column.numel() == value.numel()
+            and torch.equal(column.reshape(value.shape).to(value), value)
+        ]
+        if not numbers or isinstance(site["fn"], Observed) or _varies(site["fn"].support):
+            return None
+        found[name] = numbers[0]
+    return found
+
+
+def _all_in_support(
+    trace: Trace, observed: dict[str, int] | None, batch: Sequence[torch.Tensor]
+) -> bool:
+    """Whether it is known of other rows that all their observed values are possible."""
+    if observed is None:
+        return False
+    for name, number in observed.items():
+        site, column = trace.nodes[name], batch[number]
+        value = column.reshape(len(column), *site["value"].shape[1:])
+        if not site["fn"].support.check(value).all():
+            return False
+    return True
+
+
+def _varies(part: Any) -> bool:
+    """Whether a constraint has limits of several values, which may be those of rows."""
+    if isinstance(part, torch.Tensor):
+        return part.numel() > 1
+    if isinstance(part, list | tuple):
+        return any(map(_varies, part))
+    return isinstance(part, Constraint) and any(map(_varies, vars(part).values()))
 
 
 def _traced(

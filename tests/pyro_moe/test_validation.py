@@ -8,6 +8,7 @@ import pyro_moe
 from pyro_moe import DataError, DataWarning, EmptyComponentWarning
 from pyro_moe.models import DMVAE, GMM, ME, VAE, DeepMoE, DVMoE, VaDE
 from pyro_moe.validation import check, check_components, empty, starving
+from pyro_moe.validation import story as story_checks
 
 D, K = 3, 4
 
@@ -260,3 +261,65 @@ def test_components_may_have_their_rows_at_the_end():
     settings = {"loss": "em", "epochs": 9, "prior": "none", "progress": False}
     run = pyro_moe.fit(story.model, story.guide, x, **settings)
     check_components(run, rows=10)  # without a warning
+
+
+# Many rows
+
+MANY = 20
+
+
+@pytest.fixture
+def few_are_enough(monkeypatch):
+    """A check by blocks of 4,096 rows, of which the first must run."""
+    monkeypatch.setattr(story_checks, "ENOUGH", 4096)
+    return 2 * 4096 + MANY
+
+
+def counted(model):
+    """A model, and the numbers of rows that it is run on."""
+    seen: list[int] = []
+
+    def run(*columns):
+        seen.append(len(columns[0]))
+        return model(*columns)
+
+    return run, seen
+
+
+def test_of_many_rows_some_are_run_if_supports_are_known(few_are_enough):
+    columns = torch.zeros(few_are_enough, 1), torch.ones(few_are_enough)
+    model, seen = counted(observing("y", dist.Poisson(2.0), column=1))
+    check(model, nothing, columns, learns=False)
+    assert seen == [4096]
+    model, seen = counted(lambda x, y: observing("y", dist.Poisson(2.0))(y + 1))
+    check(model, nothing, columns, learns=False)
+    assert seen == [4096, 4096, MANY]
+
+
+@pytest.mark.parametrize("row", [5000, 2 * 4096 + 3])
+def test_an_impossible_value_of_a_row_that_is_not_run_is_found(row, few_are_enough):
+    counts = torch.ones(few_are_enough)
+    counts[row] = 0.5
+    model = observing("y", dist.Poisson(2.0), column=1)
+    with pytest.raises(DataError, match=f"in the support .*; got 0.5 in row {row}$"):
+        check(model, nothing, (torch.zeros(few_are_enough, 1), counts), learns=False)
+
+
+def test_rows_run_where_supports_or_values_depend_on_them(few_are_enough):
+    trials = torch.full((few_are_enough,), 5.0)
+    trials[-1] = 2.0
+    counts = torch.full((few_are_enough,), 3.0)
+
+    def binomial(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Binomial(x[:, 0], torch.tensor(0.5)), obs=y)
+
+    with pytest.raises(DataError, match=f"bound=2.0.; got 3 in row {few_are_enough - 1}$"):
+        check(binomial, nothing, (trials[:, None], counts), learns=False)
+
+    def clamped(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Poisson(2.0), obs=y.clamp(min=0.0))
+
+    counts[-1] = -1.0
+    check(clamped, nothing, (trials[:, None], counts), learns=False)
