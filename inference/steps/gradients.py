@@ -125,7 +125,7 @@ class Gradients:
     def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: float) -> None:
         """Compile a recording, if that saves time or in any case, and say so."""
         say, rows = self.say or (lambda line: None), len(tensors[-2])
-        saved = seconds_saved(recording.graph) * steps
+        saved = max(0.0, seconds_saved(recording.graph) * steps)
         if self.compile == "auto":
             # Importing the compiler takes longer, or products of large matrices take all the time.
             if saved < CACHED or sum(value.numel() for value in tensors) > MOST:

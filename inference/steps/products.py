@@ -153,8 +153,8 @@ def _dense(graph: Graph, matrix: Node) -> Node:
     value = matrix.meta["val"]
     if value.is_contiguous() or value.mT.is_contiguous():
         return matrix
-    contiguous = {"memory_format": torch.contiguous_format}
-    return graph.call_function(aten.clone.default, (matrix,), contiguous)
+    options: dict[str, Any] = {"memory_format": torch.contiguous_format}
+    return graph.call_function(aten.clone.default, (matrix,), options)
 
 
 def _transposed(graph: Graph, matrix: Node) -> Node:

@@ -24,7 +24,7 @@ PAPER = {
     ("mnist", "DVMoE"): (34.0551, 208.142, 680.714),
 }
 IMAGE_SHAPE = (1, 28, 28)
-VIEWS = 8  # moves of an image over which gates average
+VIEWS = 4  # moves of an image over which gates average
 
 
 def rows(data: str, *, y_dim: int, seed: int, data_dir: str | None = None) -> tuple[Rows, Rows]:
