@@ -215,11 +215,12 @@ class Recording:
 def _with_onednn(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> GraphModule:
     """The graph with large products by oneDNN, or as it is on a machine that cannot run that."""
     fast = with_onednn(graph)
-    try:
-        with torch.no_grad():
-            fast(*inputs)
-    except RuntimeError:
-        return graph
+    if fast is not graph:
+        try:
+            with torch.no_grad():
+                fast(*inputs)
+        except RuntimeError:
+            return graph
     return fast
 
 

@@ -75,14 +75,12 @@ def method(
     z_dim = z_dim or default
     x_options: dict[str, Any] = {"common_scale": images}
     gate_options: dict[str, Any] = {}
-    expert_options: dict[str, Any] = {}
+    sizes: Any = {"x_dim": x_dim, "y_dim": y_dim, "num_components": num_components}
     if images:
-        expert_options = {"predictor": models.Predictor(shrinkage=1.0)}
+        sizes["predictor"] = models.Predictor(shrinkage=1.0)
         x_options |= {"likelihood": "continuous-bernoulli", "hidden": (500, 500)}
         gate = models.ConvolutionalClassifier(IMAGE_SHAPE, num_components, views=VIEWS)
         gate_options = {"gate": gate}
-    sizes: Any = {"x_dim": x_dim, "y_dim": y_dim, "num_components": num_components}
-    sizes |= expert_options
     story: nn.Module
     if name == "ME":
         story = models.ME(**sizes, common_scale=images)

@@ -118,7 +118,8 @@ def observed_columns(trace: Trace, batch: Sequence[torch.Tensor]) -> dict[str, i
     """The number of the column that each site observes.
 
     Returns:
-        None if a site observes something else, or if its support may depend on the row.
+        None if a site observes something else or columns are equal, or if its support may depend
+        on the row.
     """
     found: dict[str, int] = {}
     for name in trace.observation_nodes:
@@ -130,7 +131,7 @@ def observed_columns(trace: Trace, batch: Sequence[torch.Tensor]) -> dict[str, i
             if column.numel() == value.numel()
             and torch.equal(column.reshape(value.shape).to(value), value)
         ]
-        if not numbers or isinstance(site["fn"], Observed) or _varies(site["fn"].support):
+        if len(numbers) != 1 or isinstance(site["fn"], Observed) or _varies(site["fn"].support):
             return None
         found[name] = numbers[0]
     return found

@@ -291,6 +291,9 @@ def test_of_many_rows_some_are_run_if_supports_are_known(few_are_enough):
     model, seen = counted(observing("y", dist.Poisson(2.0), column=1))
     check(model, nothing, columns, learns=False)
     assert seen == [4096]
+    model, seen = counted(observing("y", dist.Poisson(2.0), column=1))
+    check(model, nothing, (columns[1][:, None], columns[1]), learns=False)
+    assert seen == [4096, 4096, MANY]  # either column may be the observed one
     model, seen = counted(lambda x, y: observing("y", dist.Poisson(2.0))(y + 1))
     check(model, nothing, columns, learns=False)
     assert seen == [4096, 4096, MANY]
