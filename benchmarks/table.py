@@ -22,6 +22,7 @@ from pyro_moe.paper.table1 import METHODS, PAPER, Y_DIMS
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 LENGTHS = (1, 2, 5, 10)
 DIGITS = 10
+SHARES = (0.125, 0.25, 0.5)
 Groups = dict[tuple[str, ...], list[Run]]
 
 # Published RMSE and log-likelihood of deep ensembles (Lakshminarayanan et al. 2017, Table 1) and of
@@ -343,7 +344,9 @@ def few_labels() -> str:
 
 def conformal() -> str:
     """Coverage of 90 % intervals on MNIST: those of the model, and conformal ones."""
-    runs = [run for run in recorded("table1", data="mnist") if "conformal_coverage" in run]
+    lengths = (None, Z_DIMS["mnist"])
+    runs = [run for run in recorded("table1", data="mnist") if run["z_dim"] in lengths]
+    runs = [run for run in runs if "conformal_coverage" in run]
     rows = []
     for (method, y_dim), of_seeds in grouped(runs, "method", "y_dim").items():
         own = spread([run["coverage"]["0.9"] for run in of_seeds], 3)
@@ -472,6 +475,42 @@ def digit_groups() -> str:
     return table(head, rows)
 
 
+def several_starts() -> str:
+    """What a rule loses and costs that drops all starts but one after a share of the training."""
+    rows = []
+    for (method,), runs in grouped(recorded("several_starts"), "method").items():
+        cells = []
+        for share in SHARES:
+            found = [early_choice(run["starts"], share) for run in runs]
+            cost = statistics.mean(cost for _, cost in found)
+            cells += [spread([lost for lost, _ in found], 3), f"{cost:.1f}"]
+        rest = [mean_of_rest(run["starts"]) for run in runs]
+        rows.append((method, len(runs), spread(rest, 3), *cells))
+    shares = [text for share in SHARES for text in (f"best after {share:.0%}: loses", "costs")]
+    return table(("story", "seeds", "a single start loses", *shares), rows)
+
+
+def best_bounds(starts: list[Run]) -> list[float]:
+    """The highest bound of each start."""
+    return [max(start["held_out_elbo"]) for start in starts]
+
+
+def mean_of_rest(starts: list[Run]) -> float:
+    """How much lower the bound of a single start is than that of the best, on average."""
+    bounds = best_bounds(starts)
+    return max(bounds) - statistics.mean(bounds)
+
+
+def early_choice(starts: list[Run], share: float) -> tuple[float, float]:
+    """What the choice after a share of the training loses, and its cost in single starts."""
+    number = max(1, round(share * len(starts[0]["seconds"])))
+    chosen = max(starts, key=lambda start: start["held_out_elbo"][number - 1])
+    lost = max(best_bounds(starts)) - max(chosen["held_out_elbo"])
+    before = sum(start["seconds_before"] + sum(start["seconds"][:number]) for start in starts)
+    whole = sum(start["seconds_before"] + sum(start["seconds"]) for start in starts)
+    return lost, (before + sum(chosen["seconds"][number:])) / (whole / len(starts))
+
+
 MADE = (
     clusters,
     few_labels,
@@ -494,6 +533,7 @@ MADE = (
     engine,
     memory,
     processes,
+    several_starts,
     steps,
 )
 

@@ -1,4 +1,4 @@
-"""``pyro-moe reproduce``: reproduction of the paper, or of its table."""
+"""``pyro-moe reproduce``: reproduction of the paper, of its table, or of its figures."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from pyro_moe.paper import table1
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table row by row, or write a page with the figures, too."""
+    """Print the table row by row, or write a page with the figures."""
     torch.set_num_threads(1)
     chosen = {"quick": options.quick, "data_dir": options.data_dir}
     with without_warnings(EmptyComponentWarning):  # it would interrupt the table
@@ -19,4 +19,4 @@ def run(options: argparse.Namespace) -> None:
             return
         from pyro_moe.paper import page  # which imports matplotlib and pandas
 
-        print(page.write(options.out, **chosen))
+        print(page.write(options.out, with_table=options.what == "paper", **chosen))

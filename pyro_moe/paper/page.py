@@ -15,12 +15,18 @@ Say = Callable[[str], None]
 
 
 def write(
-    path: str | Path, *, quick: bool = False, data_dir: str | None = None, say: Say = print
+    path: str | Path,
+    *,
+    with_table: bool = True,
+    quick: bool = False,
+    data_dir: str | None = None,
+    say: Say = print,
 ) -> Path:
     """Fit what the paper reports, and write the page.
 
     Args:
         path: The file to write, such as ``paper.html``.
+        with_table: Whether Table 1 is on the page, which on MNIST takes most of the time.
         quick: Whether to train for fewer epochs, and on 10,000 images.
         data_dir: Folder with MNIST's four files. If None, Table 1 is that of spirals, and the
             figures of images have scikit-learn's digits.
@@ -32,8 +38,9 @@ def write(
     images = "digits of scikit-learn" if data_dir is None else "MNIST"
     length = "with few epochs" if quick else "in full"
     sections = [paragraph(f"seed 0, {length}; images are {images}. Other seeds: see benchmarks")]
-    say("Table 1")
-    sections.append(_table1(quick, data_dir))
+    if with_table:
+        say("Table 1")
+        sections.append(_table1(quick, data_dir))
     say(f"figures 4 to 7: {images}")
     sections.append(_figures("Figures 4 to 7: images", of_images(quick=quick, data_dir=data_dir)))
     say("figures 8 to 11: spirals")

@@ -510,11 +510,12 @@ def test_a_run_without_a_target_of_a_table_cannot_predict(line, table, undrawn, 
     assert message == "expected a run with a target of a table; got run"
 
 
-def test_the_page_of_the_paper_is_written(monkeypatch, capsys):
+@pytest.mark.parametrize(("what", "with_table"), [("paper", True), ("figures", False)])
+def test_the_page_of_the_paper_is_written(what, with_table, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(page, "write", lambda path, **options: asked.append((path, options)))
-    assert cli.main(["reproduce", "paper", "--quick", "--out", "here.html"]) == 0
-    assert asked == [("here.html", {"quick": True, "data_dir": None})]
+    assert cli.main(["reproduce", what, "--quick", "--out", "here.html"]) == 0
+    assert asked == [("here.html", {"with_table": with_table, "quick": True, "data_dir": None})]
 
 
 @pytest.mark.parametrize(

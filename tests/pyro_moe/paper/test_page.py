@@ -37,6 +37,15 @@ def test_the_page_has_the_table_the_figures_and_the_numbers(small, tmp_path):
         assert expected in text
 
 
+def test_the_figures_come_without_the_table(small, tmp_path):
+    said = []
+    path = page.write(tmp_path / "figures.html", with_table=False, quick=True, say=said.append)
+    text = path.read_text()
+    assert [line.partition(":")[0] for line in said] == ["figures 4 to 7", "figures 8 to 11"]
+    assert text.count("<img") == 12
+    assert "Table 1" not in text
+
+
 def test_numbers_are_those_of_the_training(small):
     (dmvae, _) = clustering.of_spirals(quick=True)
     numbers = dmvae.numbers
