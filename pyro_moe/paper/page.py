@@ -60,8 +60,8 @@ def _table1(quick: bool, data_dir: str | None) -> str:
 
 def _figures(title: str, stories: list[Clustered]) -> str:
     about = (
-        "The paper says that DMVAE converges in fewer epochs, that its epochs are shorter, and "
-        "that it depends less on its start"
+        "The paper says that DMVAE converges in 200 to 300 epochs of 3.5 seconds, VaDE in 500 to "
+        "700 epochs of 13 seconds, and that DMVAE depends less on its start"
     )
     numbers = pd.DataFrame([story.numbers for story in stories])
     pictures = [picture(figure, name) for story in stories for name, figure in story.figures()]
