@@ -97,4 +97,4 @@ def _codes(
         seed=seed,
         progress=progress,
     )
-    return encode(fitted, x)
+    return encode(fitted.uninterrupted(), x)

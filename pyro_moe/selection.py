@@ -375,6 +375,4 @@ def _log_density(
 
 def _fit(story: Any, data: Data, seed: int, fit_options: dict[str, Any]) -> Fit:
     fitted = fit(story.model, story.guide, data, seed=seed, progress=False, **fit_options)
-    if fitted.interrupted and "callback" not in fit_options:
-        raise KeyboardInterrupt
-    return fitted
+    return fitted if "callback" in fit_options else fitted.uninterrupted()

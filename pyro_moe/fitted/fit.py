@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
@@ -120,6 +120,19 @@ class Fit:
     def interrupted(self) -> bool:
         """Whether training was interrupted from outside."""
         return self.stopped is not None and self.stopped.startswith("interrupted")
+
+    def uninterrupted(self) -> Self:
+        """This fit, for what is of no use with a part of the training, such as a comparison.
+
+        `fit` returns what was learned when it is interrupted. A loop over several fits would go on
+        with the next one.
+
+        Raises:
+            KeyboardInterrupt: If training was interrupted.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
 
     @property
     def story(self) -> Any:

@@ -254,4 +254,5 @@ def _fitted(fit: MixtureFit, story: Any, table: Table, **options: Any) -> Mixtur
     arguments = {**(fit.story_arguments or {}), "num_components": story.num_components}
     made = Made(story, fit.story_name, arguments)
     with without_warnings(EmptyComponentWarning), without_warnings(ConvergenceWarning):
-        return fitted_to(made, fit.design, table[0], fit.family, progress=False, **given)
+        fitted = fitted_to(made, fit.design, table[0], fit.family, progress=False, **given)
+    return fitted.uninterrupted()

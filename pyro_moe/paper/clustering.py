@@ -105,4 +105,4 @@ def _clustered(
 ) -> Clustered:
     story = STORIES[name](**sizes)
     fitted = fit(story.model, story.guide, train.x, seed=0, progress=False, **options)
-    return Clustered(name, fitted, test)
+    return Clustered(name, fitted.uninterrupted(), test)

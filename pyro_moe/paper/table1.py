@@ -136,7 +136,7 @@ def cell(
     started = time.perf_counter()
     fitted = fit(story.model, story.guide, (x, y), seed=seed, progress=False, **arguments)
     seconds = time.perf_counter() - started
-    prediction = evaluation.predict(fitted, test.x)
+    prediction = evaluation.predict(fitted.uninterrupted(), test.x)
     clusters = evaluation.clustering_scores(prediction.gate, np.asarray(classes))
     return {
         **evaluation.regression_scores(prediction, target),

@@ -1,11 +1,13 @@
 """Images are clustered into responsibilities whose rows sum to one."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+import pyro_moe
 from pyro_moe import DataError, Rows, evaluation, images
 from pyro_moe.images import cluster_images
 
@@ -62,6 +64,15 @@ def test_the_autoencoder_sees_as_many_images_as_there_are_rows_in_each_epoch(dra
     with pytest.raises(KeyboardInterrupt):
         clustered(drawings, epochs=7, copies=3)
     assert seen == {"rows": 3 * 90, "epochs": 3}
+
+
+def test_an_interruption_of_the_autoencoder_ends_the_clustering(drawings, monkeypatch):
+    def interrupted(*arguments, **options):
+        return replace(pyro_moe.fit(*arguments, **options), stopped="interrupted")
+
+    monkeypatch.setattr(images, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clustered(drawings.take(slice(24)), epochs=1, copies=1)
 
 
 def test_rows_that_are_no_images_are_an_error():

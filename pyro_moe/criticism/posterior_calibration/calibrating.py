@@ -127,8 +127,8 @@ def _simulation(
     fitted = fit(
         given.programs.model, given.programs.guide, columns, seed=stream(*seeds), **options
     )
-    if fitted.interrupted and "callback" not in options:
-        raise KeyboardInterrupt
+    if "callback" not in options:
+        fitted.uninterrupted()
     draws = _draws(fitted, list(truth), num_draws, *seeds)
     with torch.no_grad(), reproducible(*seeds, 2):
         values = np.array(

@@ -1,5 +1,7 @@
 """A fit says what it is in a few lines, and its methods are the functions of the package."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -60,6 +62,10 @@ def test_a_fit_of_functions_and_a_stopped_one(rows):
     )
     assert repr(fit).splitlines()[-1] == "  stopped: interrupted after 1 of 5 epochs"
     assert len(repr(fit)) < 400
+    with pytest.raises(KeyboardInterrupt):
+        fit.uninterrupted()
+    whole = replace(fit, stopped=None)
+    assert whole.uninterrupted() is whole
 
 
 def test_a_restored_fit_is_shown_and_needs_rows(fit, rows, tmp_path):

@@ -1,18 +1,31 @@
 """The bootstrap, profile intervals, and the test of K components."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from pyro_moe import mixture
-from pyro_moe.mixtures import bootstrap, bootstrap_test
+from pyro_moe.mixtures import bootstrap, bootstrap_test, resampling
+from pyro_moe.mixtures.entry import fitted_to
 from pyro_moe.mixtures.resampling import resampled, simulated
 
 
 @pytest.fixture(scope="module")
 def line(table):
     return mixture("y ~ x", table, num_components=1)
+
+
+@pytest.mark.parametrize("resample", [bootstrap, bootstrap_test])
+def test_an_interruption_ends_the_resampling(line, resample, monkeypatch):
+    def interrupted(*arguments, **options):
+        return replace(fitted_to(*arguments, **options), stopped="interrupted")
+
+    monkeypatch.setattr(resampling, "fitted_to", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resample(line, number=2)
 
 
 def test_the_profile_of_a_slope_has_a_closed_form(table, line):

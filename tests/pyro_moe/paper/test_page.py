@@ -1,9 +1,12 @@
 """The page of the paper: numbers of tiny fits, and their pictures."""
 
+from dataclasses import replace
+
 import pytest
 
+import pyro_moe
 from pyro_moe import datasets
-from pyro_moe.paper import clustering, page
+from pyro_moe.paper import clustering, page, table1
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pyro_moe.inference.errors.EmptyComponentWarning", "ignore::pyro_moe.DataWarning"
@@ -15,7 +18,7 @@ def small(monkeypatch):
     """Both stories on a few rows, and one row of Table 1."""
     spiral = datasets.spiral(train_rows=12, test_rows=8)
     digits = [rows.take(slice(40)) for rows in datasets.digits()]
-    monkeypatch.setattr(datasets, "spiral", lambda: spiral)
+    monkeypatch.setattr(datasets, "spiral", lambda seed=0: spiral)
     monkeypatch.setattr(datasets, "digits", lambda: digits)
     true_fit = clustering.fit
 
@@ -44,6 +47,23 @@ def test_the_figures_come_without_the_table(small, tmp_path):
     assert [line.partition(":")[0] for line in said] == ["figures 4 to 7", "figures 8 to 11"]
     assert text.count("<img") == 12
     assert "Table 1" not in text
+
+
+PARTS = {
+    table1: lambda: table1.cell("ME", "spiral", *table1.rows("spiral", y_dim=1, seed=0), seed=0),
+    clustering: lambda: clustering.of_spirals(quick=True),
+}
+
+
+@pytest.mark.parametrize("module", PARTS, ids=["table", "figures"])
+def test_an_interruption_ends_the_page(module, small, monkeypatch):
+    def interrupted(*programs, **options):
+        options |= {"epochs": 1, "initialize": "random", "restarts": 1}
+        return replace(pyro_moe.fit(*programs, **options), stopped="interrupted")
+
+    monkeypatch.setattr(module, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        PARTS[module]()
 
 
 def test_numbers_are_those_of_the_training(small):
