@@ -345,8 +345,8 @@ def few_labels() -> str:
 def conformal() -> str:
     """Coverage of 90 % intervals on MNIST: those of the model, and conformal ones."""
     lengths = (None, Z_DIMS["mnist"])
-    runs = [run for run in recorded("table1", data="mnist") if run["z_dim"] in lengths]
-    runs = [run for run in runs if "conformal_coverage" in run]
+    every = recorded("table1", data="mnist")
+    runs = [run for run in every if run["z_dim"] in lengths and "conformal_coverage" in run]
     rows = []
     for (method, y_dim), of_seeds in grouped(runs, "method", "y_dim").items():
         own = spread([run["coverage"]["0.9"] for run in of_seeds], 3)
