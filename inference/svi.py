@@ -4,8 +4,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -138,10 +139,10 @@ class SVI:
                 the start or to the last end of an epoch from which a step was finite.
         """
         processes = Processes.running()
-        processes.expect_alike("rows", self._columns)
+        processes.expect_alike("rows", self.columns)
         processes.expect_alike("parameters", [p.flatten() for p in self.parameters().values()])
         proven = latest = self._checkpoint()
-        while len(self.history) < self.epochs and not self.stalled:
+        while not self.ended:
             try:
                 record = self._epoch(len(self.history))
             except NonFiniteError as error:
@@ -153,7 +154,7 @@ class SVI:
                 self._forget(set(self.parameters()) - set(latest[0]))
                 raise
             self.history.append(record)
-            self._validate(record)
+            self.validate(record)
             free = None if proven is latest else proven
             proven, latest = latest, self._checkpoint(free)
             yield record
@@ -166,17 +167,22 @@ class SVI:
         return max(self._bounds(), default=None)
 
     @property
+    def ended(self) -> bool:
+        """Whether there is no epoch left."""
+        return len(self.history) >= self.epochs or self.stalled
+
+    @property
     def stalled(self) -> bool:
         """Whether the last bounds on held-out rows, as many as ``patience``, are no better."""
-        bounds = self._bounds()
-        if self.patience is None or not bounds:
+        if self.patience is None:
             return False
-        return len(bounds) - 1 - bounds.index(max(bounds)) >= self.patience
+        bounds = self._bounds()
+        return bool(bounds) and len(bounds) - 1 - bounds.index(max(bounds)) >= self.patience
 
     def _bounds(self) -> list[float]:
         return [record["held_out_elbo"] for record in self.history if "held_out_elbo" in record]
 
-    def _validate(self, record: dict[str, float]) -> None:
+    def validate(self, record: dict[str, float]) -> None:
         """Compute the bound on held-out rows if it is time, and keep the best state."""
         number = len(self.history)
         if self.held_out is None or (number % max(1, self.epochs // 100) and number < self.epochs):
@@ -234,40 +240,51 @@ class SVI:
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
         processes = Processes.running()
-        at_once = isinstance(self.elbo, Differentiable)
+        with (
+            self.steps(epoch),
+            closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
+        ):
+            batches = self.batches(epoch)
+            first = next(batches)
+            if processes.size > 1:
+                torch.manual_seed(stream(self.seed, epoch, processes.rank))
+            buffers = self.buffers()
+            for index, (part, alike, rows) in enumerate(chain([first], batches)):
+                done = (epoch + part) / self.epochs
+                batch = tuple(column[processes.share(rows)] for column in self.columns)
+                steps = self.at_once * self.epochs * alike
+                try:
+                    total += self.step(batch, len(rows), buffers, updates, done, steps)
+                except FloatingPointError as error:
+                    message = f"{error} at epoch {epoch + 1}, step {index + 1}"
+                    raise NonFiniteError(message, first_step=index == 0) from error
+            processes.average([b for b in buffers if b.is_floating_point()])
+        return self.record(epoch, total, done, time.perf_counter() - started)
+
+    @contextmanager
+    def steps(self, epoch: int) -> Iterator[None]:
+        """All that is in force while the steps of an epoch are taken."""
         with (
             reproducible(self.seed, epoch),
             running(self.store),
             where_incomplete(*self.data),
             training_mode(self.model, self.guide),
-            evaluated_once(self.model, self.guide) if at_once else nullcontext(),
+            evaluated_once(self.model, self.guide) if self.at_once else nullcontext(),
             without_warnings(UserWarning, "Encountered NaN"),  # NonFiniteError tells
-            closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
         ):
-            batches = self._batches(epoch)
-            first = next(batches)
-            if processes.size > 1:
-                torch.manual_seed(stream(self.seed, epoch, processes.rank))
-            buffers = [b for part in modules(self.model, self.guide) for b in part.buffers()]
-            for index, (part, alike, rows) in enumerate(chain([first], batches)):
-                steps = at_once * self.epochs * alike
-                done = (epoch + part) / self.epochs
-                batch = tuple(column[processes.share(rows)] for column in self._columns)
-                try:
-                    total += self._step(batch, len(rows), buffers, updates, done, steps)
-                except FloatingPointError as error:
-                    message = f"{error} at epoch {epoch + 1}, step {index + 1}"
-                    raise NonFiniteError(message, first_step=index == 0) from error
-            processes.average([b for b in buffers if b.is_floating_point()])
+            yield
+
+    def record(self, epoch: int, total: float, done: float, seconds: float) -> dict[str, float]:
+        """The record of an epoch with this sum of the rows' losses, for the history."""
         return {
             "epoch": epoch + 1,
-            "elbo": -total / self.annotations.total(num_rows),
+            "elbo": -total / self.annotations.total(len(self.data[0])),
             "temperature": at(self.temperature, done),
-            "learning_rate": self._learning_rate(done),
-            "seconds": time.perf_counter() - started,
+            "learning_rate": self.rate(done),
+            "seconds": seconds,
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[float, float, torch.Tensor]]:
+    def batches(self, epoch: int) -> Iterator[tuple[float, float, torch.Tensor]]:
         """The minibatches of an epoch, of rows or of whole groups.
 
         Yields:
@@ -294,7 +311,7 @@ class SVI:
                 yield start + share * (index / len(parts)), alike, rows
             done += len(window)
 
-    def _step(
+    def step(
         self,
         batch: Data,
         num_rows: int,
@@ -307,25 +324,14 @@ class SVI:
 
         ``steps`` is zero if the objective is not `Differentiable`.
         """
-        temperature, share = at(self.temperature, done), len(batch[0]) / len(self.data[0])
-
-        def evaluate() -> float:
-            with MinibatchScale(share):
-                loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch, num_rows)
-            self._optimizer()
-            return loss
-
-        def loss_of(batch: Data, temperature: torch.Tensor) -> torch.Tensor:
-            with MinibatchScale(share):
-                programs = self._treated(temperature)
-                return self.elbo.differentiable_loss(*programs, *batch) / num_rows
-
+        temperature = at(self.temperature, done)
+        evaluate = partial(self.evaluate, batch, temperature, num_rows)
         if self.optimizer is None or not steps:
             loss = evaluate()
         else:
             (group,) = self.optimizer.param_groups
             arguments = (group["params"], buffers, batch, temperature, steps)
-            one_vector = updates.flat is not None
+            loss_of, one_vector = partial(self.loss_of, num_rows), updates.flat is not None
             loss = self.gradients(evaluate, loss_of, *arguments, one_vector=one_vector)
         optimizer: Any = self.optimizer  # the first evaluation has created it
         vector = self.gradients.vector
@@ -338,11 +344,26 @@ class SVI:
             torch._foreach_div_(gradients, float(num_rows))
             loss /= num_rows
         loss = _of_all_processes(loss, gradients)
-        optimizer.param_groups[0]["lr"] = self._learning_rate(done)
+        optimizer.param_groups[0]["lr"] = self.rate(done)
         if not (math.isfinite(loss) and updates.step(optimizer, vector)):
             optimizer.zero_grad()
             raise FloatingPointError(self._culprit(batch, temperature))
         return loss * num_rows
+
+    def evaluate(self, batch: Data, temperature: float, num_rows: int) -> float:
+        """The loss, divided by the rows if it is `Differentiable`; gradients are ``grad``.
+
+        There is an optimizer afterwards, and it has all parameters.
+        """
+        with MinibatchScale(len(batch[0]) / len(self.data[0])):
+            loss = _loss_and_gradients(self.elbo, *self._treated(temperature), batch, num_rows)
+        self._optimizer()
+        return loss
+
+    def loss_of(self, num_rows: int, batch: Data, temperature: torch.Tensor) -> torch.Tensor:
+        """The same loss as a tensor, to be recorded."""
+        with MinibatchScale(len(batch[0]) / len(self.data[0])):
+            return self.elbo.differentiable_loss(*self._treated(temperature), *batch) / num_rows
 
     def _treated(self, temperature: Temperature) -> tuple[Program, Program]:
         """Model and guide prepared for the objective at this temperature."""
@@ -351,11 +372,21 @@ class SVI:
         return model, guide
 
     @property
-    def _columns(self) -> Data:
+    def at_once(self) -> bool:
+        """Whether the loss of a minibatch is one tensor with gradients."""
+        return isinstance(self.elbo, Differentiable)
+
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers of the modules."""
+        return [value for part in modules(self.model, self.guide) for value in part.buffers()]
+
+    @property
+    def columns(self) -> Data:
         """The arguments of the programs: the data and the annotations."""
         return (*self.data, *self.annotations.columns)
 
-    def _learning_rate(self, done: float) -> float:
+    def rate(self, done: float) -> float:
+        """The step size at the completed share ``done`` of the run."""
         if callable(self.learning_rate):
             return self.learning_rate(done)
         return self.learning_rate * one_cycle(done)

@@ -21,14 +21,15 @@ class Progress:
 
     Args:
         shown: Whether to show progress.
-        start: The number of the start, from 1.
+        start: The number of the start, from 1; or None for all starts together.
         starts: Number of starts.
     """
 
-    def __init__(self, shown: bool, start: int = 1, starts: int = 1) -> None:
-        self.label = f"start {start} of {starts}" if starts > 1 else ""
+    def __init__(self, shown: bool, start: int | None = None, starts: int = 1) -> None:
+        which = f"{starts} starts" if start is None else f"start {start} of {starts}"
+        self.label = which if starts > 1 else ""
         self.lines = shown and not _can_move()
-        self.lines_of_training = max(1, LINES // starts)
+        self.lines_of_training = LINES if start is None else max(1, LINES // starts)
         self.bar = tqdm(
             desc=self.label, unit="epoch", disable=self.lines or not shown, dynamic_ncols=True
         )

@@ -3,5 +3,6 @@
 from .flat import Updates
 from .gradients import Gradients, Recording
 from .simplify import simplify
+from .stack import stacked
 
-__all__ = ["Gradients", "Recording", "Updates", "simplify"]
+__all__ = ["Gradients", "Recording", "Updates", "simplify", "stacked"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch.optim import Adam
@@ -123,14 +124,28 @@ class FlatAdam:
         return [part.view_as(value) for part, value in zip(parts, self.parameters, strict=True)]
 
 
-def is_small(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether an optimizer is a fused Adam of few values, which has updated all of them alike."""
+def is_plain(optimizer: torch.optim.Optimizer | None) -> TypeGuard[Adam]:
+    """Whether an optimizer is a fused Adam without variants, of one group of parameters."""
     if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
         return False
     (group,) = optimizer.param_groups
+    return group["fused"] and not group["amsgrad"] and not group.get("decoupled_weight_decay")
+
+
+def begin(optimizer: Adam) -> None:
+    """Give an optimizer that has taken no step the state of its first."""
+    for value in (value for group in optimizer.param_groups for value in group["params"]):
+        zeros = {name: torch.zeros_like(value) for name in MOMENTS}
+        optimizer.state[value] = {"step": torch.zeros(()), **zeros}
+
+
+def is_small(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether an optimizer is a fused Adam of few values, which has updated all of them alike."""
+    if not is_plain(optimizer):
+        return False
+    (group,) = optimizer.param_groups
     values, states = group["params"], [optimizer.state.get(p, {}) for p in group["params"]]
-    plain = group["fused"] and not group["amsgrad"] and not group.get("decoupled_weight_decay")
-    if not plain or not all("step" in state for state in states):
+    if not all("step" in state for state in states):
         return False
     kinds = {(value.dtype, value.device) for value in values}
     steps = {float(state["step"]) for state in states}

@@ -95,8 +95,8 @@ class Gradients:
         if key not in self._recorded:
             recording = record(loss, parameters, buffers, inputs)
             self._recorded[key] = recording
-            if recording is not None and self.compile:
-                self._compile(recording, tensors, steps)
+            if recording is not None:
+                self.compile_if_useful(recording, tensors, len(batch[0]), steps)
         replay = self._recorded[key]
         if replay is None:
             return evaluate()
@@ -113,7 +113,7 @@ class Gradients:
             copies = [value.clone() for value in buffers]
             value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
-        self._differed = not _alike(gradients, [parameter.grad for parameter in parameters])
+        self._differed = not alike(gradients, [parameter.grad for parameter in parameters])
         if self._differed or replay.exact:
             return direct
         _set(parameters, gradients)  # so that a run that is resumed has the same results
@@ -122,9 +122,20 @@ class Gradients:
                 buffer.copy_(other)
         return value.item()
 
-    def _compile(self, recording: "Recording", tensors: list[torch.Tensor], steps: float) -> None:
-        """Compile a recording, if that saves time or in any case, and say so."""
-        say, rows = self.say or (lambda line: None), len(tensors[-2])
+    def compile_if_useful(
+        self, recording: "Recording", tensors: list[torch.Tensor], rows: int, steps: float
+    ) -> None:
+        """Compile a recording, if that was asked for or saves time, and say so.
+
+        Args:
+            recording: The recording.
+            tensors: Its arguments.
+            rows: Rows of a minibatch.
+            steps: The number of its calls.
+        """
+        if not self.compile:
+            return
+        say = self.say or (lambda line: None)
         saved = max(0.0, seconds_saved(recording.graph) * steps)
         if self.compile == "auto":
             # Importing the compiler takes longer, or products of large matrices take all the time.
@@ -206,10 +217,13 @@ class Recording:
         return value, [next(results) if known else None for known in self._known]
 
     def as_vector(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and all gradients as one vector, if these operations are compiled."""
-        with torch.no_grad():
-            value, vector = self._run(*tensors)
-        return value, vector
+        """The loss, and the gradients as one vector."""
+        if self.compiled:
+            with torch.no_grad():
+                value, vector = self._run(*tensors)
+            return value, vector
+        value, gradients = self(*tensors)
+        return value, torch.cat([each.flatten() for each in gradients if each is not None])
 
 
 def _with_onednn(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> GraphModule:
@@ -245,6 +259,8 @@ def record(
     parameters: Sequence[torch.Tensor],
     buffers: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
+    *,
+    zeros: bool = False,
 ) -> Recording | None:
     """The operations that compute a loss and its gradients.
 
@@ -255,6 +271,7 @@ def record(
         parameters: The tensors of the gradients.
         buffers: Other tensors that the loss uses and may change.
         inputs: The columns of a minibatch, and the temperature.
+        zeros: Whether the gradients of parameters that are not used are zeros, and not None.
 
     Returns:
         The recording, or None if the loss cannot be recorded.
@@ -264,7 +281,8 @@ def record(
     def function(*tensors: torch.Tensor) -> list[torch.Tensor | None]:
         *batch, temperature = tensors[-len(inputs) :]
         value = loss(tuple(batch), temperature)
-        gradients = torch.autograd.grad(value, tensors[: len(parameters)], allow_unused=True)
+        learned = tensors[: len(parameters)]
+        gradients = torch.autograd.grad(value, learned, allow_unused=True, materialize_grads=zeros)
         return [value.detach(), *gradients]
 
     try:
@@ -289,7 +307,7 @@ def _devices(tensors: Sequence[torch.Tensor]) -> list[torch.device]:
     return [tensors[0].device] if tensors[0].is_cuda else []
 
 
-def _alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
+def alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
     """Whether gradients are equal up to rounding.
 
     A small gradient may be the difference of large terms. The rounding error of the largest
@@ -301,6 +319,8 @@ def _alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tens
         return False
     ours, theirs = ([each for each in of if each is not None] for of in (gradients, others))
     pairs, norm = list(zip(ours, theirs, strict=True)), torch.nn.utils.get_total_norm(theirs)
+    if not norm.isfinite():
+        return False
     if sum(one.numel() for one in ours) <= MOST:
         return all(_equal(one, other, norm) for one, other in pairs)
     error = torch.nn.utils.get_total_norm([one - other for one, other in pairs])

@@ -123,6 +123,11 @@ def multiplications_by_onednn(recorded: GraphModule) -> int:
     return sum(map(_multiplications, _large(recorded)))
 
 
+def largest(recorded: GraphModule) -> int:
+    """The multiplications of the largest product of matrices."""
+    return max((_multiplied(node) for node in recorded.graph.nodes), default=0)
+
+
 def _large(recorded: GraphModule) -> list[Node]:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return []
@@ -131,14 +136,21 @@ def _large(recorded: GraphModule) -> list[Node]:
 
 def _multiplications(node: Node) -> int:
     """The multiplications of a product that oneDNN can compute, or zero."""
+    number = _multiplied(node)
+    values: list[Any] = [each.meta["val"] for each in node.all_input_nodes] if number else []
+    vector = all(each.dim() == 1 for each in values[:-2])
+    return number if vector and all(map(_is_single_on_cpu, values)) else 0
+
+
+def _multiplied(node: Node) -> int:
+    """The multiplications of a product of matrices, or zero."""
     values: list[Any] = [each.meta.get("val") for each in node.all_input_nodes]
     if node.target not in PRODUCTS or node.kwargs or len(values) != len(node.args):
         return 0
-    if any(value is None or not _is_single_on_cpu(value) for value in values):
+    if any(value is None for value in values):
         return 0
-    *bias, left, right = values
-    vector = all(each.dim() == 1 for each in bias)
-    return vector * left.shape[0] * left.shape[1] * right.shape[1]
+    *_, left, right = values
+    return int(left.shape[0] * left.shape[1] * right.shape[1])
 
 
 def _is_single_on_cpu(value: torch.Tensor) -> bool:

@@ -52,12 +52,24 @@ def _may_alias(node: Node) -> bool:
     return any(result.alias_info is not None for result in operation._schema.returns)
 
 
+def changed_in_place(node: Node) -> list[Node]:
+    """The arguments that an operation changes in place."""
+    operation = _operation(node)
+    arguments = [] if operation is None else operation._schema.arguments
+    values = [*node.args, *(node.kwargs.get(each.name) for each in arguments[len(node.args) :])]
+    return [
+        value
+        for value, argument in zip(values, arguments, strict=True)
+        if isinstance(value, Node) and argument.alias_info and argument.alias_info.is_write
+    ]
+
+
 def _written(recorded: GraphModule) -> set[Node]:
     """The nodes whose memory an operation changes in place."""
     found: set[Node] = set()
     for node in recorded.graph.nodes:
         if _writes(node):
-            found |= {node, *node.all_input_nodes}
+            found |= {node, *changed_in_place(node)}
     before = -1
     while len(found) != before:
         before = len(found)

@@ -1,6 +1,6 @@
 """Fitting of models: `fit` and `resume`, and posteriors of parameters."""
 
-from .double import em_of
+from .columns import em_of
 from .entry import fit, resume
 from .fewer import with_fewer
 from .posterior import Laplace, Sampled, hmc, information, laplace, scores

@@ -1,12 +1,15 @@
-"""The columns of data in the type and on the device of a fit."""
+"""The columns of data in the type and on the device of a fit, and of a fit in double precision."""
 
 import torch
 
+from pyro_moe.fitted import Fit
+from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import DataWarning, warn
+from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, modules
 from pyro_moe.inference.protocols import Adaptive
 from pyro_moe.inference.rows import OnDisk, sample
-from pyro_moe.rows import Data, as_tensor, as_tensors
+from pyro_moe.rows import Data, as_double, as_tensor, as_tensors
 from pyro_moe.validation import unresolved
 
 
@@ -83,3 +86,19 @@ def standardizes(model: Program, guide: Program) -> bool:
     """Whether a story takes its units from the data, and so can be fitted in double precision."""
     parts = modules(model, guide)
     return bool(parts) and all(isinstance(part, Adaptive) for part in parts)
+
+
+def em_of(fit: Fit, model: Program, guide: Program) -> EM:
+    """A run of EM with the rows of a fit in double precision, its annotations and its prior.
+
+    Args:
+        fit: The fit, with its training rows.
+        model: The model of the run, that of the fit or a copy in double precision.
+        guide: Its guide.
+
+    Raises:
+        DataError: If the fit was restored without its training rows.
+    """
+    data, about = tuple(map(as_double, fit.training_rows)), fit.annotations.each(as_double)
+    prior = Prior(**fit.settings["prior"])
+    return EM(model, guide, data, 0, fit.settings["seed"], prior, annotations=about)

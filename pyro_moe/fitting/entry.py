@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,17 @@ from pyro_moe.fitted import Fit, described
 from pyro_moe.inference.context import learning
 from pyro_moe.inference.em import EM, TOLERANCE
 from pyro_moe.inference.errors import ConvergenceWarning, warn
-from pyro_moe.inference.initialize import phases
 from pyro_moe.inference.prior import Prior
 from pyro_moe.inference.programs import Program, Programs
-from pyro_moe.inference.starts.several import best_start
 from pyro_moe.inference.svi import NewOptimizer, Schedule
 from pyro_moe.progress import Progress
 from pyro_moe.rows import Data
 from pyro_moe.validation import check_components
 
 from .checkpoint import Checkpoint
-from .plan import Plan, planned
-from .training import LAST_PHASE, begun, finish, run_of, train, with_a_sample
+from .plan import planned
+from .starts import trained
+from .training import LAST_PHASE, finish, train, with_a_sample
 
 
 @learning()
@@ -125,8 +123,9 @@ def fit(
             if ``epochs`` is None, too. The phase with fixed assignments takes a fifth as many.
         restarts: Number of starts. If None, EM has twelve short ones, see
             `inference.starts.several`, and gradients have one. EM takes the start with the best
-            objective, gradients that with the best marginal ELBO on held-out rows. More than one
-            start of EM needs ``initialize="random"``.
+            objective, gradients that with the best marginal ELBO on held-out rows. Starts of small
+            networks take their steps together, see `inference.starts.stacked`, unless there is a
+            callback or a checkpoint. More than one start of EM needs ``initialize="random"``.
         validation: Share of rows to hold out during training by gradients. If None, it is a tenth
             of the rows, or up to a quarter if a tenth is less than 50. It is zero if ``epochs``
             is given with one start, or if the rows are so few that the prior is strong. At the
@@ -217,9 +216,12 @@ def fit(
     )
     folder = resume if checkpoint is None else checkpoint
     checkpoints = None if folder is None else Checkpoint(folder, plan, resume)
-    fits = _trained(plan, described(data), progress, callback, checkpoints)
+    fits = trained(plan, described(data), progress, callback, checkpoints)
     best = max(fits, key=_score)
-    if not fits[-1].interrupted and best.stopped is None:
+    interrupted = next((each.stopped for each in fits if each.interrupted), None)
+    if interrupted and not best.interrupted:
+        best = replace(best, stopped=f"{interrupted} of another start")
+    if best.stopped is None:
         best = finish(best, progress, callback, checkpoints)
     if best.history:
         check_components(best)
@@ -230,31 +232,6 @@ def fit(
             ConvergenceWarning,
         )
     return with_a_sample(best) if plan.streamed else best
-
-
-def _trained(
-    plan: Plan,
-    names: dict[str, Any],
-    progress: bool,
-    callback: Callable[[Fit], Any] | None,
-    checkpoint: Checkpoint | None,
-) -> list[Fit]:
-    """The trained starts, up to one that was interrupted. EM goes on with the best of its own."""
-    fits: list[Fit] = []
-    restarts, components = plan.settings["restarts"], plan.num_components
-    for number in range(1 if plan.by_em else restarts):
-        if plan.by_em and isinstance(plan.start, str) and plan.start == "random":
-            run = best_start(partial(run_of, plan), restarts, components)
-        else:
-            run = run_of(plan, number)
-        epochs = plan.settings["initial_epochs"]
-        runs = phases(run, plan.start, epochs=epochs, num_components=components)
-        shown = Progress(progress, number + 1, 1 if plan.by_em else restarts)
-        begin = begun(run, plan, **names)
-        fits.append(train(begin, runs, shown, callback, checkpoint, str(number)))
-        if fits[-1].interrupted:
-            break
-    return fits
 
 
 @learning()

@@ -126,7 +126,7 @@ def train(
     fitted: Fit,
     runs: Iterable[tuple[str, SVI | EM]],
     progress: Progress,
-    callback: Callable[[Fit], Any] | None,
+    callback: Callable[[Fit], Any] | None = None,
     checkpoint: Checkpoint | None = None,
     start: str = "last",
 ) -> Fit:
@@ -134,7 +134,7 @@ def train(
 
     With a checkpoint, each phase goes on from the last state of its name in this start.
     """
-    stopped = None
+    reason, phase, run = None, "training", fitted.run
     with progress:
         try:
             for phase, run in runs:
@@ -156,20 +156,28 @@ def train(
                     if checkpoint:
                         checkpoint.keep(name, run, now=True)
         except KeyboardInterrupt:
-            stopped = f"interrupted after {len(run.history)} of {run.epochs} epochs"
-            if phase != "training":
-                stopped += f" of phase {phase!r}"
+            return stopped(fitted, phase, run)
         except NonFiniteError as problem:
-            stopped = str(problem)
+            reason = str(problem)
             warn(
                 f"expected finite losses and gradients; got a {problem}: training stopped, and "
                 "the fit has the last valid parameters",
                 NonFiniteWarning,
             )
+    return _scored(fitted, reason)
+
+
+def stopped(fitted: Fit, phase: str, run: Any) -> Fit:
+    """The fit with the words of an interruption in this phase."""
+    reason = f"interrupted after {len(run.history)} of {run.epochs} epochs"
+    return _scored(fitted, reason if phase == "training" else f"{reason} of phase {phase!r}")
+
+
+def _scored(fitted: Fit, reason: str | None) -> Fit:
     elbo = fitted.held_out_elbo
     if isinstance(fitted.run, SVI) and fitted.run.held_out is not None:
         elbo = fitted.run.held_out_elbo
-    return replace(fitted, stopped=stopped, held_out_elbo=elbo)
+    return replace(fitted, stopped=reason, held_out_elbo=elbo)
 
 
 def with_a_sample(fitted: Fit) -> Fit:

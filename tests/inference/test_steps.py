@@ -382,10 +382,10 @@ def test_a_run_with_large_products_is_the_run_itself_and_can_be_continued(monkey
 
 def test_rounding_of_the_largest_gradients_is_no_difference():
     one, large = torch.tensor([1e-3]), torch.tensor([1e3])
-    assert gradients._alike([one, large], [one + 1e-6, large])
-    assert not gradients._alike([one], [one + 1e-6])
-    assert not gradients._alike([one, large], [one + 1e-3, large])
-    assert not gradients._alike(
+    assert gradients.alike([one, large], [one + 1e-6, large])
+    assert not gradients.alike([one], [one + 1e-6])
+    assert not gradients.alike([one, large], [one + 1e-3, large])
+    assert not gradients.alike(
         [one.double(), large.double()], [one.double() + 1e-6, large.double()]
     )
 
@@ -393,8 +393,8 @@ def test_rounding_of_the_largest_gradients_is_no_difference():
 def test_rounding_in_wide_networks_is_no_difference(monkeypatch):
     one = [torch.ones(5), None, torch.tensor([1e-3])]
     other = [torch.ones(5), None, torch.tensor([1.2e-3])]
-    assert not gradients._alike(one, other)
+    assert not gradients.alike(one, other)
     monkeypatch.setattr(gradients, "MOST", 0)
-    assert gradients._alike(one, other)
-    assert not gradients._alike(one, [torch.ones(5), None, torch.tensor([2e-3])])
-    assert not gradients._alike(one, [torch.ones(5), torch.ones(1), one[2]])
+    assert gradients.alike(one, other)
+    assert not gradients.alike(one, [torch.ones(5), None, torch.tensor([2e-3])])
+    assert not gradients.alike(one, [torch.ones(5), torch.ones(1), one[2]])

@@ -162,7 +162,7 @@ def test_schedules_are_functions_of_the_share_done(x):
 
 def test_the_learning_rate_is_one_cycle_of_half_cosines_to_zero(x):
     run = svi(make(), x, learning_rate=2.0)
-    rates = [run._learning_rate(done) for done in (0.0, 0.15, 0.3, 0.65, 1.0)]
+    rates = [run.rate(done) for done in (0.0, 0.15, 0.3, 0.65, 1.0)]
     assert rates == pytest.approx([0.08, 1.04, 2.0, 1.0, 0.0])
 
 

@@ -15,7 +15,7 @@ from pyro_moe.inference.em import EM
 from pyro_moe.inference.prior import penalized
 from pyro_moe.inference.programs import Programs, isolated
 
-from ..double import em_of
+from ..columns import em_of
 
 PRIOR_SCALE = 10.0
 LARGEST = 2000

@@ -192,7 +192,7 @@ def test_a_run_that_was_stopped_amid_its_first_epoch_with_all_rows_resumes(monke
 
     def stopping(fitted, *shown):
         with monkeypatch.context() as patch:
-            patch.setattr(SVI, "_step", interrupt if once else SVI._step)
+            patch.setattr(SVI, "step", interrupt if once else SVI.step)
             once.clear()
             return finish(fitted, *shown)
 
