@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
+from torch.distributions import kl_divergence
 
 from pyro_moe.distributions import MAX_LOG_ODDS, PRIOR_TEMPERATURE, TEMPERATURE
 
@@ -93,7 +95,7 @@ def objective(
         options: Any = {"num_rows": num_rows, "mean_weight": mean_weight, "teaches": teaches}
         return MarginalELBO(prior=prior, **options), _as_they_are
     if loss == "categorical-kl":
-        return TraceMeanField_ELBO(), _with_categorical_kl
+        return MeanFieldELBO(), _with_categorical_kl
     if loss == "relaxed":
         return RelaxedELBO(), _relaxed
     names = (*LOSSES, "em")
@@ -279,6 +281,44 @@ class RelaxedELBO(Trace_ELBO):
             total = model_trace.log_prob_sum()
             particles.append(total - sum(site["score_parts"].entropy_term.sum() for site in drawn))
         return -torch.stack(particles).mean()
+
+
+class MeanFieldELBO(TraceMeanField_ELBO):
+    r"""Pyro's `TraceMeanField_ELBO` of reparameterized sites, as one tensor.
+
+    .. math:: L = E_q[\log p(x \mid z, \zeta)]
+              - \sum_i \mathrm{KL}\big(q(z_i) \,\|\, p(z_i)\big)
+
+    Where the divergence has no closed form, it is that of the draw. `TraceMeanField_ELBO` reads
+    numbers from its tensors, so that its steps cannot be replayed.
+    """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The negative bound."""
+        particles = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
+            total = sum(_mean_field_term(site, guide_trace.nodes) for site in sites)
+            for name, site in guide_trace.nodes.items():
+                if site["type"] == "sample" and name not in model_trace.nodes:
+                    total -= site["score_parts"].entropy_term.sum()
+            particles.append(total)
+        return -torch.stack(particles).mean()
+
+
+def _mean_field_term(site: dict[str, Any], guide: dict[str, Any]) -> torch.Tensor:
+    """The log-likelihood of an observed site, or minus the divergence of a latent one."""
+    if site["is_observed"]:
+        return site["log_prob_sum"]
+    other = guide[site["name"]]
+    try:
+        divergence = kl_divergence(other["fn"], site["fn"])
+    except NotImplementedError:
+        return site["log_prob_sum"] - other["score_parts"].entropy_term.sum()
+    divergence = torch.as_tensor(divergence).expand(other["fn"].batch_shape)
+    return -scale_and_mask(divergence, other["scale"], other["mask"]).sum()
 
 
 class AssignedELBO(_DifferentiableELBO):

@@ -89,7 +89,7 @@ def test_a_replayed_run_is_the_run_itself(name, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("loss", ["relaxed", "marginal"])
+@pytest.mark.parametrize("loss", ["relaxed", "categorical-kl", "marginal"])
 def test_temperatures_and_missing_targets_are_replayed(loss, monkeypatch):
     y = torch.randn(N, 1)
     y[::5] = torch.nan
@@ -159,7 +159,7 @@ def test_params_and_automatic_guides_are_replayed(monkeypatch):
         lambda: (model, AutoNormal(model)), monkeypatch, data, Trace_ELBO(), replay=True
     )
     assert one.gradients.replayed == 0  # Pyro's own ELBO takes numbers from its tensors
-    for loss in ("relaxed", "marginal"):
+    for loss in ("relaxed", "categorical-kl", "marginal"):
         one, parameters, _ = trained(
             lambda: (model, AutoNormal(model)), monkeypatch, data, loss, replay=True
         )
@@ -398,3 +398,14 @@ def test_rounding_in_wide_networks_is_no_difference(monkeypatch):
     assert gradients.alike(one, other)
     assert not gradients.alike(one, [torch.ones(5), None, torch.tensor([2e-3])])
     assert not gradients.alike(one, [torch.ones(5), torch.ones(1), one[2]])
+
+
+def test_the_largest_product_or_convolution_is_counted_in_multiplications():
+    def function(x, w, image, kernel):
+        return [x @ w, torch.conv2d(image, kernel, padding=1)]
+
+    image, kernel = torch.ones(2, 3, 8, 8), torch.ones(4, 3, 3, 3)
+    graph = make_fx(function)(torch.ones(50, 20), torch.ones(20, 7), image, kernel)
+    assert products.largest(graph) == 2 * 4 * 8 * 8 * 3 * 3 * 3
+    graph = make_fx(function)(torch.ones(500, 20), torch.ones(20, 7), image, kernel)
+    assert products.largest(graph) == 500 * 20 * 7
