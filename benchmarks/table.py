@@ -490,6 +490,19 @@ def several_starts() -> str:
     return table(("story", "seeds", "a single start loses", *shares), rows)
 
 
+def starts_together() -> str:
+    """The cost of five starts in single starts, together and one by one."""
+    rows = []
+    for run in recorded("starts"):
+        seconds = run["seconds"]
+        one = seconds["one"]
+        ratios = (f"{seconds[way] / one:.1f}" for way in ("together", "one_by_one"))
+        size = (run["rows"], run["units"], run["batch"])
+        rows.append((run["story"].lower(), *size, f"{one:.1f}", *ratios))
+    head = ("story", "rows", "units of a layer", "rows of a minibatch", "one start, s")
+    return table((*head, "five together, in single starts", "five one by one"), rows)
+
+
 def best_bounds(starts: list[Run]) -> list[float]:
     """The highest bound of each start."""
     return [max(start["held_out_elbo"]) for start in starts]
@@ -534,6 +547,7 @@ MADE = (
     memory,
     processes,
     several_starts,
+    starts_together,
     steps,
 )
 

@@ -44,6 +44,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.bar.leave = self.bar.n > 0  # a bar of nothing disappears
         self.bar.close()
         self._say()
 

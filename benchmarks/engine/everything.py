@@ -28,6 +28,7 @@ def main() -> None:
         ["steps.py"],
         ["em.py", *(["--tables", tables] if tables else [])],
         ["predict.py"],
+        ["starts.py"],
         *(["scaling.py", work] for work in ("memory", "processes", "cost")),
     ]
     for name, *words in commands:

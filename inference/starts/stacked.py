@@ -1,7 +1,7 @@
 """Runs of SVI of copies of one story, which take their steps as one."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from .joint import Joint, StackError, aligned
 LARGE = 2**22  # multiplications of a product; larger ones of one run keep a core busy
 
 
-def side_by_side(runs: Sequence[SVI]) -> Iterator[dict[str, float]]:
+def side_by_side(runs: Sequence[SVI]) -> Generator[dict[str, float], None, None]:
     """Take epochs of several runs as one, as long as this saves time.
 
     Runs of small networks spend their time on calling operations. Here an operation is called
@@ -194,7 +194,7 @@ class Stack:
         tensors = [*self.joint.parameters, *copies, *inputs]
         try:
             parts = stacked(one.graph, tensors, [False] * (len(tensors) - 1) + [True])
-        except (RuntimeError, ValueError) as error:  # an operation that vmap does not know
+        except Exception as error:  # whatever vmap lacks
             raise StackError from error
         if parts is None:
             raise StackError

@@ -1,8 +1,8 @@
 """How the gradients of a training step are computed: recorded, replayed, shared by processes."""
 
-from .flat import Updates
+from .flat import MOST, Updates
 from .gradients import Gradients, Recording
 from .simplify import simplify
 from .stack import stacked
 
-__all__ = ["Gradients", "Recording", "Updates", "simplify", "stacked"]
+__all__ = ["MOST", "Gradients", "Recording", "Updates", "simplify", "stacked"]

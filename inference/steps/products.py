@@ -124,8 +124,13 @@ def multiplications_by_onednn(recorded: GraphModule) -> int:
 
 
 def largest(recorded: GraphModule) -> int:
-    """The multiplications of the largest product of matrices."""
-    return max((_multiplied(node) for node in recorded.graph.nodes), default=0)
+    """The multiplications of the largest product of matrices or convolution."""
+    products = [_multiplied(node) for node in recorded.graph.nodes]
+    convolutions = recorded.graph.find_nodes(op="call_function", target=aten.convolution.default)
+    for node in convolutions:
+        weight: Any = node.args[1]
+        products.append(node.meta["val"].numel() * weight.meta["val"][0].numel())
+    return max(products, default=0)
 
 
 def _large(recorded: GraphModule) -> list[Node]:

@@ -26,7 +26,7 @@ def stacked(
         The graphs, or None if random numbers depend on the arguments.
 
     Raises:
-        RuntimeError: If `torch.func.vmap` does not know an operation.
+        Exception: Whatever `torch.func.vmap` raises, for example of an operation that it lacks.
     """
     parts = without_noise(graph)
     if parts is None:
@@ -51,7 +51,7 @@ def without_noise(graph: GraphModule) -> tuple[GraphModule, GraphModule] | None:
         nodes, draws = [node for node in nodes if node not in draws], []
     filled = {value for node in draws for value in changed_in_place(node)}
     sources = _sources(draws, filled)
-    if any(node.op == "placeholder" for node in sources):
+    if any(node.op == "placeholder" for node in sources | filled):
         return None
     drawing, rest = Graph(), Graph()
     drawn: dict[Node, Node] = {}

@@ -1,14 +1,16 @@
 """The starts of a fit, trained one after the other or, if they are small, together."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.initialize import phases
+from pyro_moe.inference.programs import learned
 from pyro_moe.inference.starts.several import best_start
 from pyro_moe.inference.starts.stacked import side_by_side
+from pyro_moe.inference.steps import MOST
 from pyro_moe.progress import Progress
 
 from .checkpoint import Checkpoint
@@ -27,11 +29,11 @@ def trained(
 ) -> list[Fit]:
     """The trained starts, up to one that was interrupted. EM goes on with the best of its own.
 
-    With a callback or checkpoints, starts are trained one after the other, and otherwise together
-    as far as `side_by_side` takes them.
+    Starts of large models, or with a callback or checkpoints, are trained one after the other, and
+    the others together as far as `side_by_side` takes them.
     """
     number = 1 if plan.by_em else plan.settings["restarts"]
-    if number > 1 and callback is None and checkpoint is None:
+    if number > 1 and callback is None and checkpoint is None and _is_small(plan):
         return _together(plan, names, progress)
     fits: list[Fit] = []
     for start in range(number):
@@ -55,6 +57,12 @@ def _phases(plan: Plan, run: Any) -> Phases:
     return phases(run, plan.start, epochs=epochs, num_components=plan.num_components)
 
 
+def _is_small(plan: Plan) -> bool:
+    """Whether the starts have few parameters."""
+    values = learned({"params": {}}, plan.model, plan.guide).values()
+    return plan.settings["restarts"] * sum(value.numel() for value in values) <= MOST
+
+
 def _together(plan: Plan, names: dict[str, Any], progress: bool) -> list[Fit]:
     """The starts, one phase after the other, each of all starts."""
     runs = [run_of(plan, start) for start in range(plan.settings["restarts"])]
@@ -66,7 +74,7 @@ def _together(plan: Plan, names: dict[str, Any], progress: bool) -> list[Fit]:
             rest = {start: more for start, more in rest.items() if _next(more, latest, start)}
         except KeyboardInterrupt:
             return [stopped(fit, *each) for fit, each in zip(fits, latest, strict=True)]
-        interrupted = _ahead([latest[start] for start in rest], progress)
+        interrupted = bool(rest) and _ahead([latest[start] for start in rest], progress)
         for start in list(rest):
             phase, run = latest[start]
             fits[start].history.extend({"phase": phase, **record} for record in run.history)
@@ -93,16 +101,14 @@ def _next(phases: Phases, latest: list[tuple[str, Any]], start: int) -> bool:
 
 def _ahead(parts: list[tuple[str, Any]], progress: bool) -> bool:
     """Take epochs of all runs together. Whether that was interrupted."""
-    runs = [run for _, run in parts]
-    records = side_by_side(runs)
-    try:
-        for begun in records:
-            phase, first = parts[0]
-            with Progress(progress, starts=len(runs)) as shown:
-                first.gradients.say = shown.say
-                shown.begin(phase, 0, first.epochs)
-                for record in chain([begun], records):
+    (phase, first), runs = parts[0], [run for _, run in parts]
+    with Progress(progress, starts=len(runs)) as shown:
+        first.gradients.say = shown.say
+        shown.begin(phase, 0, first.epochs)
+        try:
+            with closing(side_by_side(runs)) as records:
+                for record in records:
                     shown.advance(record)
-    except KeyboardInterrupt:
-        return True
+        except KeyboardInterrupt:
+            return True
     return False

@@ -290,6 +290,16 @@ def test_a_stacked_graph_has_the_results_of_each_copy_with_its_own_noise():
         assert_close(result, torch.stack(each), rtol=0, atol=0)
 
 
-def test_random_numbers_that_depend_on_an_argument_cannot_be_stacked():
-    graph = make_fx(lambda p: [torch.bernoulli(p)])(torch.full((3,), 0.5))
+@pytest.mark.parametrize("draw", [torch.bernoulli, lambda p: p.normal_() + 1.0])
+def test_random_numbers_that_depend_on_an_argument_or_fill_it_cannot_be_stacked(draw):
+    graph = make_fx(lambda p: [draw(p)])(torch.full((3,), 0.5))
     assert stacked_graph(graph, [torch.full((S, 3), 0.5)], [False]) is None
+
+
+def test_random_numbers_without_a_use_are_left_out():
+    graph = make_fx(lambda p: [torch.bernoulli(p), p + 1.0][1:])(torch.full((3,), 0.5))
+    draw, together = stacked_graph(graph, [torch.ones(S, 3)], [False])
+    before = torch.get_rng_state()
+    assert draw() == ()
+    assert torch.equal(before, torch.get_rng_state())
+    assert_close(together(torch.ones(S, 3))[0], torch.full((S, 3), 2.0))

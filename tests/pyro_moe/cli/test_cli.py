@@ -210,7 +210,7 @@ def test_an_interruption_before_the_first_epoch_leaves_nothing(table, capsys, mo
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_moe.inference.svi.SVI._step", interrupt)
+    monkeypatch.setattr("pyro_moe.inference.svi.SVI.step", interrupt)
     command = "fit dmvae --data my.csv --epochs 4 --initialize random --quiet --out run"
     message = fails(command, capsys, 130)
     assert message == "interrupted before the end of the first epoch; nothing is saved"
