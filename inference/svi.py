@@ -239,7 +239,7 @@ class SVI:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         started, total, num_rows = time.perf_counter(), 0.0, len(self.data[0])
-        processes = Processes.running()
+        processes, at_once = Processes.running(), self.at_once
         with (
             self.steps(epoch),
             closing(Updates(steps_in_epoch(num_rows, self.batch_size))) as updates,
@@ -252,7 +252,7 @@ class SVI:
             for index, (part, alike, rows) in enumerate(chain([first], batches)):
                 done = (epoch + part) / self.epochs
                 batch = tuple(column[processes.share(rows)] for column in self.columns)
-                steps = self.at_once * self.epochs * alike
+                steps = at_once * self.epochs * alike
                 try:
                     total += self.step(batch, len(rows), buffers, updates, done, steps)
                 except FloatingPointError as error:
