@@ -300,11 +300,11 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         particles = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
-            total = sum(_mean_field_term(site, guide_trace.nodes) for site in sites)
+            terms = [_mean_field_term(site, guide_trace.nodes) for site in sites]
             for name, site in guide_trace.nodes.items():
                 if site["type"] == "sample" and name not in model_trace.nodes:
-                    total -= site["score_parts"].entropy_term.sum()
-            particles.append(total)
+                    terms.append(-site["score_parts"].entropy_term.sum())
+            particles.append(torch.stack(terms).sum())
         return -torch.stack(particles).mean()
 
 

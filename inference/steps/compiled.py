@@ -10,17 +10,18 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..context import late_imports
-from .products import multiplications_by_onednn, with_small_products
+from .products import with_onednn, with_small_products
 
 aten = torch.ops.aten
 SAVED = 1.5e-6  # seconds of a step for each operation, measured on one core
-LOST = 1e-11  # seconds for each multiplication, likewise
 FRESH, CACHED = 60.0, 6.0  # seconds of a compilation, and of one that inductor has in its cache
 
 Function = Callable[..., Sequence[torch.Tensor]]
 
 
-def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
+def compiled(
+    graph: GraphModule, inputs: Sequence[torch.Tensor], *, onednn: bool = False
+) -> Function:
     """The function of a recorded graph, compiled for tensors of these shapes.
 
     Its results are the first of the graph, the loss, and one vector of all others.
@@ -31,6 +32,7 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     Args:
         graph: Operations on tensors. Their results are a list of tensors.
         inputs: Tensors to compile it for.
+        onednn: Whether oneDNN computes large products, see `with_onednn`.
 
     Raises:
         Exception: Whatever the compiler raises, for example if there is no C++ compiler.
@@ -38,7 +40,7 @@ def compiled(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Function:
     from torch._subclasses import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    function, constants = _closed(graph)
+    function, constants = _closed(with_onednn(graph, compiled=True) if onednn else graph)
     _as_one_vector(function)
     tensors = [*inputs, *constants]
     FakeTensorProp(function, FakeTensorMode()).propagate(*tensors)
@@ -68,11 +70,8 @@ def seconds_to_compile(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> fl
 
 
 def seconds_saved(graph: GraphModule) -> float:
-    """The seconds that a compiled graph is expected to save at every call.
-
-    Compiled products are MKL's, which take longer than oneDNN's on some processors.
-    """
-    return SAVED * len(graph.graph.nodes) - LOST * multiplications_by_onednn(graph)
+    """The seconds that a compiled graph is expected to save at every call."""
+    return SAVED * len(graph.graph.nodes)
 
 
 def _marker(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Path:

@@ -136,7 +136,7 @@ class Gradients:
         if not self.compile:
             return
         say = self.say or (lambda line: None)
-        saved = max(0.0, seconds_saved(recording.graph) * steps)
+        saved = seconds_saved(recording.graph) * steps
         if self.compile == "auto":
             # Importing the compiler takes longer, or products of large matrices take all the time.
             if saved < CACHED or sum(value.numel() for value in tensors) > MOST:
@@ -193,7 +193,7 @@ class Recording:
         if len({value.dtype for value in self._learned(inputs)}) != 1:
             return "gradients of several types"
         try:
-            self._run = compiled(self.graph, inputs)
+            self._run = compiled(self.graph, inputs, onednn=not self.exact)
         except Exception as error:  # whatever a compiler or its absence leads to
             return f"{type(error).__name__}: {error}".splitlines()[0]
         self._shapes = [value.shape for value in self._learned(inputs)]

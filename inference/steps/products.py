@@ -29,13 +29,19 @@ def with_linear(recorded: GraphModule) -> GraphModule:
     return _finished(found)
 
 
-def with_onednn(recorded: GraphModule) -> GraphModule:
+def with_onednn(recorded: GraphModule, *, compiled: bool = False) -> GraphModule:
     """A copy that computes large products by oneDNN, with the same results up to rounding.
 
     PyTorch calls MKL for them, which leaves half the speed of AMD's processors unused. A rectifier
     of an affine map is part of its product here. If there is nothing to change, the graph itself is
     returned.
+
+    Args:
+        recorded: The graph.
+        compiled: Whether the copy is for torch's inductor, which would ask for constant weights,
+            unless it is given an operation that it does not know.
     """
+    affine = torch.ops.pyro_moe.affine.default if compiled else affine_by_onednn
     if not _large(recorded):
         return recorded
     found = copy.deepcopy(recorded)
@@ -48,7 +54,7 @@ def with_onednn(recorded: GraphModule) -> GraphModule:
             rows, columns = (_dense(found.graph, each) for each in (left, right))
             weight = _transposed(found.graph, columns)
             args = (rows, weight, bias, "relu" if rectified else "none")
-            product = found.graph.call_function(affine_by_onednn, args)
+            product = found.graph.call_function(affine, args)
         product.meta = last.meta
         last.replace_all_uses_with(product)
     return _finished(found)
@@ -69,6 +75,18 @@ def affine_by_onednn(
         known = [each for each in (rows, weight, bias) if each is not None]
         return _in_torchscript(activation, bias is not None)(*known)
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "")
+
+
+_library = torch.library.Library("pyro_moe", "DEF")
+_library.define("affine(Tensor rows, Tensor weight, Tensor? bias, str activation) -> Tensor")
+_library.impl("affine", affine_by_onednn, "CPU")
+
+
+@torch.library.register_fake("pyro_moe::affine")
+def _shape(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    return rows.new_empty(len(rows), len(weight))
 
 
 @cache
@@ -116,11 +134,6 @@ def _factors(node: Any) -> tuple[Node | None, Node, Node]:
     """What is added to a product, or None, and its factors."""
     *added, left, right = node.args
     return (added[0] if added else None), left, right
-
-
-def multiplications_by_onednn(recorded: GraphModule) -> int:
-    """The number of multiplications that `with_onednn` leaves to oneDNN."""
-    return sum(map(_multiplications, _large(recorded)))
 
 
 def largest(recorded: GraphModule) -> int:
