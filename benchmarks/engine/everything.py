@@ -27,6 +27,7 @@ def main() -> None:
     commands = [
         ["steps.py"],
         ["em.py", *(["--tables", tables] if tables else [])],
+        ["small_tables.py"],
         ["predict.py"],
         ["starts.py"],
         *(["scaling.py", work] for work in ("memory", "processes", "cost")),
