@@ -387,6 +387,7 @@ def test_rounding_of_the_largest_gradients_is_no_difference():
     one, large = torch.tensor([1e-3]), torch.tensor([1e3])
     assert gradients.alike([one, large], [one + 1e-6, large])
     assert not gradients.alike([one], [one + 1e-6])
+    assert not gradients.alike([one / 0], [one / 0])
     assert not gradients.alike([one, large], [one + 1e-3, large])
     assert not gradients.alike(
         [one.double(), large.double()], [one.double() + 1e-6, large.double()]
