@@ -1,1 +1,1 @@
-"""Starts of training: clusterings of points, and several starts of EM."""
+"""Starts of training: clusterings of points, and several starts, which are trained together."""
