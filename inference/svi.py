@@ -174,10 +174,10 @@ class SVI:
     @property
     def stalled(self) -> bool:
         """Whether the last bounds on held-out rows, as many as ``patience``, are no better."""
-        if self.patience is None:
-            return False
+        if self.patience is None or "held_out_elbo" not in (self.history or [{}])[-1]:
+            return False  # a run ends with the bound that shows it
         bounds = self._bounds()
-        return bool(bounds) and len(bounds) - 1 - bounds.index(max(bounds)) >= self.patience
+        return len(bounds) - 1 - bounds.index(max(bounds)) >= self.patience
 
     def _bounds(self) -> list[float]:
         return [record["held_out_elbo"] for record in self.history if "held_out_elbo" in record]
