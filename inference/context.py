@@ -8,7 +8,7 @@ Pyro that a caller runs in other threads meanwhile need one of them, too.
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from numbers import Integral
@@ -97,6 +97,18 @@ def learning() -> Iterator[None]:
     """Compute gradients, whatever the caller has turned off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def unchanged(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Give tensors their values back at the end of the block."""
+    before = [value.clone() for value in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, former in zip(tensors, before, strict=True):
+                value.copy_(former)
 
 
 _within = [False]  # whether `late_imports` is entered already, of the thread that has the lock

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.optim import Adam
 
+from ..context import unchanged
 from ..steps.flat import FlatAdam, begin, is_plain, is_small
 from ..svi import SVI, at
 
@@ -110,14 +111,10 @@ def _with_optimizer(run: SVI) -> Adam:
     Raises:
         StackError: If it is not that of a small model, see `FlatAdam`.
     """
-    buffers = run.buffers()
-    before = [value.clone() for value in buffers]
-    with run.steps(0):
+    with unchanged(run.buffers()), run.steps(0):
         _, _, rows = next(run.batches(0))
         batch = tuple(column[rows] for column in run.columns)
         run.evaluate(batch, at(run.temperature, 0.0), len(rows))
-    for value, former in zip(buffers, before, strict=True):
-        value.copy_(former)
     for parameter in run.parameters().values():
         parameter.grad = None
     if not is_plain(run.optimizer):

@@ -156,11 +156,11 @@ class Stack:
         """Take a step. The losses (S,), divided by the rows."""
         temperature = at(self.first.temperature, done)
         inputs = [*batch, torch.tensor(temperature, dtype=torch.float64)]
-        key, before = batch[0].shape, list(self._random)
+        key, before = batch[0].shape, self._random
         if key not in self._steps:
             self._steps[key] = self._recorded(inputs, steps)
         step = self._steps[key]
-        noise = self._noise(step.draw)
+        noise, self._random = self._noise(step.draw)
         tensors = [*self.joint.parameters, *self.joint.buffers, *inputs, *noise]
         losses, gradients = step.recording.as_vector(*tensors)
         if not (losses.isfinite().all() and torch.linalg.vector_norm(gradients).isfinite()):
@@ -171,18 +171,18 @@ class Stack:
         self.joint.step(gradients, self.first.rate(done))
         return losses
 
-    def _noise(self, draw: GraphModule) -> list[torch.Tensor]:
-        """The random numbers of all runs, each from its own stream."""
-        drawn = []
-        for number, state in enumerate(self._random):
+    def _noise(self, draw: GraphModule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The random numbers of all runs, each from its own stream, and the streams after that."""
+        drawn, after = [], []
+        for state in self._random:
             torch.set_rng_state(state)
             drawn.append(draw())
-            self._random[number] = torch.get_rng_state()
-        return [torch.stack(each) for each in zip(*drawn, strict=True)]
+            after.append(torch.get_rng_state())
+        return [torch.stack(each) for each in zip(*drawn, strict=True)], after
 
     def _recorded(self, inputs: list[torch.Tensor], steps: float) -> Step:
         """Record the step of the first run, and make it one of all runs."""
-        first, random, rows = self.first, list(self._random), inputs[0].shape[1]
+        first, rows = self.first, inputs[0].shape[1]
         *batch, temperature = inputs
         with first.steps(0):
             own = [*(column[0] for column in batch), temperature]
@@ -199,8 +199,8 @@ class Stack:
         if parts is None:
             raise StackError
         draw, graph = parts
-        tensors += self._noise(draw)
-        self._random = random
+        noise, _ = self._noise(draw)
+        tensors += noise
         with without_warnings(Warning):
             recording = Recording(graph, tensors)
         first.gradients.compile_if_useful(recording, tensors, rows, steps)

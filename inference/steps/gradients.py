@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..context import without_warnings
+from ..context import unchanged, without_warnings
 from .compiled import CACHED, compiled, seconds_saved, seconds_to_compile
 from .flat import MOST
 from .products import with_linear, with_onednn
@@ -276,7 +276,6 @@ def record(
     Returns:
         The recording, or None if the loss cannot be recorded.
     """
-    before = [value.clone() for value in buffers]
 
     def function(*tensors: torch.Tensor) -> list[torch.Tensor | None]:
         *batch, temperature = tensors[-len(inputs) :]
@@ -285,17 +284,14 @@ def record(
         gradients = torch.autograd.grad(value, learned, allow_unused=True, materialize_grads=zeros)
         return [value.detach(), *gradients]
 
+    alone = torch.random.fork_rng(devices=_devices(inputs))
     try:
-        with torch.random.fork_rng(devices=_devices(inputs)), without_warnings(Warning):
+        with unchanged(buffers), alone, without_warnings(Warning):
             copies = [value.clone() for value in inputs]  # new tensors, see `evaluated_once`
             tensors = [*parameters, *buffers, *copies]
             return Recording(simplify(make_fx(function)(*tensors)), tensors)
     except Exception:  # whatever a model does that a graph cannot
         return None
-    finally:
-        with torch.no_grad():
-            for value, former in zip(buffers, before, strict=True):
-                value.copy_(former)
 
 
 def _set(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
