@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PATHS = {"--data-dir": "DIR", "--cache": "DIR", "--picture": "PICTURE"}
 Run = dict[str, Any]
 
 
 def write(benchmark: str, key: dict[str, Any], measured: dict[str, Any]) -> None:
     """Record a run: its key, its measurements, the command and the versions.
 
-    Paths of folders are left out.
+    Paths of this machine are left out.
 
     Args:
         benchmark: Name of the file, without its ending.
@@ -58,12 +60,11 @@ def _path(benchmark: str) -> Path:
 
 
 def _made_by() -> dict[str, Any]:
-    words = [
-        "DIR" if option in ("--data-dir", "--cache") else word
-        for option, word in pairwise(sys.argv)
-    ]
+    words = [PATHS.get(option, word) for option, word in pairwise(sys.argv)]
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(HERE) if script.is_relative_to(HERE) else script.name
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "command": shlex.join(["python", f"benchmarks/{name}", *words]),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

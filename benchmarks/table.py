@@ -170,19 +170,21 @@ def steps() -> str:
     rows = []
     for run in recorded("steps"):
         times = run["milliseconds"]
-        fit, hand, pyro, compiled = (times.get(way) for way in ("fit", "hand", "pyro", "compiled"))
+        fit, hand, pyro = (times[way] for way in ("fit", "hand", "pyro"))
+        others = (times.get(way) for way in ("compiled", "bfloat16"))
         rows.append(
             (
                 run["story"],
                 run["device"],
                 *(f"{times[way]:.1f}" for way in ("fit", "evaluated", "hand", "pyro")),
                 f"{fit / hand:.2f}",
-                f"{compiled / hand:.2f}" if compiled else "",
+                *(f"{time / hand:.2f}" if time else "" for time in others),
                 f"{fit / pyro:.2f}",
             )
         )
     head = ("story", "device", "fit, ms", "without replay", "by hand", "Pyro's SVI")
-    return table((*head, "fit / by hand", "compiled / by hand", "fit / Pyro"), rows)
+    ratios = ("fit / by hand", "compiled / by hand", "bfloat16 / by hand", "fit / Pyro")
+    return table((*head, *ratios), rows)
 
 
 def starts() -> str:

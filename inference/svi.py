@@ -97,6 +97,7 @@ class SVI:
         optimizer: The optimizer with its moments, or None before the first step.
         best: The state with the highest bound on the held-out rows so far, or None.
         compile: Whether recorded steps are compiled; ``"auto"`` if it saves time, see `Gradients`.
+        bfloat16: Whether large products of matrices are of numbers in bfloat16, see `Gradients`.
         new_optimizer: A function of the parameters that makes the optimizer, see `adam`.
         gradients: How the gradients of a minibatch are computed.
     """
@@ -121,12 +122,13 @@ class SVI:
     optimizer: torch.optim.Optimizer | None = None
     best: dict[str, torch.Tensor] | None = None
     compile: bool | str = False
+    bfloat16: bool = False
     new_optimizer: NewOptimizer = adam
     gradients: Gradients = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Begin without recorded steps."""
-        self.gradients = Gradients(self.compile)
+        self.gradients = Gradients(self.compile, self.bfloat16)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining epochs, yielding the record of each.
@@ -231,6 +233,7 @@ class SVI:
             optimizer=optimizer,
             history=list(self.history),
             epochs=epochs,
+            bfloat16=self.gradients.bfloat16,
         )
 
     def parameters(self) -> dict[str, torch.Tensor]:

@@ -5,7 +5,8 @@
     python benchmarks/engine/steps.py --device cuda      # seconds of the clock, not of the CPU
 
 The three are timed in turns, and the median of the turns is printed. Ratios below one mean that
-`fit` is faster. "Compiled" is `fit` with `compile=True`, "evaluated" without replay.
+`fit` is faster. "Compiled" is `fit` with `compile=True`, "bfloat16" replays with large products in
+bfloat16, and "evaluated" is without replay.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main() -> None:
                 turns[way].append(1e3 * run(options.steps))
         median = {way: statistics.median(times) for way, times in turns.items()}
         print(name, {way: round(value, 2) for way, value in median.items()}, flush=True)
-        for way in ("fit", "compiled", "evaluated"):
+        for way in ("fit", "compiled", "bfloat16", "evaluated"):
             ratios = {f"{way} / {other}": median[way] / median[other] for other in ("hand", "pyro")}
             print("  ", {pair: round(value, 2) for pair, value in ratios.items()}, flush=True)
         key = {"story": name, "steps": options.steps, "device": options.device}
@@ -63,6 +64,7 @@ def ways_of(
         "hand": lambda steps: seconds(lambda: [by_plain() for _ in range(steps)]) / steps,
         "fit": lambda steps: of_fit(story, columns, steps, replay=True),
         "compiled": lambda steps: of_fit(story, columns, steps, replay=True, compile=True),
+        "bfloat16": lambda steps: of_fit(story, columns, steps, replay=True, bfloat16=True),
         "evaluated": lambda steps: of_fit(story, columns, steps, replay=False),
         "pyro": lambda steps: of_pyro(story, columns, max(10, steps // 5)),
     }
@@ -74,7 +76,7 @@ def of_fit(
     steps: int,
     *,
     replay: bool,
-    compile: bool = False,
+    **choices: bool,
 ) -> float:
     """Seconds of a step after the first epoch, in which steps are recorded."""
     per_epoch = -(-len(columns[0]) // 256)
@@ -89,8 +91,8 @@ def of_fit(
         treatment,
         epochs=1 + max(1, round(steps / per_epoch)),
         batch_size=256,
-        compile=compile,
         **settings,
+        **choices,
     )
     epochs = iter(run)
     next(epochs)

@@ -15,8 +15,9 @@ from pyro_moe.processes import Processes
 
 from ..context import reproducible, stream, without_warnings
 from ..steps import Recording, stacked
-from ..steps.gradients import WORTHWHILE, alike, record
+from ..steps.gradients import WORTHWHILE, alike
 from ..steps.products import largest
+from ..steps.recording import record
 from ..svi import SVI, Data, at
 from .joint import Joint, StackError, aligned
 

@@ -1,7 +1,8 @@
 """How the gradients of a training step are computed: recorded, replayed, shared by processes."""
 
 from .flat import MOST, Updates
-from .gradients import Gradients, Recording
+from .gradients import Gradients
+from .recording import Recording
 from .simplify import simplify
 from .stack import stacked
 

@@ -3,23 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..context import unchanged, without_warnings
-from .compiled import CACHED, compiled, seconds_saved, seconds_to_compile
+from .compiled import CACHED, seconds_saved, seconds_to_compile
 from .flat import MOST
-from .products import with_linear, with_onednn
-from .simplify import simplify
+from .recording import Batch, Loss, Recording, devices_of, record
 
-Batch = tuple[torch.Tensor, ...]
-Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
 WORTHWHILE = 200
-WIDE = 1e-4  # of the norm of the gradients
+WIDE, ROUGH = 1e-4, 0.05  # of the norm of the gradients
 
 
 class Gradients:
@@ -36,25 +29,31 @@ class Gradients:
 
     Large products of matrices are computed by oneDNN, see `with_onednn`, or a recording is
     compiled, see `compiled`. The gradients are then equal to those of the model up to rounding.
+    With large products of numbers in bfloat16, see `with_bfloat16`, they may differ by a twentieth
+    of their norm. If they ever differ by more, all products are in single precision from then on.
 
     A copy of this object has no recordings.
 
     Args:
         compile: Whether recordings are compiled; ``"auto"`` if it is expected to save time.
+        bfloat16: Whether large products of matrices are of numbers in bfloat16.
         say: A function that is told, in a line, what is compiled or why not.
     """
 
     def __init__(
-        self, compile: bool | str = False, say: Callable[[str], None] | None = None
+        self,
+        compile: bool | str = False,
+        bfloat16: bool = False,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self.compile, self.say = compile, say
+        self.compile, self.bfloat16, self.say = compile, bfloat16, say
         self.vector: torch.Tensor | None = None
         self._recorded: dict[Any, Recording | None] = {}
         self._replays: Counter[Any] = Counter()
         self._differed = False
 
-    def __reduce__(self) -> tuple[type["Gradients"], tuple[bool | str]]:
-        return Gradients, (self.compile,)
+    def __reduce__(self) -> tuple[type["Gradients"], tuple[bool | str, bool]]:
+        return Gradients, (self.compile, self.bfloat16)
 
     @property
     def replayed(self) -> int:
@@ -93,7 +92,7 @@ class Gradients:
         inputs = [*batch, torch.tensor(temperature, dtype=torch.float64, device=batch[0].device)]
         tensors = [*parameters, *buffers, *inputs]
         if key not in self._recorded:
-            recording = record(loss, parameters, buffers, inputs)
+            recording = record(loss, parameters, buffers, inputs, bfloat16=self.bfloat16)
             self._recorded[key] = recording
             if recording is not None:
                 self.compile_if_useful(recording, tensors, len(batch[0]), steps)
@@ -109,11 +108,16 @@ class Gradients:
             value, gradients = replay(*tensors)
             _set(parameters, gradients)
             return value.item()
-        with torch.random.fork_rng(devices=_devices(inputs)):
+        with torch.random.fork_rng(devices=devices_of(inputs)):
             copies = [value.clone() for value in buffers]
             value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
-        self._differed = not alike(gradients, [parameter.grad for parameter in parameters])
+        same = alike(gradients, [value.grad for value in parameters], rough=replay.rough)
+        if not same and replay.rough:
+            self.bfloat16, self._recorded = False, {}
+            self._say(f"products are no longer in bfloat16: gradients differ by over {ROUGH:.0%}")
+            return direct
+        self._differed = not same
         if self._differed or replay.exact:
             return direct
         _set(parameters, gradients)  # so that a run that is resumed has the same results
@@ -135,7 +139,6 @@ class Gradients:
         """
         if not self.compile:
             return
-        say = self.say or (lambda line: None)
         saved = seconds_saved(recording.graph) * steps
         if self.compile == "auto":
             # Importing the compiler takes longer, or products of large matrices take all the time.
@@ -143,155 +146,21 @@ class Gradients:
                 return
             expected = seconds_to_compile(recording.graph, tensors)
             if saved < expected:
-                say(
+                self._say(
                     f"steps of {rows} rows are not compiled, because that would take about "
                     f"{expected:.0f} s and save {saved:.0f} s"
                 )
                 return
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=_devices(tensors)):
+        with torch.random.fork_rng(devices=devices_of(tensors)):
             problem = recording.compile(tensors)
         seconds = time.perf_counter() - started
         done = f"compiled in {seconds:.0f} s, to save about {saved:.0f} s"
-        say(f"steps of {rows} rows are {f'not compiled: {problem}' if problem else done}")
+        self._say(f"steps of {rows} rows are {f'not compiled: {problem}' if problem else done}")
 
-
-class Recording:
-    """A recorded loss and its gradients, a function of the tensors that it was recorded with.
-
-    The operations run in TorchScript's interpreter, which takes less time for each than Python
-    does. It does not know the gradients of convolutions and of batch normalization.
-
-    Its results are ``exact``, those of the graph bit for bit, or equal up to rounding.
-
-    Args:
-        graph: The operations. Their results are the loss and the gradients.
-        inputs: Tensors to try it with.
-    """
-
-    def __init__(self, graph: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
-        (output,) = graph.graph.find_nodes(op="output")
-        self._known = [result is not None for result in output.args[0][1:]]
-        output.args = ([result for result in output.args[0] if result is not None],)
-        graph.recompile()
-        self.graph, self.compiled, self.whole = graph, False, all(self._known)
-        fast = _with_onednn(graph, inputs)
-        self.exact = fast is graph
-        self._run: Callable[..., Sequence[torch.Tensor]] = fast
-        with torch.no_grad(), suppress(RuntimeError, TypeError, AttributeError):
-            self._run = scripted(with_linear(fast), inputs)
-
-    def compile(self, inputs: Sequence[torch.Tensor]) -> str:
-        """Compile the operations. If that fails, they stay as they are.
-
-        Args:
-            inputs: Tensors to compile it for.
-
-        Returns:
-            Why it failed, in a line, or an empty text.
-        """
-        if len({value.dtype for value in self._learned(inputs)}) != 1:
-            return "gradients of several types"
-        try:
-            self._run = compiled(self.graph, inputs, onednn=not self.exact)
-        except Exception as error:  # whatever a compiler or its absence leads to
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        self._shapes = [value.shape for value in self._learned(inputs)]
-        self.compiled, self.exact = True, False
-        return ""
-
-    def _learned(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The parameters that have a gradient."""
-        return [value for value, known in zip(inputs, self._known, strict=False) if known]
-
-    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """The loss, and the gradients or None."""
-        if self.compiled:
-            value, vector = self.as_vector(*tensors)
-            parts = vector.split([shape.numel() for shape in self._shapes])
-            rest = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-        else:
-            with torch.no_grad(), torch.jit.optimized_execution(False):
-                value, *rest = self._run(*tensors)
-        results = iter(rest)
-        return value, [next(results) if known else None for known in self._known]
-
-    def as_vector(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and the gradients as one vector."""
-        if self.compiled:
-            with torch.no_grad():
-                value, vector = self._run(*tensors)
-            return value, vector
-        value, gradients = self(*tensors)
-        return value, torch.cat([each.flatten() for each in gradients if each is not None])
-
-
-def _with_onednn(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> GraphModule:
-    """The graph with large products by oneDNN, or as it is on a machine that cannot run that."""
-    fast = with_onednn(graph)
-    if fast is not graph:
-        try:
-            with torch.no_grad():
-                fast(*inputs)
-        except RuntimeError:
-            return graph
-    return fast
-
-
-def scripted(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
-    """A function that runs operations in TorchScript's interpreter.
-
-    `torch.jit.trace` would keep each function until the process ends, a few megabytes of memory.
-    """
-
-    def function(*tensors: torch.Tensor) -> Any:
-        return graph(*tensors)
-
-    names = [f"tensor_{index}" for index in range(len(inputs))]
-    found, _ = torch._C._create_graph_by_tracing(
-        function, tuple(inputs), lambda value: "", True, False, None, names
-    )
-    return torch._C._create_function_from_graph("replay", found)
-
-
-def record(
-    loss: Loss,
-    parameters: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    inputs: Sequence[torch.Tensor],
-    *,
-    zeros: bool = False,
-) -> Recording | None:
-    """The operations that compute a loss and its gradients.
-
-    The buffers and the stream of random numbers are left as they were.
-
-    Args:
-        loss: The loss as a function of a minibatch and of the temperature.
-        parameters: The tensors of the gradients.
-        buffers: Other tensors that the loss uses and may change.
-        inputs: The columns of a minibatch, and the temperature.
-        zeros: Whether the gradients of parameters that are not used are zeros, and not None.
-
-    Returns:
-        The recording, or None if the loss cannot be recorded.
-    """
-
-    def function(*tensors: torch.Tensor) -> list[torch.Tensor | None]:
-        *batch, temperature = tensors[-len(inputs) :]
-        value = loss(tuple(batch), temperature)
-        learned = tensors[: len(parameters)]
-        gradients = torch.autograd.grad(value, learned, allow_unused=True, materialize_grads=zeros)
-        return [value.detach(), *gradients]
-
-    alone = torch.random.fork_rng(devices=_devices(inputs))
-    try:
-        with unchanged(buffers), alone, without_warnings(Warning):
-            copies = [value.clone() for value in inputs]  # new tensors, see `evaluated_once`
-            tensors = [*parameters, *buffers, *copies]
-            return Recording(simplify(make_fx(function)(*tensors)), tensors)
-    except Exception:  # whatever a model does that a graph cannot
-        return None
+    def _say(self, line: str) -> None:
+        if self.say is not None:
+            self.say(line)
 
 
 def _set(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
@@ -299,17 +168,19 @@ def _set(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | 
         parameter.grad = gradient
 
 
-def _devices(tensors: Sequence[torch.Tensor]) -> list[torch.device]:
-    return [tensors[0].device] if tensors[0].is_cuda else []
-
-
-def alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
+def alike(
+    gradients: Sequence[torch.Tensor | None],
+    others: Sequence[torch.Tensor | None],
+    *,
+    rough: bool = False,
+) -> bool:
     """Whether gradients are equal up to rounding.
 
     A small gradient may be the difference of large terms. The rounding error of the largest
     gradients is therefore no difference. In wide networks a rounding error can turn single units
     on or off, so that a few gradients differ by more. There only the norm of all differences is
-    compared with that of all gradients.
+    compared with that of all gradients. So it is with products of numbers in bfloat16, which are
+    ``rough``.
     """
     if [one is None for one in gradients] != [other is None for other in others]:
         return False
@@ -317,10 +188,10 @@ def alike(gradients: Sequence[torch.Tensor | None], others: Sequence[torch.Tenso
     pairs, norm = list(zip(ours, theirs, strict=True)), torch.nn.utils.get_total_norm(theirs)
     if not norm.isfinite():
         return False
-    if sum(one.numel() for one in ours) <= MOST:
+    if not rough and sum(one.numel() for one in ours) <= MOST:
         return all(_equal(one, other, norm) for one, other in pairs)
     error = torch.nn.utils.get_total_norm([one - other for one, other in pairs])
-    return bool(error <= WIDE * norm)
+    return bool(error <= (ROUGH if rough else WIDE) * norm)
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor, norm_of_all: torch.Tensor) -> bool:

@@ -26,7 +26,7 @@ def with_linear(recorded: GraphModule) -> GraphModule:
         bias, rows, weight = node.args
         if not node.kwargs and bias.meta["val"].dim() == 1 and weight.target is aten.t.default:
             node.target, node.args = aten.linear.default, (rows, weight.args[0], bias)
-    return _finished(found)
+    return finished(found)
 
 
 def with_onednn(recorded: GraphModule, *, compiled: bool = False) -> GraphModule:
@@ -47,17 +47,15 @@ def with_onednn(recorded: GraphModule, *, compiled: bool = False) -> GraphModule
     found = copy.deepcopy(recorded)
     for node in _large(found):
         bias, left, right = _factors(node)
-        first, *others = node.users
-        rectified = first.target is aten.relu.default and not others
-        last = first if rectified else node
+        last = rectified(node)
         with found.graph.inserting_before(node):
             rows, columns = (_dense(found.graph, each) for each in (left, right))
             weight = _transposed(found.graph, columns)
-            args = (rows, weight, bias, "relu" if rectified else "none")
+            args = (rows, weight, bias, "none" if last is node else "relu")
             product = found.graph.call_function(affine, args)
         product.meta = last.meta
         last.replace_all_uses_with(product)
-    return _finished(found)
+    return finished(found)
 
 
 def affine_by_onednn(
@@ -136,9 +134,15 @@ def _factors(node: Any) -> tuple[Node | None, Node, Node]:
     return (added[0] if added else None), left, right
 
 
+def rectified(product: Node) -> Node:
+    """The rectifier of a product if nothing else reads the product, or the product itself."""
+    first, *others = product.users
+    return first if first.target is aten.relu.default and not others else product
+
+
 def largest(recorded: GraphModule) -> int:
     """The multiplications of the largest product of matrices or convolution."""
-    products = [_multiplied(node) for node in recorded.graph.nodes]
+    products = [multiplications(node) for node in recorded.graph.nodes]
     convolutions = recorded.graph.find_nodes(op="call_function", target=aten.convolution.default)
     for node in convolutions:
         weight: Any = node.args[1]
@@ -149,18 +153,18 @@ def largest(recorded: GraphModule) -> int:
 def _large(recorded: GraphModule) -> list[Node]:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return []
-    return [node for node in recorded.graph.nodes if _multiplications(node) >= LARGE]
+    return [node for node in recorded.graph.nodes if _by_onednn(node) >= LARGE]
 
 
-def _multiplications(node: Node) -> int:
+def _by_onednn(node: Node) -> int:
     """The multiplications of a product that oneDNN can compute, or zero."""
-    number = _multiplied(node)
+    number = multiplications(node)
     values: list[Any] = [each.meta["val"] for each in node.all_input_nodes] if number else []
     vector = all(each.dim() == 1 for each in values[:-2])
     return number if vector and all(map(_is_single_on_cpu, values)) else 0
 
 
-def _multiplied(node: Node) -> int:
+def multiplications(node: Node) -> int:
     """The multiplications of a product of matrices, or zero."""
     values: list[Any] = [each.meta.get("val") for each in node.all_input_nodes]
     if node.target not in PRODUCTS or node.kwargs or len(values) != len(node.args):
@@ -193,7 +197,8 @@ def _transposed(graph: Graph, matrix: Node) -> Node:
     return graph.call_function(aten.t.default, (matrix,))
 
 
-def _finished(graph: GraphModule) -> GraphModule:
+def finished(graph: GraphModule) -> GraphModule:
+    """The graph without operations whose results nothing uses."""
     graph.graph.eliminate_dead_code(must_stay)
     graph.recompile()
     return graph

@@ -145,7 +145,7 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
     parts = {"now": state(run.store, run.model, run.guide)}
     values: dict[str, Any] = {"plan": plan, "history": run.history}
     if isinstance(run, SVI):
-        parts["best"] = run.best or {}
+        parts["best"], values["bfloat16"] = run.best or {}, run.gradients.bfloat16
         if run.optimizer is not None:
             names = {id(value): name for name, value in run.parameters().items()}
             (group,) = run.optimizer.param_groups
@@ -180,7 +180,7 @@ def _set(
     records = values["history"][len(run.history) :]
     run.history[:] = values["history"]
     if isinstance(run, SVI):
-        run.best = parts["best"] or None
+        run.best, run.gradients.bfloat16 = parts["best"] or None, values["bfloat16"]
         if "optimized" in values:
             named = run.parameters()
             learned = [named[name] for name in values["optimized"]]

@@ -55,6 +55,7 @@ def fit(
     seed: int = 0,
     device: str | torch.device | None = None,
     compile: bool | str = "auto",
+    bfloat16: bool = False,
     progress: bool = True,
     callback: Callable[[Fit], Any] | None = None,
     checkpoint: str | Path | None = None,
@@ -153,6 +154,10 @@ def fit(
             before. ``"auto"``: if the run is so long that this saves time. The progress says so.
             Steps that cannot be compiled are replayed, see `inference.steps`. Results are equal
             up to rounding.
+        bfloat16: Whether large products of matrices in steps that are replayed or compiled, those
+            of wide networks, are of numbers in bfloat16. A processor or GPU that computes with them
+            takes about half the time. All else stays in single precision. Gradients are compared
+            with those in single precision now and then, and products stay there if they differ.
         progress: Whether to show a progress bar, or a few lines if stderr is not a terminal.
         callback: Called after every epoch with the fit so far, whose last entry of ``history`` is
             the record of the epoch. If it returns True, training stops.
@@ -213,6 +218,7 @@ def fit(
         seed=seed,
         device=device,
         compile=compile,
+        bfloat16=bfloat16,
     )
     folder = resume if checkpoint is None else checkpoint
     checkpoints = None if folder is None else Checkpoint(folder, plan, resume)

@@ -170,6 +170,7 @@ def planned(model: Program, guide: Program, data: Data, **options: Any) -> Plan:
         **({} if annotations.weights is None else {"weight_type": options["weight_type"]}),
         "seed": seed,
         "compile": options["compile"],
+        "bfloat16": options["bfloat16"],
     }
     start = start if isinstance(start, str) else without(start, held)
     new_optimizer = options["optimizer"] or partial(adam, weight_decay=options["weight_decay"])
@@ -207,6 +208,8 @@ def _check(options: dict[str, Any]) -> None:
     check_schedules(options["learning_rate"], options["temperature"])
     if options["compile"] not in (True, False, "auto"):
         raise ValueError(f"expected compile in ('auto', True, False); got {options['compile']!r}")
+    if not isinstance(options["bfloat16"], bool):
+        raise ValueError(f"expected bfloat16 to be True or False; got {options['bfloat16']!r}")
 
 
 def _resolved(

@@ -91,6 +91,7 @@ def run_of(plan: Plan, number: int) -> Any:
         held_annotations=plan.annotations.take(held),
         patience=settings["patience"],
         compile=settings["compile"],
+        bfloat16=settings["bfloat16"],
         new_optimizer=plan.new_optimizer,
     )
 

@@ -179,8 +179,9 @@ FIT = _record(
         "learning_rate": RATE,  # which may be a function, as the temperature may be
         "temperature": _or_none(RATE),
         "compile": _compile,
-        "optimizer": _text,  # which older runs lack, as the next
+        "optimizer": _text,  # which older runs lack, as the next two
         "weight_decay": RATE,
+        "bfloat16": _flag,
         "weight_type": _choice(*WEIGHT_TYPES),
     },
 )

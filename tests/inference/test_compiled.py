@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.steps import compiled, gradients, products
+from pyro_moe.inference.steps import compiled, gradients, products, recording
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DeepMoE, DVMoE
 
@@ -161,7 +161,7 @@ def test_without_a_compiler_steps_are_replayed(monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("no working C++ compiler found\nmore")
 
-    monkeypatch.setattr(gradients, "compiled", fails)
+    monkeypatch.setattr(recording, "compiled", fails)
     data = torch.randn(N, D), torch.randn(N, 1)
     run, lines = run_of(DeepMoE(D, 1, K, hidden=(4,)), data)
     list(run)
@@ -182,7 +182,7 @@ def test_the_length_of_a_run_decides(seconds, line, monkeypatch):
     def tried(*arguments, **options):
         raise RuntimeError("tried")
 
-    monkeypatch.setattr(gradients, "compiled", tried)
+    monkeypatch.setattr(recording, "compiled", tried)
     monkeypatch.setattr(gradients, "seconds_to_compile", lambda *arguments: seconds)
     monkeypatch.setattr(compiled, "SAVED", 1.0)
     data = torch.randn(N, D), torch.randn(N, 1)

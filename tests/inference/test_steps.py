@@ -16,8 +16,9 @@ from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.steps import gradients, products
+from pyro_moe.inference.steps import Recording, gradients, products
 from pyro_moe.inference.steps.products import affine_by_onednn, with_linear, with_onednn
+from pyro_moe.inference.steps.recording import scripted
 from pyro_moe.inference.steps.simplify import simplify
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import (
@@ -277,7 +278,7 @@ def test_large_products_are_computed_by_onednn(monkeypatch):
     changed = with_onednn(graph)
     assert_close(changed(*arguments), graph(*arguments), rtol=1e-4, atol=1e-4)
     with without_warnings(torch.jit.TracerWarning):
-        in_torchscript = gradients.scripted(changed, arguments)
+        in_torchscript = scripted(changed, arguments)
     assert_close(list(in_torchscript(*arguments)), changed(*arguments))
     kinds = [node.args[3] for node in changed.graph.nodes if node.target is affine_by_onednn]
     assert kinds.count("relu") == 1  # the other rectifies a sum
@@ -347,7 +348,7 @@ def test_where_onednn_fails_the_graph_stays_as_it_is(monkeypatch):
         monkeypatch.setattr(products, "affine_by_onednn", replacement)
         with without_warnings(Warning):
             graph = make_fx(lambda a, b: [a @ b])(*factors)
-            recording = gradients.Recording(graph, factors)
+            recording = Recording(graph, factors)
         assert recording.exact is exact
         assert_close(recording(*factors)[0], factors[0] @ factors[1])
 

@@ -365,6 +365,7 @@ def test_settings_are_what_was_asked_with_defaults_filled_in():
         "missing_targets": False,
         "seed": 0,
         "compile": "auto",
+        "bfloat16": False,
         "optimizer": "Adam",
         "weight_decay": 0.0,
     }

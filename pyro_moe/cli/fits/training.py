@@ -19,6 +19,7 @@ FIT_OPTIONS = (
     "weight_type",
     "seed",
     "device",
+    "bfloat16",
 )
 
 

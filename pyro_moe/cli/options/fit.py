@@ -51,6 +51,7 @@ def add(commands: Any) -> None:
     add("--seed", type=int, help="seed of the fit; it does not change the data (default: 0)")
     add("--device", help="device of the training, such as cpu or cuda")
     add("--compile", choices=("auto", "yes", "no"), help="compile the steps (default: auto)")
+    add("--bfloat16", action="store_true", default=None, help="large products in bfloat16")
     add("--out", metavar="FOLDER", help="run folder, overwritten if it exists (default: a new one)")
     add(
         "--resume",

@@ -12,6 +12,7 @@ NAMES = {"restarts": "starts"}
 OF_EM = ("tolerance",)
 OF_GRADIENTS = (
     "batch_size",
+    "bfloat16",
     "compile",
     "initial_epochs",
     "learning_rate",

@@ -10,6 +10,7 @@ import pytest
 
 from pyro_moe import cli, runs
 from pyro_moe.cli import options
+from pyro_moe.cli.fits.training import fit_arguments
 from pyro_moe.cli.options import names
 from pyro_moe.fitting.annotations import WEIGHT_TYPES
 from pyro_moe.inference.initialize import STARTS
@@ -52,6 +53,14 @@ def test_each_command_has_options_and_a_run():
     assert cli.parser().format_help().count("pyro-moe fit dvmoe") == 1
     (choices,) = (a.choices for a in cli.parser()._actions if a.choices)
     assert sorted(choices) == COMMANDS
+
+
+def test_steps_are_computed_as_asked():
+    given = cli.parser().parse_args(["fit", "dvmoe", "--compile", "no", "--bfloat16"])
+    arguments = fit_arguments(given)
+    assert (arguments["compile"], arguments["bfloat16"]) == (False, True)
+    left = fit_arguments(cli.parser().parse_args(["fit", "dvmoe"]))
+    assert not {"compile", "bfloat16"} & set(left)
 
 
 PARSED = """
