@@ -18,12 +18,12 @@ class StackError(Exception):
 
 
 class Joint:
-    """Parameters and buffers of S runs that have not begun, side by side until `close`.
+    """Parameters and buffers of S runs, side by side until `close`.
 
-    A step of Adam is one of all runs, whose parameters are the parts of one vector.
+    A step of Adam is one of all runs, whose parameters and moments are the parts of one vector.
 
     Args:
-        runs: Runs of copies of one story.
+        runs: Runs of copies of one story, which have taken equally many steps.
 
     Attributes:
         parameters: One tensor (S, ...) for each parameter.
@@ -83,7 +83,8 @@ class Joint:
 
     def _begin_anew(self) -> None:
         for run in self.runs:
-            run.optimizer = None
+            if not run.history:
+                run.optimizer = None
 
     def _tensors(self) -> list[torch.Tensor]:
         adam = self._adam
@@ -106,20 +107,22 @@ def aligned(lists: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor,
 
 
 def _with_optimizer(run: SVI) -> Adam:
-    """The optimizer of a run, which has not taken a step.
+    """The optimizer of a run, which it is given if it has not taken a step.
 
     Raises:
         StackError: If it is not that of a small model, see `FlatAdam`.
     """
-    with unchanged(run.buffers()), run.steps(0):
-        _, _, rows = next(run.batches(0))
-        batch = tuple(column[rows] for column in run.columns)
-        run.evaluate(batch, at(run.temperature, 0.0), len(rows))
-    for parameter in run.parameters().values():
-        parameter.grad = None
+    if not run.history:
+        with unchanged(run.buffers()), run.steps(0):
+            _, _, rows = next(run.batches(0))
+            batch = tuple(column[rows] for column in run.columns)
+            run.evaluate(batch, at(run.temperature, 0.0), len(rows))
+        for parameter in run.parameters().values():
+            parameter.grad = None
     if not is_plain(run.optimizer):
         raise StackError
-    begin(run.optimizer)
+    if not run.history:
+        begin(run.optimizer)
     return run.optimizer
 
 

@@ -36,15 +36,18 @@ def side_by_side(runs: Sequence[SVI]) -> Generator[dict[str, float], None, None]
     stacked gradient is not that of the run alone; or if most of the other runs have ended.
 
     Args:
-        runs: Runs that have not begun, on the same rows, which differ in parameters and seeds.
+        runs: Runs on the same rows, which differ in parameters and seeds. Those that have epochs
+            left have completed equally many.
 
     Yields:
         The record of the run with the highest ELBO, after each epoch.
     """
-    if len(runs) < 2 or not _may_be_stacked(runs[0]):
+    going = [run for run in runs if not run.ended]
+    together = len({len(run.history) for run in going}) == 1
+    if len(going) < 2 or not together or not _may_be_stacked(runs[0]):
         return
-    with suppress(StackError), closing(Joint(runs)) as joint:
-        stack = Stack(runs, joint)
+    with suppress(StackError), closing(Joint(going)) as joint:
+        stack = Stack(going, joint)
         while 2 * len(stack.going) > len(runs):
             stack.epoch()
             yield max((run.history[-1] for run in runs), key=lambda record: record["elbo"])

@@ -68,8 +68,9 @@ class Updates:
 class FlatAdam:
     """A fused Adam on one vector, of which the parameters are parts until `close`.
 
-    The results are those of the optimizer itself. A fused step costs as much for one tensor of a
-    few values as for one of some thousands, and a small model has dozens of tensors.
+    The optimizer's moments are parts of vectors, too. The results are those of the optimizer
+    itself. A fused step costs as much for one tensor of a few values as for one of some thousands,
+    and a small model has dozens of tensors.
 
     Args:
         optimizer: An optimizer for which `is_small` is true.
@@ -84,6 +85,9 @@ class FlatAdam:
         self.moments = {name: _joined([state[name] for state in states]) for name in MOMENTS}
         for value, part in zip(self.parameters, self._parts(self.vector), strict=True):
             value.data = part
+        for name, moment in self.moments.items():
+            for state, part in zip(states, self._parts(moment), strict=True):
+                state |= {name: part, "step": self.step_number}
 
     def has(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether these are the parameters."""
@@ -111,13 +115,11 @@ class FlatAdam:
         )
 
     def close(self) -> None:
-        """Let the parameters be tensors of their own, and the optimizer have their moments."""
+        """Let the parameters be tensors of their own, and the optimizer have moments of its own."""
         for value in self.parameters:
             value.data = value.data.clone()
-            self.optimizer.state[value]["step"].copy_(self.step_number)
-        for name, moment in self.moments.items():
-            for value, part in zip(self.parameters, self._parts(moment), strict=True):
-                self.optimizer.state[value][name].copy_(part)
+            state = self.optimizer.state[value]
+            state.update({name: state[name].clone() for name in ("step", *MOMENTS)})
 
     def _parts(self, vector: torch.Tensor) -> list[torch.Tensor]:
         parts = vector.split([value.numel() for value in self.parameters])

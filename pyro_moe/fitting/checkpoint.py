@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +66,18 @@ class Checkpoint:
             )
         self._saved = time.monotonic()
 
-    def go_on(self, phase: str, run: Any) -> list[dict[str, float]]:
+    @property
+    def due(self) -> bool:
+        """Whether thirty seconds have passed since the last state was saved."""
+        return time.monotonic() - self._saved >= SECONDS
+
+    def go_on(self, phase: str, run: Any, most: float = math.inf) -> list[dict[str, float]]:
         """Set a run to its last state in the folder of the interrupted fit, if there is one.
 
         Args:
             phase: The name of the phase, which is unique in the fit.
             run: The run of SVI or EM at its start.
+            most: The most epochs of the state.
 
         Returns:
             The records of the epochs that were restored.
@@ -79,14 +87,27 @@ class Checkpoint:
         """
         if self.source is not None:
             for path in sorted(_states(self.source, phase), key=_epoch, reverse=True):
-                found = self._read(path)
+                found = self._read(path) if _epoch(path) <= most else None
                 if found is not None:
                     return _set(run, *found)
         return []
 
-    def keep(self, phase: str, run: Any, *, now: bool = False) -> None:
-        """Save the state of a run if thirty seconds have passed since the last time, or now."""
-        if not run.history or (not now and time.monotonic() - self._saved < SECONDS):
+    def go_on_together(self, runs: Mapping[str, Any]) -> None:
+        """Set several runs, by phase, to the last state that all have that have epochs left.
+
+        Training saves their states one after the other, and may be killed between them.
+        """
+        for phase, run in runs.items():
+            self.go_on(phase, run)
+        going = {phase: run for phase, run in runs.items() if not run.ended}
+        least = min((len(run.history) for run in going.values()), default=0)
+        for phase, run in going.items():
+            if len(run.history) > least:
+                self.go_on(phase, run, least)
+
+    def keep(self, phase: str, run: Any) -> None:
+        """Save the state of a run that has completed an epoch."""
+        if not run.history:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +120,11 @@ class Checkpoint:
         for path in sorted(_states(self.folder, phase), key=_epoch)[:-KEPT]:
             path.unlink(missing_ok=True)
         self._saved = time.monotonic()
+
+    def keep_together(self, runs: Mapping[str, Any]) -> None:
+        """Save the states of several runs, by phase."""
+        for phase, run in runs.items():
+            self.keep(phase, run)
 
     def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The tensors and the other values of a state, or None if the file is damaged."""
@@ -157,7 +183,7 @@ def _state(run: Any, plan: str) -> tuple[dict[str, torch.Tensor], dict[str, str]
                 others = {k: v for k, v in moments.items() if k not in tensors}
                 values["numbers"][names[id(p)]] = others
     found = {
-        f"{part}/{name}": value.detach().contiguous()
+        f"{part}/{name}": value.detach().clone(memory_format=torch.contiguous_format)
         for part, named in parts.items()
         for name, value in named.items()
     }

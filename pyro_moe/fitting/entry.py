@@ -164,8 +164,9 @@ def fit(
         checkpoint: A folder in which states of the training are saved every thirty seconds and at
             the end of each phase, the last two of each phase.
         resume: A folder with checkpoints of the same call of `fit`, which was stopped or killed.
-            The fit goes on from the last one, and the result is that of an uninterrupted run. Its
-            checkpoints go to the same folder, unless ``checkpoint`` is another.
+            The fit goes on from the last one, and the result is that of an uninterrupted run, for
+            starts that are trained together up to rounding. Its checkpoints go to the same folder,
+            unless ``checkpoint`` is another.
 
     Returns:
         The fit. After Ctrl-C it has the completed epochs. After a non-finite loss or gradient it

@@ -15,7 +15,7 @@ from pyro_moe.progress import Progress
 
 from .checkpoint import Checkpoint
 from .plan import Plan
-from .training import begun, run_of, stopped, train
+from .training import begun, name_of, run_of, stopped, train
 
 Phases = Iterator[tuple[str, Any]]
 
@@ -29,12 +29,12 @@ def trained(
 ) -> list[Fit]:
     """The trained starts, up to one that was interrupted. EM goes on with the best of its own.
 
-    Starts of large models, or with a callback or checkpoints, are trained one after the other, and
-    the others together as far as `side_by_side` takes them.
+    Starts of large models, or with a callback, are trained one after the other, and the others
+    together as far as `side_by_side` takes them.
     """
     number = 1 if plan.by_em else plan.settings["restarts"]
-    if number > 1 and callback is None and checkpoint is None and _is_small(plan):
-        return _together(plan, names, progress)
+    if number > 1 and callback is None and _is_small(plan):
+        return _together(plan, names, progress, checkpoint)
     fits: list[Fit] = []
     for start in range(number):
         run = _begin(plan, start)
@@ -63,7 +63,9 @@ def _is_small(plan: Plan) -> bool:
     return plan.settings["restarts"] * sum(value.numel() for value in values) <= MOST
 
 
-def _together(plan: Plan, names: dict[str, Any], progress: bool) -> list[Fit]:
+def _together(
+    plan: Plan, names: dict[str, Any], progress: bool, checkpoint: Checkpoint | None
+) -> list[Fit]:
     """The starts, one phase after the other, each of all starts."""
     runs = [run_of(plan, start) for start in range(plan.settings["restarts"])]
     fits = [begun(run, plan, **names) for run in runs]
@@ -74,7 +76,8 @@ def _together(plan: Plan, names: dict[str, Any], progress: bool) -> list[Fit]:
             rest = {start: more for start, more in rest.items() if _next(more, latest, start)}
         except KeyboardInterrupt:
             return [stopped(fit, *each) for fit, each in zip(fits, latest, strict=True)]
-        interrupted = bool(rest) and _ahead([latest[start] for start in rest], progress)
+        named = {name_of(start, latest[start][0]): latest[start][1] for start in rest}
+        interrupted = bool(rest) and _ahead(latest[min(rest)][0], named, progress, checkpoint)
         for start in list(rest):
             phase, run = latest[start]
             fits[start].history.extend({"phase": phase, **record} for record in run.history)
@@ -82,7 +85,9 @@ def _together(plan: Plan, names: dict[str, Any], progress: bool) -> list[Fit]:
                 fits[start] = stopped(fits[start], phase, run)
                 continue
             shown = Progress(progress and not run.ended, start + 1, len(fits))
-            fits[start] = train(fits[start], [(phase, run)], shown)
+            fits[start] = train(
+                fits[start], [(phase, run)], shown, checkpoint=checkpoint, start=str(start)
+            )
             if fits[start].stopped:
                 del rest[start]
             interrupted = fits[start].interrupted
@@ -99,16 +104,23 @@ def _next(phases: Phases, latest: list[tuple[str, Any]], start: int) -> bool:
     return False
 
 
-def _ahead(parts: list[tuple[str, Any]], progress: bool) -> bool:
+def _ahead(phase: str, runs: dict[str, Any], progress: bool, checkpoint: Checkpoint | None) -> bool:
     """Take epochs of all runs together. Whether that was interrupted."""
-    (phase, first), runs = parts[0], [run for _, run in parts]
+    if checkpoint:
+        checkpoint.go_on_together(runs)
+    first, *_ = runs.values()
     with Progress(progress, starts=len(runs)) as shown:
         first.gradients.say = shown.say
-        shown.begin(phase, 0, first.epochs)
+        shown.begin(phase, len(first.history), first.epochs)
         try:
-            with closing(side_by_side(runs)) as records:
+            with closing(side_by_side(list(runs.values()))) as records:
                 for record in records:
                     shown.advance(record)
+                    if checkpoint and checkpoint.due:
+                        checkpoint.keep_together(runs)
         except KeyboardInterrupt:
             return True
+        finally:
+            if checkpoint:
+                checkpoint.keep_together(runs)
     return False

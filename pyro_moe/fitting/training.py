@@ -133,14 +133,15 @@ def train(
 ) -> Fit:
     """Train the phases in order, until the last ends or training stops.
 
-    With a checkpoint, each phase goes on from the last state of its name in this start.
+    With a checkpoint, a phase that has not begun goes on from the last state of its name in this
+    start.
     """
     reason, phase, run = None, "training", fitted.run
     with progress:
         try:
             for phase, run in runs:
-                name = f"{start}-{phase}".replace(" ", "-")
-                done = checkpoint.go_on(name, run) if checkpoint else []
+                name = name_of(start, phase)
+                done = checkpoint.go_on(name, run) if checkpoint and not run.history else []
                 fitted.history.extend({"phase": phase, **record} for record in done)
                 progress.begin(phase, len(run.history), run.epochs)
                 if isinstance(run, SVI):
@@ -149,13 +150,13 @@ def train(
                     for record in run:
                         fitted.history.append({"phase": phase, **record})
                         progress.advance(record)
-                        if checkpoint:
+                        if checkpoint and checkpoint.due:
                             checkpoint.keep(name, run)
                         if callback is not None and callback(fitted) is True:
                             raise KeyboardInterrupt
                 finally:
                     if checkpoint:
-                        checkpoint.keep(name, run, now=True)
+                        checkpoint.keep(name, run)
         except KeyboardInterrupt:
             return stopped(fitted, phase, run)
         except NonFiniteError as problem:
@@ -166,6 +167,11 @@ def train(
                 NonFiniteWarning,
             )
     return _scored(fitted, reason)
+
+
+def name_of(start: str | int, phase: str) -> str:
+    """The name of a phase of a start among all phases of a fit."""
+    return f"{start}-{phase}".replace(" ", "-")
 
 
 def stopped(fitted: Fit, phase: str, run: Any) -> Fit:

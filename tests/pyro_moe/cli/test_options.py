@@ -56,11 +56,10 @@ def test_each_command_has_options_and_a_run():
 
 
 def test_steps_are_computed_as_asked():
-    given = cli.parser().parse_args(["fit", "dvmoe", "--compile", "no", "--bfloat16"])
-    arguments = fit_arguments(given)
-    assert (arguments["compile"], arguments["bfloat16"]) == (False, True)
-    left = fit_arguments(cli.parser().parse_args(["fit", "dvmoe"]))
-    assert not {"compile", "bfloat16"} & set(left)
+    words, parse = ["fit", "dvmoe", "--data", "spirals"], cli.parser().parse_args
+    given = fit_arguments(parse([*words, "--compile", "no", "--bfloat16"]))
+    assert (given["compile"], given["bfloat16"]) == (False, True)
+    assert not {"compile", "bfloat16"} & set(fit_arguments(parse(words)))
 
 
 PARSED = """

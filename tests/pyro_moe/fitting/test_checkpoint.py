@@ -9,10 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.testing import assert_close
 
 from pyro_moe import DataError, DataWarning, fit
 from pyro_moe.fitting import checkpoint as module
 from pyro_moe.fitting import plan
+from pyro_moe.inference.starts import stacked
 from pyro_moe.models import DMVAE, GMM, ME, DVMoE
 
 
@@ -90,6 +92,53 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(name, tmp_path):
         with pytest.raises(Killed):
             fit(one, other, data, checkpoint=folder, callback=kill, **options)
         equal(fit(one, other, data, resume=folder, **options), expected)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """The numbers of runs that took their steps as one."""
+    found: list[int] = []
+
+    class Counted(stacked.Joint):
+        def __init__(self, runs):
+            super().__init__(runs)
+            found.append(len(runs))
+
+    monkeypatch.setattr(stacked, "WORTHWHILE", 1)
+    monkeypatch.setattr(stacked, "Joint", Counted)
+    return found
+
+
+@pytest.mark.parametrize("moment", [1, 7, 33])
+def test_starts_that_are_trained_together_go_on_together(moment, together, monkeypatch, tmp_path):
+    """They may be killed between the first and the last of their states.
+
+    If that happens before all have one, they go on alone, with the same results up to rounding.
+    """
+    monkeypatch.setattr(plan, "STEPS", 12)
+    (one, other), data, options = CASES["phases"]
+    options = {**options, "restarts": 3, "patience": None, "progress": False}
+    expected = fit(one, other, data, **options)
+    assert together == [3] * 3  # in each phase
+    keep, left = module.Checkpoint.keep, [moment]
+
+    def killed(self, phase, run):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        keep(self, phase, run)
+
+    with monkeypatch.context() as context:
+        context.setattr(module.Checkpoint, "keep", killed)
+        with pytest.raises(Killed):
+            fit(one, other, data, checkpoint=tmp_path, **options)
+    together.clear()
+    found = fit(one, other, data, resume=tmp_path, **options)
+    if moment >= 3:
+        equal(found, expected)
+        assert together[-1] == 3
+    assert_close(found.parameters(), expected.parameters())
+    assert found.held_out_elbo == pytest.approx(expected.held_out_elbo)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
