@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .captured import on_gpu
 from .compiled import CACHED, seconds_saved, seconds_to_compile
 from .flat import MOST
 from .recording import Batch, Loss, Recording, devices_of, record
@@ -30,7 +31,8 @@ class Gradients:
     Large products of matrices are computed by oneDNN, see `with_onednn`, or a recording is
     compiled, see `compiled`. The gradients are then equal to those of the model up to rounding.
     With large products of numbers in bfloat16, see `with_bfloat16`, they may differ by a twentieth
-    of their norm. If they ever differ by more, all products are in single precision from then on.
+    of their norm. On a GPU, recordings that have to be compiled are captured, see `captured`. If
+    gradients ever differ by more than that, steps are recorded anew without either.
 
     A copy of this object has no recordings.
 
@@ -50,7 +52,7 @@ class Gradients:
         self.vector: torch.Tensor | None = None
         self._recorded: dict[Any, Recording | None] = {}
         self._replays: Counter[Any] = Counter()
-        self._differed = False
+        self._differed, self._captures = False, compile is True
 
     def __reduce__(self) -> tuple[type["Gradients"], tuple[bool | str, bool]]:
         return Gradients, (self.compile, self.bfloat16)
@@ -113,9 +115,9 @@ class Gradients:
             value, gradients = replay(*parameters, *copies, *inputs)
         direct = evaluate()
         same = alike(gradients, [value.grad for value in parameters], rough=replay.rough)
-        if not same and replay.rough:
-            self.bfloat16, self._recorded = False, {}
-            self._say(f"products are no longer in bfloat16: gradients differ by over {ROUGH:.0%}")
+        if not same and (replay.rough or replay.captured):
+            self.bfloat16, self._captures, self._recorded = False, False, {}
+            self._say("gradients differ: steps go on without bfloat16 and CUDA graphs")
             return direct
         self._differed = not same
         if self._differed or replay.exact:
@@ -157,6 +159,11 @@ class Gradients:
         seconds = time.perf_counter() - started
         done = f"compiled in {seconds:.0f} s, to save about {saved:.0f} s"
         self._say(f"steps of {rows} rows are {f'not compiled: {problem}' if problem else done}")
+        if self._captures and on_gpu(tensors):
+            with torch.random.fork_rng(devices=devices_of(tensors)):
+                problem = recording.capture(tensors)
+            done = f"not a CUDA graph: {problem}" if problem else "a CUDA graph"
+            self._say(f"steps of {rows} rows are {done}")
 
     def _say(self, line: str) -> None:
         if self.say is not None:

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..context import unchanged, without_warnings
 from .bfloat16 import with_bfloat16
+from .captured import captured
 from .compiled import compiled
 from .products import with_linear, with_onednn
 from .simplify import simplify
@@ -41,7 +42,8 @@ class Recording:
         output.args = ([result for result in output.args[0] if result is not None],)
         graph.recompile()
         self.graph = with_bfloat16(graph) if bfloat16 else graph
-        self.rough, self.compiled, self.whole = self.graph is not graph, False, all(self._known)
+        self.rough, self.whole = self.graph is not graph, all(self._known)
+        self.compiled = self.captured = False
         fast = _with_onednn(self.graph, inputs)
         self._onednn = fast is not self.graph
         self.exact = fast is graph
@@ -66,6 +68,23 @@ class Recording:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         self._shapes = [value.shape for value in self._learned(inputs)]
         self.compiled, self.exact = True, False
+        return ""
+
+    def capture(self, inputs: Sequence[torch.Tensor]) -> str:
+        """Let the operations be one CUDA graph. If that fails, they stay as they are.
+
+        Args:
+            inputs: Tensors on a GPU to capture it with.
+
+        Returns:
+            Why it failed, in a line, or an empty text.
+        """
+        try:
+            with torch.jit.optimized_execution(False):
+                self._run = captured(self._run, inputs)
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        self.captured = True
         return ""
 
     def _learned(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -152,8 +152,8 @@ def fit(
         compile: Whether steps by gradients are compiled by torch's inductor, which needs a C++
             compiler, and takes about a minute, or some seconds if it has compiled the same step
             before. ``"auto"``: if the run is so long that this saves time. The progress says so.
-            Steps that cannot be compiled are replayed, see `inference.steps`. Results are equal
-            up to rounding.
+            On a GPU, True also captures them as CUDA graphs. Steps that cannot be compiled are
+            replayed, see `inference.steps`. Results are equal up to rounding.
         bfloat16: Whether large products of matrices in steps that are replayed or compiled, those
             of wide networks, are of numbers in bfloat16. A processor or GPU that computes with them
             takes about half the time. All else stays in single precision. Gradients are compared

@@ -105,7 +105,7 @@ def test_where_gradients_differ_products_stay_in_single_precision(all_products, 
     (run, lines), (other, _) = (run_of(data, bfloat16=each) for each in (True, False))
     for each in (run, other):
         list(each)
-    assert lines == ["products are no longer in bfloat16: gradients differ by over 0%"]
+    assert lines == ["gradients differ: steps go on without bfloat16 and CUDA graphs"]
     assert not run.gradients.bfloat16
     assert_close(run.parameters(), other.parameters())
     assert run.gradients.replayed > 8
