@@ -15,12 +15,13 @@ from pyro_moe.processes import Processes
 
 from ..context import reproducible, stream, without_warnings
 from ..steps import Recording, stacked
-from ..steps.gradients import WORTHWHILE, alike
+from ..steps.gradients import alike
 from ..steps.products import largest
 from ..steps.recording import record
 from ..svi import SVI, Data, at
 from .joint import Joint, StackError, aligned
 
+WORTHWHILE = 60  # steps, after which tracing them has paid
 LARGE = 2**22  # multiplications of a product; larger ones of one run keep a core busy
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..context import late_imports
-from .products import with_onednn, with_small_products
+from .onednn import with_onednn
+from .products import with_small_products
 
 aten = torch.ops.aten
 SAVED = 1.5e-6  # seconds of a step for each operation, measured on one core

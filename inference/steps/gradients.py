@@ -12,7 +12,7 @@ from .compiled import CACHED, seconds_saved, seconds_to_compile
 from .flat import MOST
 from .recording import Batch, Loss, Recording, devices_of, record
 
-WORTHWHILE = 200
+WORTHWHILE = 150  # steps, after which tracing them has paid
 WIDE, ROUGH = 1e-4, 0.05  # of the norm of the gradients
 
 

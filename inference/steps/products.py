@@ -1,9 +1,7 @@
 """Products of matrices in a recorded graph, by the routine that takes the least time."""
 
 import copy
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -13,7 +11,6 @@ from .simplify import must_stay
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default)
 NARROW, WIDE = 4, 64
-LARGE = 2**21  # multiplications; for fewer, calling oneDNN takes longer than it saves
 
 
 def with_linear(recorded: GraphModule) -> GraphModule:
@@ -29,78 +26,6 @@ def with_linear(recorded: GraphModule) -> GraphModule:
     return finished(found)
 
 
-def with_onednn(recorded: GraphModule, *, compiled: bool = False) -> GraphModule:
-    """A copy that computes large products by oneDNN, with the same results up to rounding.
-
-    PyTorch calls MKL for them, which leaves half the speed of AMD's processors unused. A rectifier
-    of an affine map is part of its product here. If there is nothing to change, the graph itself is
-    returned.
-
-    Args:
-        recorded: The graph.
-        compiled: Whether the copy is for torch's inductor, which would ask for constant weights,
-            unless it is given an operation that it does not know.
-    """
-    affine = torch.ops.pyro_moe.affine.default if compiled else affine_by_onednn
-    if not _large(recorded):
-        return recorded
-    found = copy.deepcopy(recorded)
-    for node in _large(found):
-        bias, left, right = _factors(node)
-        last = rectified(node)
-        with found.graph.inserting_before(node):
-            rows, columns = (_dense(found.graph, each) for each in (left, right))
-            weight = _transposed(found.graph, columns)
-            args = (rows, weight, bias, "none" if last is node else "relu")
-            product = found.graph.call_function(affine, args)
-        product.meta = last.meta
-        last.replace_all_uses_with(product)
-    return finished(found)
-
-
-def affine_by_onednn(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
-    """An affine map ``rows @ weight.T + bias``, followed by an activation, by oneDNN.
-
-    Args:
-        rows: Shape (N, D).
-        weight: Shape (M, D).
-        bias: Shape (M,), or None.
-        activation: ``"relu"`` or ``"none"``.
-    """
-    if torch._C._get_tracing_state():
-        known = [each for each in (rows, weight, bias) if each is not None]
-        return _in_torchscript(activation, bias is not None)(*known)
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "")
-
-
-_library = torch.library.Library("pyro_moe", "DEF")
-_library.define("affine(Tensor rows, Tensor weight, Tensor? bias, str activation) -> Tensor")
-_library.impl("affine", affine_by_onednn, "CPU")
-
-
-@torch.library.register_fake("pyro_moe::affine")
-def _shape(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
-    return rows.new_empty(len(rows), len(weight))
-
-
-@cache
-def _in_torchscript(activation: str, with_bias: bool) -> Callable[..., torch.Tensor]:
-    """The same as a function of TorchScript, whose tracing does not know lists of numbers."""
-    parsed = torch._C.parse_ir(f"""graph(%x : Tensor, %w : Tensor{", %b : Tensor" * with_bias}):
-        %activation : str = prim::Constant[value="{activation}"]()
-        %none : NoneType = prim::Constant()
-        %scalars : Scalar?[] = prim::ListConstruct()
-        %algorithm : str = prim::Constant[value=""]()
-        %y : Tensor = mkldnn::_linear_pointwise(
-            %x, %w, {"%b" if with_bias else "%none"}, %activation, %scalars, %algorithm)
-        return (%y)""")
-    return torch._C._create_function_from_graph("affine_by_onednn", parsed)
-
-
 def with_small_products(function: GraphModule) -> None:
     """Write products of matrices with few columns so that they take less time.
 
@@ -110,7 +35,7 @@ def with_small_products(function: GraphModule) -> None:
     for node in list(function.graph.nodes):
         if node.target not in PRODUCTS or node.kwargs:
             continue
-        bias, left, right = _factors(node)
+        bias, left, right = factors(node)
         (rows, terms), columns = left.meta["val"].shape, right.meta["val"].shape[1]
         with function.graph.inserting_before(node):
             if terms <= NARROW:
@@ -118,8 +43,8 @@ def with_small_products(function: GraphModule) -> None:
                 if bias is not None:
                     product = function.graph.call_function(aten.add.Tensor, (bias, product))
             elif bias is None and columns <= NARROW and rows >= WIDE:
-                factors = tuple(_transposed(function.graph, each) for each in (right, left))
-                product = function.graph.call_function(aten.mm.default, factors)
+                turned = tuple(transposed(function.graph, each) for each in (right, left))
+                product = function.graph.call_function(aten.mm.default, turned)
                 product = function.graph.call_function(aten.t.default, (product,))
             else:
                 continue
@@ -128,7 +53,7 @@ def with_small_products(function: GraphModule) -> None:
     function.recompile()
 
 
-def _factors(node: Any) -> tuple[Node | None, Node, Node]:
+def factors(node: Any) -> tuple[Node | None, Node, Node]:
     """What is added to a product, or None, and its factors."""
     *added, left, right = node.args
     return (added[0] if added else None), left, right
@@ -141,7 +66,7 @@ def rectified(product: Node) -> Node:
 
 
 def largest(recorded: GraphModule) -> int:
-    """The multiplications of the largest product of matrices or convolution."""
+    """The multiplications of the largest product of two matrices or convolution."""
     products = [multiplications(node) for node in recorded.graph.nodes]
     convolutions = recorded.graph.find_nodes(op="call_function", target=aten.convolution.default)
     for node in convolutions:
@@ -150,51 +75,29 @@ def largest(recorded: GraphModule) -> int:
     return max(products, default=0)
 
 
-def _large(recorded: GraphModule) -> list[Node]:
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return []
-    return [node for node in recorded.graph.nodes if _by_onednn(node) >= LARGE]
-
-
-def _by_onednn(node: Node) -> int:
-    """The multiplications of a product that oneDNN can compute, or zero."""
-    number = multiplications(node)
-    values: list[Any] = [each.meta["val"] for each in node.all_input_nodes] if number else []
-    vector = all(each.dim() == 1 for each in values[:-2])
-    return number if vector and all(map(_is_single_on_cpu, values)) else 0
-
-
 def multiplications(node: Node) -> int:
-    """The multiplications of a product of matrices, or zero."""
+    """The multiplications of a product of two matrices, or zero."""
     values: list[Any] = [each.meta.get("val") for each in node.all_input_nodes]
-    if node.target not in PRODUCTS or node.kwargs or len(values) != len(node.args):
+    if node.target not in (*PRODUCTS, aten.bmm.default) or node.kwargs:
         return 0
-    if any(value is None for value in values):
+    if len(values) != len(node.args) or any(value is None for value in values):
         return 0
     *_, left, right = values
-    return int(left.shape[0] * left.shape[1] * right.shape[1])
+    return int(left.shape[-2] * left.shape[-1] * right.shape[-1])
 
 
-def _is_single_on_cpu(value: torch.Tensor) -> bool:
-    return value.dtype == torch.float32 and value.device.type == "cpu"
-
-
-def _dense(graph: Graph, matrix: Node) -> Node:
-    """A matrix whose rows or columns follow each other in memory.
-
-    For others, such as half of the columns of a matrix, oneDNN takes a thousand times as long.
-    """
-    value = matrix.meta["val"]
-    if value.is_contiguous() or value.mT.is_contiguous():
-        return matrix
-    options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-    return graph.call_function(aten.clone.default, (matrix,), options)
-
-
-def _transposed(graph: Graph, matrix: Node) -> Node:
-    if matrix.target is aten.t.default:
+def transposed(graph: Graph, matrix: Node) -> Node:
+    """The transpose of a matrix, or of each of several."""
+    if matrix.target is aten.t.default or _turns_the_last_two(matrix):
         return matrix.all_input_nodes[0]
-    return graph.call_function(aten.t.default, (matrix,))
+    return graph.call_function(aten.transpose.int, (matrix, -2, -1))
+
+
+def _turns_the_last_two(node: Node) -> bool:
+    if node.target is not aten.transpose.int:
+        return False
+    number, dims = node.meta["val"].dim(), cast(tuple[int, ...], node.args[1:])
+    return {dim % number for dim in dims} == {number - 2, number - 1}
 
 
 def finished(graph: GraphModule) -> GraphModule:

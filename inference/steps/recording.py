@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..context import unchanged, without_warnings
 from .bfloat16 import with_bfloat16
 from .captured import captured
 from .compiled import compiled
-from .products import with_linear, with_onednn
-from .simplify import simplify
+from .onednn import with_onednn
+from .products import with_linear
+from .simplify import traced
 
 Batch = tuple[torch.Tensor, ...]
 Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
@@ -178,8 +178,7 @@ def record(
         with unchanged(buffers), alone, without_warnings(Warning):
             copies = [value.clone() for value in inputs]  # new tensors, see `evaluated_once`
             tensors = [*parameters, *buffers, *copies]
-            graph = simplify(make_fx(function)(*tensors))
-            return Recording(graph, tensors, bfloat16=bfloat16)
+            return Recording(traced(function, *tensors), tensors, bfloat16=bfloat16)
     except Exception:  # whatever a model does that a graph cannot
         return None
 

@@ -1,14 +1,29 @@
-"""Simplification of a recorded graph, with the same results bit for bit."""
+"""Recorded graphs and their simplification, with the same results bit for bit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 SAME = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 INVOLUTIONS = (aten.t.default, aten.neg.default)
+SHAPES = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+
+
+def traced(function: Callable[..., Any], *tensors: torch.Tensor) -> GraphModule:
+    """The operations of a function of tensors, simplified.
+
+    Shapes are noted in one mode. Otherwise each result has a mode of its own, whose construction
+    takes longer than tracing the operation.
+    """
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return simplify(make_fx(function)(*tensors))
 
 
 def simplify(recorded: GraphModule) -> GraphModule:
@@ -88,13 +103,25 @@ def _merge(recorded: GraphModule, written: set[Node]) -> None:
             continue
         same = first.setdefault(_key(node), node)
         (source, *_) = node.all_input_nodes or [node]
-        if node.target in SAME:
+        if node.target in SAME or _does_nothing(node):
             same = source
         elif node.target in INVOLUTIONS and source.target is node.target:
             same = source.all_input_nodes[0]
         if same is not node:
             node.replace_all_uses_with(same)
             recorded.graph.erase_node(node)
+
+
+def _does_nothing(node: Node) -> bool:
+    """Whether a node gives a tensor the shape that it has, or multiplies it by one."""
+    if node.target not in SHAPES and not (node.target is aten.mul.Scalar and node.args[1] == 1):
+        return False
+    return _layout(node) is not None and _layout(node) == _layout(node.all_input_nodes[0])
+
+
+def _layout(node: Node) -> Any:
+    value = node.meta.get("val")
+    return None if value is None else (value.shape, value.stride(), value.dtype)
 
 
 def _key(node: Node) -> Any:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from .simplify import changed_in_place, simplify
+from .simplify import changed_in_place, traced
 
 
 def stacked(
@@ -37,7 +36,7 @@ def stacked(
         noise = [torch.stack([value] * copies) for value in draw()]
         axes = [None if one else 0 for one in shared] + [0] * len(noise)
         function = torch.func.vmap(lambda *values: tuple(rest(*values)), in_dims=tuple(axes))
-        return draw, simplify(make_fx(function)(*tensors, *noise))
+        return draw, traced(function, *tensors, *noise)
 
 
 def without_noise(graph: GraphModule) -> tuple[GraphModule, GraphModule] | None:

@@ -7,13 +7,12 @@ from typing import Any, ClassVar, cast
 import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_moe.fitted import Fit
 from pyro_moe.inference.context import learning, reproducible, without_warnings
 from pyro_moe.inference.em import EM
 from pyro_moe.inference.errors import ConvergenceWarning, DataError, warn
-from pyro_moe.inference.steps import Recording, simplify
+from pyro_moe.inference.steps import Recording, traced
 
 from .laplace import laplace
 from .story import ParameterPosterior, in_double, prior_scales, with_buffers, with_story
@@ -245,8 +244,8 @@ def log_density(story: nn.Module, run: EM, number: int) -> Target:
     evaluate(flat)  # EM finds out what cannot be recorded
     many = flat.expand(number, -1).contiguous()
     with without_warnings(Warning):
-        together = torch.func.vmap(make_fx(evaluate)(flat))
-        recording = Recording(simplify(make_fx(together)(many)), [many])
+        together = torch.func.vmap(traced(evaluate, flat))
+        recording = Recording(traced(together, many), [many])
 
     def target(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value, (gradient,) = recording(theta)

@@ -12,13 +12,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from pyro_moe.inference import AssignedELBO, MarginalELBO, Reconstruction
-from pyro_moe.inference.context import without_warnings
 from pyro_moe.inference.handlers import Annotations
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.steps import Recording, gradients, products
-from pyro_moe.inference.steps.products import affine_by_onednn, with_linear, with_onednn
-from pyro_moe.inference.steps.recording import scripted
+from pyro_moe.inference.steps import gradients, onednn
 from pyro_moe.inference.steps.simplify import simplify
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import (
@@ -221,6 +218,22 @@ def test_short_runs_and_copies_record_nothing(monkeypatch):
     assert run.copy(epochs=6).gradients.replayed == 0
 
 
+def test_operations_that_change_nothing_are_removed():
+    def function(x, total):
+        seen = total.view(3)
+        total.add_(1.0)
+        same = x.view(2, 3).expand(2, 3).view(2, 3)
+        once = torch.ops.aten.mul.Scalar(same, 1)
+        return [once + once.view(3, 2).view(6)[:3], seen * 2.0, torch.ops.aten.mul.Scalar(x, 2)]
+
+    x, total = torch.randn(2, 3), torch.zeros(3)
+    graph = simplify(make_fx(function)(x, total.clone()))
+    assert_close(graph(x, total.clone()), function(x, total.clone()), **SAME)
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    kinds = ("aten.view.default", "aten.expand.default", "aten.mul.Scalar")
+    assert [names.count(kind) for kind in kinds] == [3, 0, 1]  # of the total, and of two shapes
+
+
 def test_simplification_keeps_results_random_numbers_and_writes():
     def function(x, buffer):
         noise = torch.randn(3)
@@ -244,122 +257,13 @@ def test_simplification_keeps_results_random_numbers_and_writes():
     assert len(graph.graph.nodes) <= before - 4
 
 
-def test_affine_maps_are_one_operation():
-    def function(x, w, b, c):
-        return torch.addmm(b, x, w.t()), torch.addmm(c, x, w.t()), torch.addmm(b, x, w.t(), alpha=2)
-
-    arguments = torch.randn(3, 2), torch.randn(4, 2), torch.randn(4), torch.randn(3, 4)
-    graph = make_fx(function)(*arguments)
-    changed = with_linear(graph)
-    assert_close(changed(*arguments), graph(*arguments), **SAME)
-    names = [str(node.target) for node in changed.graph.nodes]
-    assert names.count("aten.linear.default") == 1
-    assert names.count("aten.addmm.default") == 2  # a matrix is added, or there is a factor
-
-
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN"
-)
-
-
-@needs_onednn
-def test_large_products_are_computed_by_onednn(monkeypatch):
-    """Of a perceptron and its gradients, with and without a bias; a small product stays."""
-    monkeypatch.setattr(products, "LARGE", 16 * 8 * 9)
-
-    def function(x, v, b, w, c, d):
-        hidden = torch.relu(x @ v.t() + b.exp()) + torch.addmm(b, x, v.t()).relu()
-        out = torch.addmm(c, hidden, w.t()) + torch.addmm(d, hidden, w.t())
-        return [out, *torch.autograd.grad(out.square().sum(), [v, b, w, c])]
-
-    shapes = [(16, 8), (32, 8), (32,), (9, 32), (9,), (16, 9)]
-    arguments = [torch.randn(*shape, requires_grad=True) for shape in shapes]
-    graph = make_fx(function)(*arguments)
-    changed = with_onednn(graph)
-    assert_close(changed(*arguments), graph(*arguments), rtol=1e-4, atol=1e-4)
-    with without_warnings(torch.jit.TracerWarning):
-        in_torchscript = scripted(changed, arguments)
-    assert_close(list(in_torchscript(*arguments)), changed(*arguments))
-    kinds = [node.args[3] for node in changed.graph.nodes if node.target is affine_by_onednn]
-    assert kinds.count("relu") == 1  # the other rectifies a sum
-    left = [node for node in changed.graph.nodes if node.target in products.PRODUCTS]
-    assert len(left) == 1  # to which a matrix is added
-
-
-@needs_onednn
-def test_onednn_gets_matrices_without_gaps(monkeypatch):
-    """Of half of the columns, of rows that repeat and of transposes; others would take seconds."""
-    monkeypatch.setattr(products, "LARGE", 1)
-
-    def function(x, z):
-        half = z.chunk(2, -1)[1]
-        repeated = z[:1].expand(len(z), -1)
-        return [x.t() @ half, half @ x.t()[:4], x @ repeated.t(), x.t() @ x]
-
-    arguments = torch.randn(6, 8), torch.randn(6, 8)
-    graph = make_fx(function)(*arguments)
-    changed = with_onednn(graph)
-    given: list[torch.Tensor] = []
-
-    def checked(rows, weight, bias, activation):
-        given.extend([rows, weight])
-        return affine_by_onednn(rows, weight, bias, activation)
-
-    for node in changed.graph.find_nodes(op="call_function", target=affine_by_onednn):
-        node.target = checked
-    changed.recompile()
-    assert_close(changed(*arguments), graph(*arguments))
-    assert len(given) == 8
-    assert all(each.is_contiguous() or each.mT.is_contiguous() for each in given)
-
-
-@needs_onednn
-def test_products_stay_as_they_are_in_double_and_where_onednn_is_off(monkeypatch):
-    monkeypatch.setattr(products, "LARGE", 1)
-    for dtype, enabled in [(torch.float64, True), (torch.float32, False)]:
-        factors = torch.randn(8, 8, dtype=dtype), torch.randn(8, 8, dtype=dtype)
-        graph = make_fx(torch.mm)(*factors)
-        monkeypatch.setattr(torch.backends.mkldnn, "enabled", enabled)
-        assert with_onednn(graph) is graph
-
-
-@needs_onednn
-def test_a_graph_for_the_compiler_has_an_operation_of_its_own(monkeypatch):
-    monkeypatch.setattr(products, "LARGE", 1)
-    arguments = torch.randn(3), torch.randn(8, 2), torch.randn(2, 3)
-    graph = make_fx(lambda *values: [torch.relu(torch.addmm(*values))])(*arguments)
-    changed = with_onednn(graph, compiled=True)
-    (node,) = changed.graph.find_nodes(op="call_function", target=torch.ops.pyro_moe.affine.default)
-    assert node.args[-1] == "relu"
-    assert_close(changed(*arguments), graph(*arguments))
-    assert node.target(
-        *(torch.ones(shape, device="meta") for shape in ((8, 2), (3, 2))), None, "none"
-    ).shape == (8, 3)
-
-
-@needs_onednn
-def test_where_onednn_fails_the_graph_stays_as_it_is(monkeypatch):
-    def fails(*arguments):
-        raise RuntimeError("could not create a primitive")
-
-    monkeypatch.setattr(products, "LARGE", 1)
-    factors = torch.randn(8, 2), torch.randn(2, 5)
-    for replacement, exact in [(affine_by_onednn, False), (fails, True)]:
-        monkeypatch.setattr(products, "affine_by_onednn", replacement)
-        with without_warnings(Warning):
-            graph = make_fx(lambda a, b: [a @ b])(*factors)
-            recording = Recording(graph, factors)
-        assert recording.exact is exact
-        assert_close(recording(*factors)[0], factors[0] @ factors[1])
-
-
-@needs_onednn
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
 def test_a_run_with_large_products_is_the_run_itself_and_can_be_continued(monkeypatch):
     """Up to rounding; and from a state on bit for bit, as each step is replayed."""
     x = torch.randn(N, D)
 
     def run(large, epochs=4):
-        monkeypatch.setattr(products, "LARGE", large)
+        monkeypatch.setattr(onednn, "LARGE", large)
         torch.manual_seed(0)
         story = DMVAE(D, 1, K, hidden=(16, 16))
         return run_of(story.model, story.guide, (x,), epochs=epochs)
@@ -403,14 +307,3 @@ def test_rounding_in_wide_networks_is_no_difference(monkeypatch):
     assert gradients.alike(one, other)
     assert not gradients.alike(one, [torch.ones(5), None, torch.tensor([2e-3])])
     assert not gradients.alike(one, [torch.ones(5), torch.ones(1), one[2]])
-
-
-def test_the_largest_product_or_convolution_is_counted_in_multiplications():
-    def function(x, w, image, kernel):
-        return [x @ w, torch.conv2d(image, kernel, padding=1)]
-
-    image, kernel = torch.ones(2, 3, 8, 8), torch.ones(4, 3, 3, 3)
-    graph = make_fx(function)(torch.ones(50, 20), torch.ones(20, 7), image, kernel)
-    assert products.largest(graph) == 2 * 4 * 8 * 8 * 3 * 3 * 3
-    graph = make_fx(function)(torch.ones(500, 20), torch.ones(20, 7), image, kernel)
-    assert products.largest(graph) == 500 * 20 * 7

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from pyro_moe.inference.objectives import objective
 from pyro_moe.inference.prior import Prior
-from pyro_moe.inference.steps import compiled, gradients, products, recording
+from pyro_moe.inference.steps import compiled, gradients, onednn, recording
 from pyro_moe.inference.svi import SVI
 from pyro_moe.models import DeepMoE, DVMoE
 
@@ -75,10 +75,10 @@ def some(x, w, b, c, noise):
 
 
 @needs_compiler
-@pytest.mark.parametrize("onednn", [False, torch.backends.mkldnn.is_available()])
-def test_the_compiler_gives_the_results_of_the_graph(onednn, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_onednn", [False, torch.backends.mkldnn.is_available()])
+def test_the_compiler_gives_the_results_of_the_graph(by_onednn, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(onednn, "LARGE", 1)
     x, noise = torch.randn(3, 2), torch.zeros(3, 80)
     w, b, c = (torch.randn(*s, requires_grad=True) for s in ((2, 80), (80,), (80, 3)))
     graph = make_fx(some)(x, w, b, c, noise)
@@ -86,7 +86,7 @@ def test_the_compiler_gives_the_results_of_the_graph(onednn, tmp_path, monkeypat
     output.args = (list(output.args[0]),)
     graph.recompile()
     assert compiled.seconds_to_compile(graph, [x, w, b, c, noise]) == compiled.FRESH
-    function = compiled.compiled(graph, [x, w, b, c, noise], onednn=onednn)
+    function = compiled.compiled(graph, [x, w, b, c, noise], onednn=by_onednn)
     assert compiled.seconds_to_compile(graph, [x, w, b, c, noise]) == compiled.CACHED
     results = []
     for run in (graph, function):
