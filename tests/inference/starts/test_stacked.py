@@ -121,6 +121,21 @@ def test_the_moments_go_on_when_a_run_is_alone_again():
     the_same(runs, alone)
 
 
+def test_runs_that_have_begun_go_on_together_if_they_are_at_the_same_epoch():
+    begin = partial(begun, STORIES["dmvae"], epochs=9)
+    runs, alone = begin(), begin()
+    for _, _ in zip(range(4), side_by_side(runs), strict=False):
+        pass
+    next(iter(runs[0]))
+    assert not list(side_by_side(runs))
+    for run in runs[1:]:
+        next(iter(run))
+    assert len(list(side_by_side(runs))) == 4
+    for run in alone:
+        list(run)
+    the_same(runs, alone)
+
+
 def test_runs_with_rows_of_their_own_keep_them():
     def begin():
         runs = begun(STORIES["dmvae"])
