@@ -116,7 +116,9 @@ class Gradients:
         direct = evaluate()
         same = alike(gradients, [value.grad for value in parameters], rough=replay.rough)
         if not same and (replay.rough or replay.captured):
-            self.bfloat16, self._captures, self._recorded = False, False, {}
+            self.bfloat16 = self._captures = False
+            self._recorded.clear()
+            self._replays.clear()
             self._say("gradients differ: steps go on without bfloat16 and CUDA graphs")
             return direct
         self._differed = not same

@@ -53,9 +53,11 @@ def _with_bias(node: Node) -> tuple[Node, Node | None]:
     """
     first, *others = node.users
     if node.target is aten.bmm.default and first.target is aten.add.Tensor and not others:
-        rows: list[Any] = [each for each in first.all_input_nodes if each is not node]
-        copies, _, columns = node.meta["val"].shape
-        if not first.kwargs and rows and rows[0].meta["val"].shape == (copies, 1, columns):
+        value, rows = node.meta["val"], [each for each in first.all_input_nodes if each is not node]
+        kind = (len(value), 1, value.shape[-1]), value.dtype
+        if not first.kwargs and [(r.meta["val"].shape, r.meta["val"].dtype) for r in rows] == [
+            kind
+        ]:
             return first, rows[0]
     return node, None
 
