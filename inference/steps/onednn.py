@@ -53,12 +53,11 @@ def _with_bias(node: Node) -> tuple[Node, Node | None]:
     """
     first, *others = node.users
     if node.target is aten.bmm.default and first.target is aten.add.Tensor and not others:
-        value, rows = node.meta["val"], [each for each in first.all_input_nodes if each is not node]
+        added = [each for each in first.all_input_nodes if each is not node]
+        value, values = node.meta["val"], [each.meta["val"] for each in added]
         kind = (len(value), 1, value.shape[-1]), value.dtype
-        if not first.kwargs and [(r.meta["val"].shape, r.meta["val"].dtype) for r in rows] == [
-            kind
-        ]:
-            return first, rows[0]
+        if [(each.shape, each.dtype) for each in values] == [kind] and not first.kwargs:
+            return first, added[0]
     return node, None
 
 
