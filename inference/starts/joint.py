@@ -56,9 +56,17 @@ class Joint:
         self._adam.optimizer.param_groups[0]["lr"] = rate
         self._adam.step(gradients)
 
-    def state(self) -> State:
-        """Copies of all that an epoch changes, and the numbers of completed epochs."""
-        return [value.clone() for value in self._tensors()], [len(run.history) for run in self.runs]
+    def state(self, free: State | None = None) -> State:
+        """Copies of all that an epoch changes, and the numbers of completed epochs.
+
+        Args:
+            free: A state that is no longer used, whose memory is taken.
+        """
+        epochs, tensors = [len(run.history) for run in self.runs], self._tensors()
+        if free is None:
+            return [value.clone() for value in tensors], epochs
+        torch._foreach_copy_(free[0], tensors)
+        return free[0], epochs
 
     def go_back(self, state: State) -> None:
         """Return to a former state."""

@@ -121,7 +121,8 @@ class Stack:
             if any(run is other for other in going):
                 run.history.append(found)
                 run.validate(found)
-        self._states = [self._states[-1], self.joint.state()]
+        free = self._states[0] if len(self._states) > 1 else None
+        self._states = [self._states[-1], self.joint.state(free)]
 
     def _records(self, epoch: int) -> list[dict[str, float]]:
         """Take the steps of an epoch."""
