@@ -22,7 +22,10 @@ _GROUPED = re.compile(
     rf"[+-]?[1-9]\d{{0,2}}(?P<mark>[,.{_GAPS}])\d{{3}}((?P=mark)\d{{3}})*([.,]\d*)?"
 )
 TARGETS = "text targets require classes=… (on the command line, --experts categorical)"
-FEATURES = "choose other columns with columns=… (on the command line, --columns)"
+FEATURES = (
+    "choose other columns with columns=… (on the command line, --columns), or write a formula, in "
+    "which text is a factor (pyro_moe.mixture; --formula)"
+)
 _YES_NO = {"yes", "no", "y", "n", "t", "f", "true", "false"}
 
 

@@ -574,7 +574,10 @@ def test_table_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-OTHERS = ": choose other columns with columns=… (on the command line, --columns)"
+OTHERS = (
+    ": choose other columns with columns=… (on the command line, --columns), or write a formula, "
+    "in which text is a factor (pyro_moe.mixture; --formula)"
+)
 CLASSES = ": text targets require classes=… (on the command line, --experts categorical)"
 ENCODING = (
     "expected {} text in {}; got other bytes: name its encoding, such as latin-1 or utf-16, with "

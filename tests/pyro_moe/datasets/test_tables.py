@@ -114,7 +114,10 @@ DECIMAL = "if the decimal mark is {0!r}, give decimal={0!r} (on the command line
 SEMICOLON = "if ';' separates columns, give sep=';' (on the command line, --sep ';')"
 GROUPS = "write numbers without separators of thousands"
 NUMBERS = "expected numbers in column {!r} of FILE; got {!r} in row {}: {}"
-COLUMNS = "choose other columns with columns=… (on the command line, --columns)"
+COLUMNS = (
+    "choose other columns with columns=… (on the command line, --columns), or write a formula, in "
+    "which text is a factor (pyro_moe.mixture; --formula)"
+)
 ENCODING = (
     "expected {} text in FILE; got other bytes: name its encoding, such as latin-1 or utf-16, "
     "with encoding=… (on the command line, --encoding)"
