@@ -1,5 +1,6 @@
 """Reading of the files of a run folder, none of which may be missing or changed."""
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from pyro_moe.inference.errors import DataError
 from .layout import SETTINGS, damaged, digest, is_sealed
 from .schema import settings_from
 from .swap import place, recover
+
+ATTEMPTS = 3  # at a run with these settings
 
 
 def settings_of(folder: str | Path) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def contents_of(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         DataError: If a file is missing or damaged.
     """
     recover(folder)
+    failed: list[bytes] = []
     while True:
         content = _content(folder, SETTINGS)
         settings = _settings(folder, content)
@@ -38,24 +42,28 @@ def contents_of(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             files = settings["files"].items()
             return settings, {name: _bound(folder, name, known) for name, known in files}
         except DataError:
-            if _content(folder, SETTINGS) == content:
+            # Another run may have taken its place while it was read, and this one the other's.
+            failed.append(content)
+            if failed.count(content) >= ATTEMPTS and _content(folder, SETTINGS) == content:
                 raise
-            # another run took its place while it was read
 
 
 def _content(folder: Path, name: str) -> bytes:
     try:
-        path = place(folder, name)
-        if path.exists() and not path.is_file():  # such as a pipe, which may never end
-            raise damaged(folder, name, "expected a file")
         try:
-            return path.read_bytes()
+            return _read(folder, place(folder, name))
         except FileNotFoundError:  # it may have been moved just now
-            return (folder / name).read_bytes()
+            return _read(folder, folder / name)
     except OSError as error:
         if name == SETTINGS:
             raise DataError(f"expected a run folder; got {folder} ({error.strerror})") from error
         raise damaged(folder, name, error.strerror) from error
+
+
+def _read(folder: Path, path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # such as a pipe, which may never end
+        raise damaged(folder, path.name, "expected a file")
+    return path.read_bytes()
 
 
 def _settings(folder: Path, content: bytes) -> dict[str, Any]:

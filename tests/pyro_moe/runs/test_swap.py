@@ -328,7 +328,7 @@ def test_many_writers_and_a_reader(two, fits, save):
     stop = threading.Event()
 
     def write(number):
-        for _ in range(6):
+        for _ in range(30):
             try:
                 save(fits[number % 2], folder)
             except DataError as error:
