@@ -3,7 +3,7 @@
 from .flat import MOST, Updates
 from .gradients import Gradients
 from .recording import Recording
-from .simplify import simplify, traced
+from .simplify import traced
 from .stack import stacked
 
-__all__ = ["MOST", "Gradients", "Recording", "Updates", "simplify", "stacked", "traced"]
+__all__ = ["MOST", "Gradients", "Recording", "Updates", "stacked", "traced"]

@@ -24,9 +24,10 @@ def with_bfloat16(recorded: GraphModule) -> GraphModule:
     Args:
         recorded: The graph.
     """
-    found = copy.deepcopy(recorded)
-    large, known = list(filter(_is_large, found.graph.nodes)), dict[Node, Node]()
-    for node in large:
+    if not any(map(_is_large, recorded.graph.nodes)):
+        return recorded
+    found, known = copy.deepcopy(recorded), dict[Node, Node]()
+    for node in list(filter(_is_large, found.graph.nodes)):
         last = rectified(node)
         value = node.meta["val"].bfloat16()
         with found.graph.inserting_before(node):
@@ -37,12 +38,13 @@ def with_bfloat16(recorded: GraphModule) -> GraphModule:
             result = found.graph.call_function(aten._to_copy.default, (product,), SINGLE)
         result.meta, known[result] = last.meta, product
         last.replace_all_uses_with(result)
-    return finished(found) if large else recorded
+    return finished(found)
 
 
 def _is_large(node: Node) -> bool:
-    values = [each.meta["val"] for each in node.all_input_nodes] if multiplications(node) else []
-    return multiplications(node) >= LARGE and all(v.dtype == torch.float32 for v in values)
+    return multiplications(node) >= LARGE and all(
+        each.meta["val"].dtype == torch.float32 for each in node.all_input_nodes
+    )
 
 
 def _rounded(graph: Graph, node: Node, known: dict[Node, Node]) -> Node:

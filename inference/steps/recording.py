@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from ..context import unchanged, without_warnings
 from .bfloat16 import with_bfloat16
-from .captured import captured
+from .captured import captured, on_gpu
 from .compiled import compiled
 from .onednn import with_onednn
 from .products import with_linear
@@ -185,4 +185,4 @@ def record(
 
 def devices_of(tensors: Sequence[torch.Tensor]) -> list[torch.device]:
     """The GPU of tensors, whose random numbers have a stream of their own."""
-    return [tensors[0].device] if tensors[0].is_cuda else []
+    return [tensors[0].device] if on_gpu(tensors) else []
